@@ -1,0 +1,70 @@
+"""Errors a user can act on: what is wrong, where, and how to mend it, with a code that never changes.
+
+Every error prints as one line, ``<where>: <code>: <message>``. Codes are stable and asserted in tests; the prose may
+change. ``SpecError`` ends the process with status 2 (a file is wrong), all others with status 1 (a run failed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class LakehouseError(Exception):
+    """One thing that is wrong. ``where`` is ``file:line``, a connection's name, a table or empty."""
+
+    exit_status = 1
+
+    def __init__(self, code: str, message: str, *, where: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.code}: {self.message}" if self.where else f"{self.code}: {self.message}"
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One error of one file. ``line`` counts from 1; 0 means the file as a whole."""
+
+    file: str
+    line: int
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.code}: {self.message}"
+
+
+class SpecError(LakehouseError):
+    """One or more files are wrong; nothing has been touched. Carries every problem of every file, sorted."""
+
+    exit_status = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(sorted(set(problems)))
+        first = self.problems[0]
+        super().__init__(first.code, first.message, where=f"{first.file}:{first.line}")
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class UsageError(LakehouseError):
+    """The command line asks for something that cannot be done."""
+
+    exit_status = 2
+
+
+class PlanError(LakehouseError):
+    """The files are well formed, yet what they ask for cannot be run here (a missing table, a wrong type)."""
+
+
+class RunError(LakehouseError):
+    """Something outside the files failed while running: a service, a table, another writer."""
+
+
+class FencedError(RunError):
+    """Another process has taken this pipeline over; this one must stop and must not try again."""
