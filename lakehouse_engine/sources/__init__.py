@@ -1,0 +1,8 @@
+"""Where rows come from. This list is explicit: a new source is its file, its test and a line here."""
+
+from lakehouse_engine.sources.delta import Delta
+from lakehouse_engine.sources.kafka import Kafka
+
+SOURCES = {source.key: source for source in (Kafka, Delta)}
+LATER = {"files", "jdbc", "rate"}
+Source = Kafka | Delta

@@ -1,0 +1,99 @@
+"""The base of everything that stands under one key in a pipeline file, and the types its options are made of.
+
+A component is one frozen pydantic model. Its class name in snake case is its YAML key (``filter:`` is ``Filter``), and
+``short`` turns the short form (``filter: a > 1``) into options. Unknown options are refused; options that the language
+knows but this version does not run yet stand in ``later`` and are refused with a code of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from lakehouse_engine import sql
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+TABLE = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
+_UNITS = {
+    "ms": 1_000, "millisecond": 1_000, "milliseconds": 1_000,
+    "s": 1_000_000, "second": 1_000_000, "seconds": 1_000_000,
+    "m": 60_000_000, "minute": 60_000_000, "minutes": 60_000_000,
+    "h": 3_600_000_000, "hour": 3_600_000_000, "hours": 3_600_000_000,
+    "d": 86_400_000_000, "day": 86_400_000_000, "days": 86_400_000_000,
+}  # fmt: skip
+
+
+def parse_duration(value: object) -> int:
+    """``2 minutes`` or ``30s`` in microseconds. Error: ``BAD_DURATION``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # a value that was parsed before
+    match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", value) if isinstance(value, str) else None
+    if match is None or match[2] not in _UNITS:
+        raise PydanticCustomError("BAD_DURATION", "{value} is not a duration; write e.g. 2 minutes or 30s",
+                                  {"value": repr(value)})  # fmt: skip
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def format_duration(micros: int) -> str:
+    """Microseconds in the largest unit that divides them: ``2 minutes``."""
+    for unit in ("day", "hour", "minute", "second", "millisecond"):
+        count, rest = divmod(micros, _UNITS[unit])
+        if count and not rest:
+            return f"{count} {unit}" + ("s" if count > 1 else "")
+    return f"{micros // _UNITS['second']} seconds"
+
+
+def _expression(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _checked(text: str) -> str:
+    try:
+        sql.check(text)
+    except sql.ExpressionError as error:
+        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None  # type: ignore[arg-type]
+    return text
+
+
+def _column(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) or len(text) > 63:
+        raise PydanticCustomError("BAD_NAME", "{text} is not a column name: letters, digits and _, at most 63",
+                                  {"text": repr(text)})  # fmt: skip
+    return text
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration)]
+Expression = Annotated[str, BeforeValidator(_expression), AfterValidator(_checked)]
+Column = Annotated[str, AfterValidator(_column)]
+Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed)]
+
+
+class Model(BaseModel):
+    """Frozen, and nothing unknown passes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    later: ClassVar[frozenset[str]] = frozenset()
+
+
+class Component(Model):
+    """What stands under one key. ``key`` is that key."""
+
+    key: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.key = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def short(cls, value: object) -> object:
+        """The options that a short form stands for; a map is already options."""
+        return {} if value is None else value

@@ -1,0 +1,64 @@
+"""One pipeline file as a frozen value. Built by ``loader.py``; every field is validated, nothing is left to chance."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lakehouse_engine.checks import Check
+from lakehouse_engine.component import Columns, Duration, Model
+from lakehouse_engine.contract import Contract
+from lakehouse_engine.sinks import Sink
+from lakehouse_engine.sources import Source
+from lakehouse_engine.transforms import Transform
+
+
+class Trigger(Model):
+    """A stream takes a micro-batch every ``every`` microseconds; 0 is back to back."""
+
+    every: Duration
+
+
+class Airflow(Model):
+    """How the job stands in Airflow."""
+
+    dag: str = "lakehouse_bronze_to_gold"
+    task_id: str | None = None
+    retries: int = 2
+    owner: str = "lakehouse"
+    timeout: Duration | None = None
+
+
+class PipelineSpec(Model):
+    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines`` maps a path like ``transforms[1].window`` to its line."""
+
+    name: str
+    file: str
+    lines: dict[str, int]
+    description: str = ""
+    source: Source
+    transforms: tuple[Transform, ...] = ()
+    checks: tuple[Check, ...] = ()
+    keys: Columns | None = None
+    sink: Sink
+    serve: Literal["postgres"] | None = None
+    trigger: Trigger | None = None
+    schedule: str | None = None
+    airflow: Airflow = Airflow()
+    contracts: dict[str, Contract] = {}
+
+    def where(self, path: str = "") -> str:
+        """``file:line`` of a path, or of the nearest one above it that is in the file."""
+        while path and path not in self.lines:
+            path = path.rpartition(".")[0] if "." in path else ""
+        return f"{self.file}:{self.lines.get(path, 1)}"
+
+    @property
+    def layer(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def is_stream(self) -> bool:
+        return self.trigger is not None
+
+    def model_post_init(self, _: Any) -> None:
+        """Nothing is computed here: a spec is what the file says."""

@@ -1,0 +1,41 @@
+"""``watermark``: names the event time and how late a row may be.
+
+``watermark: {column: timestamp, delay: 2 minutes, max_ahead: 1 hour}``. A row without event time, or more than
+``max_ahead`` after its record's ``_timestamp``, is quarantined here: one timestamp in the far future would otherwise
+close every window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lakehouse_engine import sql
+from lakehouse_engine.component import Column, Component, Duration
+from lakehouse_engine.rows import QUARANTINED, EventTime, Rows, Verdict
+
+HOUR = 3_600_000_000
+
+
+class Watermark(Component):
+    """The watermark itself is the engine's: see ``progress.next_watermark``."""
+
+    column: Column
+    delay: Duration
+    max_ahead: Duration = HOUR
+
+    def row(self, rows: Rows, step: str) -> Rows:
+        time = rows.resolve(self.column)
+        clock = rows.columns.get("_timestamp", "current_timestamp()")
+        ahead = f"unix_micros({time}) - unix_micros({clock}) > {self.max_ahead}"
+        name = sql.string(f"watermark: {self.column}")
+        verdict = Verdict(
+            step,
+            QUARANTINED,
+            f"({time} is null or coalesce({ahead}, false))",
+            f"array(if({time} is null, {name} || ' is null', {name} || ' is too far in the future'))",
+        )
+        rows = rows.refuse(verdict)
+        return replace(rows, event_time=EventTime(self.column, time, self.delay, self.max_ahead, len(rows.verdicts)))
+
+    def expressions(self) -> list[str]:
+        return [self.column]

@@ -1,0 +1,86 @@
+"""``window``: event-time windows, aligned to UTC.
+
+``window: {tumbling: 1 minute, by: [event_type], measures: {event_count: count(*)}}``.
+Result: ``window_start timestamp``, then ``by``, then the measures.
+
+In a stream into PostgreSQL a micro-batch computes base aggregates of its own rows, and the database merges them into
+what it holds, in the transaction that moves the position. A row is late if and only if its window's end is at or
+before the watermark of its batch.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from lakehouse_engine import sql
+from lakehouse_engine.component import Column, Columns, Component, Duration, Expression, Model
+
+
+class Sliding(Model):
+    """Windows of ``size`` that begin every ``every``, which divides ``size``."""
+
+    size: Duration
+    every: Duration
+
+    @model_validator(mode="after")
+    def _divides(self) -> Sliding:
+        if self.every <= 0 or self.size % self.every:
+            raise PydanticCustomError("BAD_WINDOW", "size must be a multiple of every")
+        return self
+
+
+class Window(Component):
+    """Exactly one of ``tumbling`` and ``sliding``. Needs a ``watermark`` before it."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"session", "column"})
+
+    tumbling: Duration | None = None
+    sliding: Sliding | None = None
+    by: Columns = ()
+    measures: dict[Column, Expression]
+    emit: Literal["updates", "final"] = "updates"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Window:
+        if (self.tumbling is None) == (self.sliding is None):
+            raise PydanticCustomError("BAD_WINDOW", "a window is either tumbling or sliding")
+        if self.tumbling is not None and self.tumbling <= 0:
+            raise PydanticCustomError("BAD_WINDOW", "a window has a size above zero")
+        if not self.measures:
+            raise PydanticCustomError("BAD_WINDOW", "a window needs at least one measure")
+        names = ["window_start", *self.by, *self.measures]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PydanticCustomError("BAD_WINDOW", "two columns of the result are named {name}", {"name": twice[0]})
+        return self
+
+    @field_validator("measures")
+    @classmethod
+    def _merge(cls, measures: dict[str, str]) -> dict[str, str]:
+        for text in measures.values():
+            try:
+                sql.measure(text)
+            except sql.ExpressionError as error:
+                raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None  # type: ignore[arg-type]
+        return measures
+
+    @property
+    def size(self) -> int:
+        """Microseconds from a window's start to its end."""
+        return self.sliding.size if self.sliding else self.tumbling or 0
+
+    @property
+    def every(self) -> int:
+        """Microseconds between the starts of two windows."""
+        return self.sliding.every if self.sliding else self.tumbling or 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ("window_start", *self.by)
+
+    def expressions(self) -> list[str]:
+        found = [sql.measure(text).argument for text in self.measures.values()]
+        return [*self.by, *(argument for argument in found if argument is not None)]
