@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pwd
+import secrets
 from pathlib import Path
 
 from lakehouse_engine.errors import RunError
@@ -29,6 +29,14 @@ def unprivileged() -> Account | None:
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
+def owner(data: Path, account: Account | None) -> Account | None:
+    """Who must run existing ``data``: its owner, who may be a plain user that worked here before root did."""
+    if account is None or not data.exists() or data.stat().st_uid == 0:
+        return account
+    found = data.stat()
+    return Account(f"{found.st_uid}", found.st_uid, found.st_gid)
+
+
 def reaches(account: Account | None, folder: Path) -> bool:
     """Whether the account can enter ``folder``. Asked of the kernel: modes alone miss ACLs and mount options."""
     return account is None or run(["/bin/sh", "-c", 'cd "$1"', "sh", str(folder)], account, Path("/")).returncode == 0
@@ -41,14 +49,15 @@ def home_for(folder: Path, remembered: str | None, account: Account | None, repo
         if not home.is_dir():
             raise RunError(
                 "POSTGRES_NO_PLACE",
-                f"the database was kept there and is gone; bring it back, or delete {folder} to start with an empty one",
+                f"the database kept there is gone; bring it back, or delete {folder} to start with an empty one",
                 where=remembered,
             )
         return home
     if (folder / "data").exists() or reaches(account, folder):
         return folder
     assert account is not None
-    home = COMMON / f"{folder.parent.parent.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    # Never the name of a folder that was here before: its data would have a password nobody knows.
+    home = COMMON / f"{folder.parent.parent.name}-{secrets.token_hex(6)}"
     common_folder(home)
     if not reaches(account, home):
         raise RunError(

