@@ -44,11 +44,12 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Warning_:
-    """Rows for which ``failed`` is true go on; they are counted under ``name``."""
+class Warned:
+    """Rows for which ``failed`` is true go on and are counted under ``name``; ``stops``: one such row stops the run."""
 
     name: str
     failed: str
+    stops: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Rows:
     types: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    warnings: tuple[Warning_, ...] = ()
+    warnings: tuple[Warned, ...] = ()
     event_time: EventTime | None = None
 
     @classmethod

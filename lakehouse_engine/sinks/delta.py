@@ -7,9 +7,14 @@ holds a lock on it.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lakehouse_engine.component import Column, Columns, Component
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 
 class Delta(Component):
@@ -23,3 +28,31 @@ class Delta(Component):
     partition_by: Columns = ()
     replace_by: Column | None = None
     updated_at: bool = True
+
+
+def table_path(storage: Path, table: str) -> Path:
+    """``<storage>/<layer>/<name>``."""
+    layer, _, name = table.partition(".")
+    return storage / layer / name
+
+
+def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = ()) -> None:
+    """Adds the rows in one commit that carries ``record`` in ``userMetadata``."""
+    writer = frame.write.format("delta").mode("append").option("userMetadata", record)
+    if partition_by:
+        writer = writer.partitionBy(*partition_by)
+    writer.save(str(path))
+
+
+def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (), where: str | None = None,
+            run: str) -> None:  # fmt: skip
+    """Writes the rows in place of the table's (``where``: of those it selects), in one commit with ``record``.
+
+    ``run`` names this run of the job: a retry of a commit that landed is skipped by Delta itself.
+    """
+    writer = (frame.write.format("delta").mode("overwrite").option("userMetadata", record)
+              .option("txnAppId", run).option("txnVersion", "1"))  # fmt: skip
+    writer = writer.option("replaceWhere", where) if where is not None else writer.option("overwriteSchema", "true")
+    if partition_by:
+        writer = writer.partitionBy(*partition_by)
+    writer.save(str(path))

@@ -6,9 +6,19 @@ are one transaction; comparing and setting the position fences off a second writ
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, ClassVar, Literal
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.sql import Composable
 
 from lakehouse_engine.component import Component
+from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.sources.kafka import Table
 
 
@@ -20,3 +30,217 @@ class Postgres(Component):
     table: Table | None = None
     mode: Literal["upsert", "replace"] | None = None
     updated_at: bool = True
+
+
+#: Spark type to PostgreSQL type; decimal(p,s) becomes numeric(p,s)
+TYPES = {"string": "text", "bigint": "bigint", "int": "integer", "smallint": "smallint", "tinyint": "smallint",
+         "double": "double precision", "float": "real", "boolean": "boolean", "timestamp": "timestamptz",
+         "date": "date", "binary": "bytea"}  # fmt: skip
+
+LATE = """create table if not exists {} (arrived_at timestamptz not null, batch_id bigint not null, step text not null,
+  event_time timestamptz, watermark timestamptz, missed timestamptz[], origin text not null, partition int not null,
+  "offset" bigint not null, row jsonb, applied_at timestamptz)"""
+QUARANTINE = """create table if not exists {} (quarantined_at timestamptz not null, batch_id bigint not null,
+  step text not null, reasons text[] not null, origin text not null, partition int, "offset" bigint, key bytea,
+  value bytea, row jsonb, unit text)"""
+
+
+def pg_type(spark_type: str, where: str) -> str:
+    """Raises ``PlanError`` COLUMN_TYPE for a type that PostgreSQL cannot take."""
+    if spark_type.startswith("decimal"):
+        return spark_type.replace("decimal", "numeric")
+    if spark_type not in TYPES:
+        raise PlanError("COLUMN_TYPE", f"a column of type {spark_type} cannot be stored in PostgreSQL", where=where)
+    return TYPES[spark_type]
+
+
+def connect(dsn: str) -> Connection:
+    """A connection in UTC that does not wait for ever. Raises ``RunError`` POSTGRES_UNREACHABLE, POSTGRES_REFUSED."""
+    try:
+        return psycopg2.connect(dsn, connect_timeout=5, application_name="lakehouse",
+                                options="-c timezone=UTC -c statement_timeout=600000 -c lock_timeout=60000")  # fmt: skip
+    except psycopg2.OperationalError as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[-1].strip() if lines else "no answer"
+        refused = any(word in str(error) for word in ("password", "role", "database \"", "pg_hba"))
+        code = "POSTGRES_REFUSED" if refused else "POSTGRES_UNREACHABLE"
+        raise RunError(code, f"{reason}; check the connection, or start the stack with: lakehouse up",
+                       where="connection postgres") from None  # fmt: skip
+
+
+def identifier(table: str) -> Composable:
+    return sql.Identifier(*table.split("."))
+
+
+def side_table(table: str, suffix: str) -> str:
+    return f"{table}__{suffix}"
+
+
+def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequence[str], where: str) -> None:
+    """Creates the table, or compares it: names and types must be there as ``columns`` says.
+
+    Raises ``PlanError`` TABLE_DIFFERS with the statement that mends it.
+    """
+    schema, _, name = table.partition(".")
+    cursor.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
+    cursor.execute(
+        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = to_regclass(%s)"
+        " and a.attnum > 0 and not a.attisdropped", (f'"{schema}"."{name}"',))  # fmt: skip
+    present = {column: _short(kind) for column, kind in cursor.fetchall()}
+    if not present:
+        parts = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(kind)) for c, kind in columns.items()]
+        if keys:
+            unique = sql.SQL(", ").join(map(sql.Identifier, keys))
+            parts.append(sql.SQL("unique nulls not distinct ({})").format(unique))
+        cursor.execute(sql.SQL("create table {} ({})").format(identifier(table), sql.SQL(", ").join(parts)))
+        return
+    for column, kind in columns.items():
+        if column not in present:
+            raise PlanError("TABLE_DIFFERS", f"{table} has no column {column}; add it with: alter table {table}"
+                            f" add column {column} {kind}", where=where)  # fmt: skip
+        if present[column] != kind:
+            raise PlanError("TABLE_DIFFERS", f"{table}.{column} is {present[column]} and the pipeline gives {kind}",
+                            where=where)  # fmt: skip
+
+
+def _short(kind: str) -> str:
+    return {"timestamp with time zone": "timestamptz"}.get(kind, kind)
+
+
+def replace(cursor: Any, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> int:
+    """Writes the rows in place of the table's, in the caller's transaction; readers see the old rows until it commits."""
+    cursor.execute(sql.SQL("delete from {}").format(identifier(table)))
+    return copy(cursor, identifier(table), columns, rows)
+
+
+def copy(cursor: Any, target: Composable, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> int:
+    """COPY of text rows; returns their number. ``None`` is NULL."""
+    buffer, count = io.StringIO(), 0
+    for row in rows:
+        buffer.write("\t".join(map(_text, row)) + "\n")
+        count += 1
+    buffer.seek(0)
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    cursor.copy_expert(sql.SQL("copy {} ({}) from stdin").format(target, names), buffer)
+    return count
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "\\N"
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    if isinstance(value, bytes | bytearray):
+        return "\\\\x" + value.hex()
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).isoformat()
+    if isinstance(value, list):
+        inner = ",".join('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in value)
+        return _escape("{" + inner + "}")
+    return _escape(str(value))
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How the partial aggregates of one window pipeline go into its table.
+
+    ``keys``: column and PostgreSQL type, ``window_start`` first. ``measures``: column, function (count, sum, min, max,
+    avg), type. An average is not its own state: then ``<table>__state`` holds sum and count beside the others.
+    """
+
+    table: str
+    keys: Mapping[str, str]
+    measures: Mapping[str, tuple[str, str]]
+    updated_at: bool = True
+
+    @property
+    def base(self) -> dict[str, tuple[str, str]]:
+        """Base aggregates: column, merging function and type. What a micro-batch delivers, in this order."""
+        found: dict[str, tuple[str, str]] = {}
+        for name, (function, kind) in self.measures.items():
+            if function == "avg":
+                found[f"{name}__sum"] = ("sum", kind)
+                found[f"{name}__count"] = ("sum", "bigint")
+            else:
+                found[name] = ("sum" if function == "count" else function, kind)
+        return found
+
+    @property
+    def columns(self) -> dict[str, str]:
+        columns = {**self.keys, **{name: kind for name, (_, kind) in self.measures.items()}}
+        return {**columns, "updated_at": "timestamptz"} if self.updated_at else columns
+
+    @property
+    def has_state(self) -> bool:
+        return any(function == "avg" for function, _ in self.measures.values())
+
+    def ensure(self, cursor: Any, where: str) -> None:
+        ensure_table(cursor, self.table, self.columns, list(self.keys), where)
+        if self.has_state:
+            state = {**self.keys, **{name: kind for name, (_, kind) in self.base.items()}}
+            ensure_table(cursor, side_table(self.table, "state"), state, list(self.keys), where)
+        for suffix, ddl in (("late", LATE), ("quarantine", QUARANTINE)):
+            cursor.execute(sql.SQL(ddl).format(identifier(side_table(self.table, suffix))))
+
+    def write(self, cursor: Any, rows: Sequence[Sequence[Any]]) -> None:
+        """Merges partial aggregates (keys, then base aggregates) into the table, in the caller's transaction."""
+        if not rows:
+            return
+        staged = {**self.keys, **{name: kind for name, (_, kind) in self.base.items()}}
+        stage = sql.Identifier("stage_" + self.table.replace(".", "_")[:50])
+        definition = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(kind)) for n, kind in staged.items())  # fmt: skip
+        cursor.execute(sql.SQL("create temp table if not exists {} ({}) on commit delete rows").format(stage, definition))
+        copy(cursor, stage, staged, rows)
+        cursor.execute(self._statement(stage))
+
+    def _statement(self, stage: Composable) -> Composable:
+        names = sql.SQL(", ").join(map(sql.Identifier, [*self.keys, *self.base]))
+        keys = sql.SQL(", ").join(map(sql.Identifier, self.keys))
+        # sorted by key, so that two writers of one table cannot deadlock
+        source = sql.SQL("select {names} from {stage} order by {keys}").format(names=names, stage=stage, keys=keys)
+        updates = [_merged(name, function) for name, (function, _) in self.base.items()]
+        if not self.has_state:
+            stamp = sql.SQL(", updated_at" if self.updated_at else "")
+            if self.updated_at:
+                updates.append(sql.SQL("updated_at = excluded.updated_at"))
+                source = sql.SQL("select {names}, now() from {stage} order by {keys}").format(
+                    names=names, stage=stage, keys=keys)  # fmt: skip
+            return sql.SQL("insert into {table} as t ({names}{stamp}) {source} on conflict ({keys}) do update set {set}").format(
+                table=identifier(self.table), names=names, stamp=stamp, source=source, keys=keys,
+                set=sql.SQL(", ").join(updates))  # fmt: skip
+        finals, columns = [], [*self.keys, *self.measures]
+        for name, (function, kind) in self.measures.items():
+            if function == "avg":
+                finals.append(sql.SQL("({} / nullif({}, 0))::{}").format(
+                    sql.Identifier(f"{name}__sum"), sql.Identifier(f"{name}__count"), sql.SQL(kind)))  # fmt: skip
+            else:
+                finals.append(sql.Identifier(name))
+        values = [sql.SQL(", ").join(map(sql.Identifier, self.keys)), *finals]
+        if self.updated_at:
+            columns.append("updated_at")
+            values.append(sql.SQL("now()"))
+        replaced = [c for c in columns if c not in self.keys]
+        return sql.SQL(
+            "with merged as (insert into {state} as t ({names}) {source} on conflict ({keys}) do update set {set}"
+            " returning *) insert into {table} ({columns}) select {values} from merged order by {keys}"
+            " on conflict ({keys}) do update set {replaced}"
+        ).format(
+            state=identifier(side_table(self.table, "state")), names=names, source=source, keys=keys,
+            set=sql.SQL(", ").join(updates), table=identifier(self.table),
+            columns=sql.SQL(", ").join(map(sql.Identifier, columns)), values=sql.SQL(", ").join(values),
+            replaced=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in replaced),
+        )  # fmt: skip
+
+
+def _merged(name: str, function: str) -> Composable:
+    column = sql.Identifier(name)
+    if function == "sum":  # null + x is x: a sum over no value is null, not zero
+        return sql.SQL("{0} = case when t.{0} is null then excluded.{0} when excluded.{0} is null then t.{0}"
+                       " else t.{0} + excluded.{0} end").format(column)  # fmt: skip
+    return sql.SQL("{0} = {1}(t.{0}, excluded.{0})").format(
+        column, sql.SQL("least" if function == "min" else "greatest"))  # fmt: skip

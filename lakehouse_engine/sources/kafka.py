@@ -8,13 +8,20 @@ counts when there is none yet. A record is never skipped: a position that the to
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import TABLE, Component
+from lakehouse_engine.errors import RunError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
 
 COLUMNS = {"_key": "binary", "_value": "binary", "_topic": "string", "_partition": "int", "_offset": "bigint",
            "_timestamp": "timestamp"}  # fmt: skip
@@ -46,3 +53,67 @@ class Kafka(Component):
     history: Table | None = None
     start: Literal["earliest", "latest"] = "earliest"
     max_per_trigger: int = 200_000
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic as the broker describes it: its id (a recreated topic has another) and (first, next) offset per partition."""
+
+    name: str
+    id: str
+    offsets: dict[int, tuple[int, int]]
+
+
+def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> TopicState:
+    """Raises ``RunError`` KAFKA_UNREACHABLE or MISSING_TOPIC within about ``timeout`` seconds."""
+    from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+    from confluent_kafka.admin import AdminClient
+
+    quiet = {"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 4000}
+    admin = AdminClient(quiet)
+    try:
+        future = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic]
+        description = future.result(timeout=timeout + 1)
+    except (KafkaException, TimeoutError) as error:
+        if isinstance(error, KafkaException) and "UNKNOWN_TOPIC" in error.args[0].name():
+            raise RunError("MISSING_TOPIC", f"there is no topic {topic}; create it, or send events with: lakehouse"
+                           " produce", where="connection kafka") from None  # fmt: skip
+        raise RunError("KAFKA_UNREACHABLE", f"no broker answers at {bootstrap_servers}; check the connection, or start"
+                       " the stack with: lakehouse up", where="connection kafka") from None  # fmt: skip
+    consumer = Consumer({**quiet, "group.id": "lakehouse-describe", "isolation.level": "read_committed"})
+    try:
+        offsets = {p.id: consumer.get_watermark_offsets(TopicPartition(topic, p.id), timeout=timeout)
+                   for p in description.partitions}  # fmt: skip
+    finally:
+        consumer.close()
+    return TopicState(topic, str(description.topic_id), offsets)
+
+
+def starting_offsets(topic: TopicState, positions: Iterable[Mapping[int, int]]) -> str:
+    """Spark's ``startingOffsets``: the least position of all members, per partition."""
+    least: dict[int, int] = {}
+    for member in positions:
+        for partition, offset in member.items():
+            least[partition] = min(offset, least.get(partition, offset))
+    return json.dumps({topic.name: {str(p): least.get(p, first) for p, (first, _) in topic.offsets.items()}})
+
+
+def check_held(topic: TopicState, positions: Mapping[int, int], pipeline: str) -> None:
+    """Raises ``RunError`` DATA_LOST or POSITION_BEYOND_TOPIC: the topic no longer holds, or never held, a position."""
+    for partition, offset in sorted(positions.items()):
+        first, after = topic.offsets.get(partition, (0, 0))
+        if offset < first:
+            raise RunError("DATA_LOST", f"{topic.name} partition {partition} no longer holds offsets {offset} to"
+                           f" {first - 1}, which {pipeline} has not read: retention has passed", where=pipeline)  # fmt: skip
+        if offset > after:
+            raise RunError("POSITION_BEYOND_TOPIC", f"{pipeline} has read {topic.name} partition {partition} up to"
+                           f" {offset}, and the topic ends at {after}: it was truncated", where=pipeline)  # fmt: skip
+
+
+def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: str) -> DataFrame:
+    """The topic as a streaming frame with the columns of ``COLUMNS``."""
+    stream = (spark.readStream.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
+              .option("subscribe", source.topic).option("startingOffsets", starting)
+              .option("maxOffsetsPerTrigger", source.max_per_trigger).option("kafka.isolation.level", "read_committed")
+              .option("failOnDataLoss", "true").option("kafkaConsumer.pollTimeoutMs", "60000").load())  # fmt: skip
+    return stream.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])

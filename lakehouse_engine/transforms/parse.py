@@ -1,18 +1,41 @@
 """``parse``: reads a record's bytes as JSON by a contract. ``parse: user_event``.
 
 Adds the contract's columns. A record that does not keep the contract is quarantined with its raw bytes and every
-reason; nothing is coerced (``contract.py`` has the rules).
+reason; nothing is coerced. ``Contract.judge`` is the same verdict in Python, by ``jsonschema``; tests hold both to one
+another, payload by payload.
+
+Spark's ``from_json`` alone is not JSON: it takes trailing garbage, a number where a string is due, and the last of two
+equal keys. So the text is wrapped into an object that ends with a value nobody else knows (trailing garbage breaks or
+hides it), a second strict parse into VARIANT refuses repeated keys and unpaired surrogates, and a string that looks
+like another type is looked up in that VARIANT.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
+from lakehouse_engine import sql
 from lakehouse_engine.component import Column, Component
+from lakehouse_engine.contract import Contract, Field
+from lakehouse_engine.rows import QUARANTINED, Layer, Rows, Verdict
+
+_END = secrets.token_hex(8)
+_OPTIONS = ("map('mode','PERMISSIVE','columnNameOfCorruptRecord','_corrupt','allowSingleQuotes','false',"
+            "'allowNonNumericNumbers','false')")  # fmt: skip
+_LOOKS_OTHER = r"^(-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|[\{\[].*)\z"
+_TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})\z"
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
+_JSON_TYPE = {"string": "string", "timestamp": "string", "date": "string", "integer": "bigint", "number": "double",
+              "boolean": "boolean"}  # fmt: skip
+_NOUN = {"string": "a string", "timestamp": "a date-time", "date": "a date", "integer": "an integer",
+         "number": "a number", "boolean": "a boolean"}  # fmt: skip
 
 
 class Parse(Component):
@@ -36,3 +59,118 @@ class Parse(Component):
 
     def expressions(self) -> list[str]:
         return [self.column]
+
+    def row(self, rows: Rows, step: str, contract: Contract) -> Rows:
+        """Adds a column per field. Layers are named after contract and column, so members of a scan share them."""
+        value = rows.resolve(self.column)
+        alias = f"_{contract.name}_of{self.column}"
+        json = _Json(contract, f"cast({value} as string)", alias)
+        ok = f"{alias}_ok"
+        layers = (Layer(alias, json.struct()), Layer(f"{alias}_json", f"try_parse_json({json.text})"),
+                  *json.times(), Layer(ok, json.accepted()))  # fmt: skip
+        verdict = Verdict(step, QUARANTINED, f"not {ok}", json.reasons(value))
+        columns = {**rows.columns, **{field.name: json.column(field) for field in contract.fields}}
+        types = {**rows.types, **{field.name: field.spark_type for field in contract.fields}}
+        known = {layer.alias for layer in rows.layers}
+        added = tuple(layer for layer in layers if layer.alias not in known)
+        return replace(rows, columns=columns, types=types, layers=(*rows.layers, *added)).refuse(verdict)
+
+
+class _Json:
+    """The SQL of one contract over one column."""
+
+    def __init__(self, contract: Contract, text: str, alias: str) -> None:
+        self.contract, self.text, self.alias = contract, text, alias
+
+    def struct(self) -> str:
+        fields = ", ".join(f"{sql.name(f.name)} {_JSON_TYPE[f.kind]}" for f in self.contract.fields)
+        schema = f"v struct<{fields}>, end string, _corrupt string"
+        wrapped = f"""concat('{{"v":', {self.text}, ',"end":"{_END}"}}')"""
+        return f"from_json({wrapped}, {sql.string(schema)}, {_OPTIONS})"
+
+    def raw(self, field: Field) -> str:
+        return f"{self.alias}.v.{sql.name(field.name)}"
+
+    def column(self, field: Field) -> str:
+        return f"{self.alias}_{field.name}" if field.kind in ("timestamp", "date") else self.raw(field)
+
+    def times(self) -> Iterator[Layer]:
+        for field in self.contract.fields:
+            if field.kind in ("timestamp", "date"):
+                yield Layer(f"{self.alias}_{field.name}", f"try_cast({self.raw(field)} as {field.kind})")
+
+    def variant(self, field: Field) -> str:
+        return f"try_variant_get({self.alias}_json, {sql.string('$.' + field.name)}, 'variant')"
+
+    def well_formed(self) -> str:
+        return (f"({self.alias}_json is not null and {self.alias}.v is not null and {self.alias}._corrupt is null"
+                f" and {self.alias}.end = '{_END}' and is_valid_utf8({self.text}))")  # fmt: skip
+
+    def accepted(self) -> str:
+        """SQL boolean, never null: the record keeps the contract."""
+        rules = [good for field in self.contract.fields for _, good in self._rules(field)]
+        rules += [good for _, good in self._closed()]
+        return f"coalesce({' and '.join([self.well_formed(), *rules])}, false)"
+
+    def reasons(self, value: str) -> str:
+        """SQL array<string>; evaluated for refused records only."""
+        no_json = f"{self.alias}_json is null or not is_valid_utf8({self.text}) or not ({self.alias}.end <=> '{_END}')"
+        found = [f"if(not coalesce({good}, false), {sql.string(reason)}, null)"
+                 for field in self.contract.fields for reason, good in self._rules(field)]  # fmt: skip
+        found += [f"if(not coalesce({good}, false), {sql.string(reason)}, null)" for reason, good in self._closed()]
+        each = f"array_distinct(filter(array({', '.join(found)}), reason -> reason is not null))"
+        return (f"case when {value} is null then array('tombstone') when {no_json} then array('json: not valid')"
+                f" when not ({self.variant_is('OBJECT%')}) then array('json: not an object') else {each} end")  # fmt: skip
+
+    def variant_is(self, like: str) -> str:
+        return f"coalesce(schema_of_variant({self.alias}_json), '') like '{like}'"
+
+    def _closed(self) -> Iterator[tuple[str, str]]:
+        if self.contract.closed:
+            names = ", ".join(sql.string(field.name) for field in self.contract.fields)
+            yield ("unknown field", f"size(array_except(json_object_keys({self.text}), array({names}))) = 0")
+
+    def _rules(self, field: Field) -> Iterator[tuple[str, str]]:
+        """(reason, SQL that is true for a good value): first presence and type, then the schema's own rules."""
+        raw, variant = self.raw(field), self.variant(field)
+        wrong = f"{field.name}: not {_NOUN[field.kind]}"
+        if field.required:
+            yield (f"{field.name}: missing", f"({raw} is not null or {variant} is not null)")
+        allowed = [f"{raw} is not null", f"{variant} is null"] + ([f"is_variant_null({variant})"] if field.nullable else [])
+        yield (wrong, f"({' or '.join(allowed)})")
+        for reason, good in self._value_rules(field, raw, wrong):
+            yield (reason, f"({raw} is null or {good})")
+
+    def _value_rules(self, field: Field, raw: str, wrong: str) -> Iterator[tuple[str, str]]:
+        if field.kind == "string":
+            if field.enum is None:
+                is_text = f"schema_of_variant({self.variant(field)}) = 'STRING'"
+                yield (wrong, f"(not {raw} rlike {sql.string(_LOOKS_OTHER)} or {is_text})")
+            yield (f"{field.name}: holds a NUL character", f"not contains({raw}, chr(0))")
+        elif field.kind in ("timestamp", "date"):
+            pattern = _TIMESTAMP if field.kind == "timestamp" else _DATE
+            yield (wrong, f"({raw} rlike {sql.string(pattern)} and left({raw}, 4) between '1900' and '2200'"
+                          f" and {self.column(field)} is not null)")  # fmt: skip
+        elif field.kind == "number":
+            yield (wrong, f"abs({raw}) < double('infinity')")
+        if field.enum is not None:
+            values = ", ".join(_literal(v) for v in field.enum)
+            yield (f"{field.name}: not one of the accepted values", f"{raw} in ({values})")
+        if field.pattern is not None:
+            yield (f"{field.name}: does not match the pattern", f"{raw} rlike {sql.string(field.pattern)}")
+        if field.min_length is not None:
+            yield (f"{field.name}: too short", f"length({raw}) >= {field.min_length}")
+        if field.max_length is not None:
+            yield (f"{field.name}: too long", f"length({raw}) <= {field.max_length}")
+        for bound, operator, side in ((field.minimum, ">=", "low"), (field.maximum, "<=", "high"),
+                                      (field.exclusive_minimum, ">", "low"), (field.exclusive_maximum, "<", "high")):  # fmt: skip
+            if bound is not None:
+                yield (f"{field.name}: too {side}", f"{raw} {operator} {_literal(bound)}")
+
+
+def _literal(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"double('{value!r}')"
+    return sql.string(value) if isinstance(value, str) else str(value)

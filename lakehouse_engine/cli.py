@@ -1,0 +1,236 @@
+"""The command ``lakehouse``: one function a command, each a thin call into the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lakehouse_engine.errors import LakehouseError, UsageError
+
+if TYPE_CHECKING:
+    from lakehouse_engine.plan import Plan
+    from lakehouse_engine.spec.environment import Environment
+
+SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
+ENV = click.option("--env", "env", metavar="NAME", help="environments/NAME.yaml; default: the embedded stack.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+class _Commands(click.Group):
+    """Turns errors into one line and an exit status."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except LakehouseError as error:
+            if context.params.get("debug"):
+                raise
+            click.echo(str(error), err=True)
+            sys.exit(error.exit_status)
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="lakehouse-yaml")
+def main(debug: bool) -> None:
+    """Declarative streaming lakehouses on Apache Spark: one YAML file is one pipeline."""
+
+
+def report(text: str) -> None:
+    """Progress goes to standard error; results go to standard output."""
+    click.echo(text, err=True)
+
+
+@main.command()
+@click.option("--kafka-port", type=int)
+@click.option("--postgres-port", type=int)
+def up(kafka_port: int | None, postgres_port: int | None) -> None:
+    """Start a real Kafka broker and a real PostgreSQL under .lakehouse/."""
+    from lakehouse_engine.local import jars, stack
+
+    jars.engine_jars(report)
+    services = stack.up(Path.cwd(), kafka_port, postgres_port, report)
+    click.echo(f"Kafka on {services.bootstrap_servers}; PostgreSQL: see .lakehouse/services.json")
+
+
+@main.command()
+def down() -> None:
+    """Stop what `up` started here; data stays."""
+    from lakehouse_engine.local import stack
+
+    click.echo("stopped" if stack.down(Path.cwd(), report) else "nothing was running")
+
+
+@main.command()
+@click.option("--dir", "folder", is_flag=True, help="The folder that holds them.")
+@click.option("--list", "listed", is_flag=True, help="Comma-separated paths, as spark-submit --jars takes them.")
+def jars(folder: bool, listed: bool) -> None:
+    """Fetch the engine's jars once and say where they lie."""
+    from lakehouse_engine.local import jars as local
+
+    paths = local.engine_jars(report)
+    if folder:
+        click.echo(local.engine_dir())
+    else:
+        click.echo(("," if listed else "\n").join(map(str, paths)))
+
+
+@main.command()
+@click.option("--rate", type=float, help="Events per second; 0: as fast as possible.  [default: $EVENTS_PER_SECOND or 5]")
+@click.option("--events", type=int, help="Stop after so many.")
+@click.option("--seed", type=int, help="Repeatable events.")
+@click.option("--topic", default="user-events", show_default=True)
+@click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="Share of exact repetitions.")
+@click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="Share of events older than window and watermark.")
+@click.option("--malformed", type=click.FloatRange(0, 1), default=0.0, help="Share of records that break the contract.")
+@ENV
+@JSON
+def produce(rate: float | None, events: int | None, seed: int | None, topic: str, duplicates: float, late: float,
+            malformed: float, env: str | None, as_json: bool) -> None:  # fmt: skip
+    """Send user events to Kafka."""
+    from dataclasses import asdict
+
+    from lakehouse_engine.local.producer import produce as send
+
+    environment = _environment(env)
+    if rate is None:
+        text = os.environ.get("EVENTS_PER_SECOND", "5")
+        try:
+            rate = float(text)
+        except ValueError:
+            raise UsageError("BAD_VALUE", f"EVENTS_PER_SECOND is {text!r}; it must be a number") from None
+    summary = send(environment.kafka_bootstrap, topic, rate=rate or None, events=events, seed=seed,
+                   duplicates=duplicates, late=late, malformed=malformed, report=report)  # fmt: skip
+    click.echo(json.dumps(asdict(summary), default=str) if as_json else str(summary))
+
+
+@main.command()
+@SPECS
+@ENV
+@JSON
+def validate(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
+    """Check files: every error of every file at file:line. Touches nothing and needs no service."""
+    from lakehouse_engine.errors import SpecError
+
+    try:
+        plan = _plan(specs, env, services=False)
+    except SpecError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"valid": False, "problems": [vars(p) for p in error.problems]}))
+        sys.exit(error.exit_status)
+    names = _names(plan)
+    click.echo(json.dumps({"valid": True, "pipelines": names}) if as_json else f"{len(names)} pipelines are valid")
+
+
+@main.command()
+@SPECS
+@ENV
+@JSON
+def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
+    """Show what `run` would do: scans with their members, and jobs in order."""
+    from lakehouse_engine.explain import explain
+
+    described = explain(_plan(specs, env, services=False))
+    click.echo(json.dumps(described, indent=2) if as_json else described.text())
+
+
+@main.command()
+@SPECS
+@ENV
+@click.option("--available-now", is_flag=True, help="Streams read what is there and end; then jobs run.")
+def run(specs: tuple[Path, ...], env: str | None, available_now: bool) -> None:
+    """Run pipelines: streams in one Spark application, jobs in the order of what they read."""
+    with_runner(specs, env, lambda runner, plan: runner.run(plan, available_now=available_now))
+
+
+@main.command()
+@SPECS
+@ENV
+def serve(specs: tuple[Path, ...], env: str | None) -> None:
+    """Load gold into PostgreSQL, one transaction a table."""
+    with_runner(specs, env, lambda runner, plan: runner.serve(plan))
+
+
+@main.command()
+@ENV
+@JSON
+def status(env: str | None, as_json: bool) -> None:
+    """What each pipeline has read, counted and kept aside."""
+    from lakehouse_engine import status as states
+
+    found = states.read(_environment(env))
+    click.echo(json.dumps(found, default=str) if as_json else states.table(found))
+
+
+@main.command()
+@SPECS
+@JSON
+def test(specs: tuple[Path, ...], as_json: bool) -> None:
+    """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""
+    from lakehouse_engine import testing
+    from lakehouse_engine.local import jars as local
+    from lakehouse_engine.local import stack
+
+    began = time.monotonic()
+    results = testing.run(list(specs or [Path("pipelines")]), jars=local.engine_jars, stack=stack, report=report)
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        click.echo(json.dumps([vars(result) for result in results], default=str))
+    else:
+        for result in results:
+            click.echo(str(result))
+        seconds = time.monotonic() - began
+        click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed in {seconds:.0f} s")
+    sys.exit(1 if failed or not results else 0)
+
+
+def with_runner(specs: Sequence[Path], env: str | None, action: Any) -> None:
+    from lakehouse_engine.local import java
+    from lakehouse_engine.local import jars as local
+    from lakehouse_engine.runner import Runner
+
+    environment = _environment(env)
+    planned = _plan(specs, env)
+
+    def engine_jars() -> list[Path]:
+        os.environ.update(java.environment())
+        return local.engine_jars(report)
+
+    runner = Runner(environment, engine_jars, report)
+    try:
+        code = action(runner, planned)
+    finally:
+        runner.close()
+    sys.exit(code)
+
+
+def _environment(env: str | None) -> Environment:
+    from lakehouse_engine.spec.environment import load_environment
+
+    return load_environment(env, Path.cwd())
+
+
+def _plan(specs: Sequence[Path], env: str | None, *, services: bool = True) -> Plan:
+    from lakehouse_engine.plan import compile_plan
+    from lakehouse_engine.spec.loader import load
+
+    return compile_plan(load(list(specs or [Path("pipelines")]), environment=_environment(env)))
+
+
+def _names(plan: Plan) -> list[str]:
+    return sorted([m.name for scan in plan.scans for m in scan.members] + [job.name for job in plan.jobs])
+
+
+if __name__ == "__main__":
+    main()

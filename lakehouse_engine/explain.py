@@ -1,0 +1,52 @@
+"""A plan in words: what ``lakehouse plan`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lakehouse_engine.component import format_duration
+from lakehouse_engine.plan import Job, Member, Plan, Scan
+from lakehouse_engine.sinks import Delta, Postgres
+
+
+class Explanation(dict[str, Any]):
+    """``scans`` and ``jobs`` as JSON; ``text`` for people."""
+
+    def text(self) -> str:
+        lines = []
+        for scan in self["scans"]:
+            lines.append(f"scan of {scan['topic']}, every {scan['every']}: read once for {len(scan['members'])}")
+            for member in scan["members"]:
+                lines.append(f"  {member['pipeline']}: {member['does']}")
+                lines.append(f"    -> {member['sink']}")
+        for job in self["jobs"]:
+            lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {job['source']}")
+            lines.append(f"    -> {job['sink']}; {job['incremental']}")
+        return "\n".join(lines)
+
+
+def explain(plan: Plan) -> Explanation:
+    return Explanation(scans=[_scan(scan) for scan in plan.scans], jobs=[_job(job) for job in plan.jobs])
+
+
+def _scan(scan: Scan) -> dict[str, Any]:
+    return {"name": scan.name, "topic": scan.source.topic, "every": format_duration(scan.every),
+            "members": [_member(member) for member in scan.members]}  # fmt: skip
+
+
+def _member(member: Member) -> dict[str, Any]:
+    does = ", ".join(transform.key for transform in member.spec.transforms) or "rows as they come"
+    if member.window is not None:
+        kind = "tumbling" if member.window.tumbling else "sliding"
+        does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database)"
+    sink = member.spec.sink
+    target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
+    return {"pipeline": member.name, "does": does, "sink": target + ", exactly once" * (sink.key != "console")}
+
+
+def _job(job: Job) -> dict[str, Any]:
+    sink = job.spec.sink
+    incremental = f"recomputes changed {job.slice_by} only" if job.local else f"runs in full: {job.reason}"
+    target = f"{sink.key} {job.name}" + (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "")
+    return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source, "sink": target,
+            "incremental": incremental, "serve": job.spec.serve}  # fmt: skip

@@ -1,0 +1,198 @@
+"""How far a pipeline has read, kept where its results are: the ledger.
+
+Every commit carries the position of its source, so whatever else is lost heals from the sink. In PostgreSQL the ledger
+is two tables, written in the transaction that writes the rows:
+
+``lakehouse.positions``: one row per (pipeline, epoch, topic_id, partition): ``next_offset`` (the fence: compared and
+set), ``max_event_time``, ``idle``, ``last_row_at``, and ``writer``, the process that owns the pipeline.
+``lakehouse.batches``: append-only, one row per micro-batch with its ranges, watermark and counters.
+
+In Delta the same record stands in ``userMetadata`` of the commit (``Record.json``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from lakehouse_engine.errors import FencedError
+
+#: a partition that has given no row for so long does not hold the watermark back (microseconds)
+IDLE_AFTER = 30_000_000
+COUNTERS = ("quarantined", "filtered", "duplicate", "late", "counted")
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+DDL = """
+create schema if not exists lakehouse;
+create table if not exists lakehouse.positions (
+  pipeline text not null, epoch int not null, topic_id text not null, partition int not null, topic text not null,
+  next_offset bigint not null, max_event_time timestamptz, idle boolean not null default false,
+  last_row_at timestamptz, writer text not null,
+  primary key (pipeline, epoch, topic_id, partition));
+create table if not exists lakehouse.batches (
+  pipeline text not null, epoch int not null, batch_id bigint not null, started_at timestamptz not null,
+  committed_at timestamptz not null default clock_timestamp(), topic_id text not null, ranges jsonb not null,
+  watermark timestamptz, quarantined bigint not null, filtered bigint not null, duplicate bigint not null,
+  late bigint not null, counted bigint not null, warnings jsonb not null default '{}',
+  primary key (pipeline, epoch, batch_id));
+"""
+
+
+def to_micros(time: datetime | None) -> int | None:
+    return None if time is None else (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_micros(micros: int | None) -> datetime | None:
+    return None if micros is None else _EPOCH + timedelta(microseconds=micros)
+
+
+def now_micros() -> int:
+    return (datetime.now(timezone.utc) - _EPOCH) // timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Position:
+    """One partition as a pipeline has read it. Times are microseconds since 1970, None while there is none."""
+
+    next_offset: int
+    max_event_time: int | None = None
+    idle: bool = False
+    last_row_at: int | None = None
+
+
+def advance(position: Position, next_offset: int, max_event_time: int | None, started_at: int) -> Position:
+    """The position after a batch that began at ``started_at`` and read up to ``next_offset``.
+
+    ``max_event_time`` is the greatest event time that reached the watermark step in this batch, None for no such row.
+    """
+    if max_event_time is not None:
+        greatest = max(max_event_time, position.max_event_time or max_event_time)
+        return Position(next_offset, greatest, False, started_at)
+    silent = position.last_row_at is not None and started_at - position.last_row_at >= IDLE_AFTER
+    return replace(position, next_offset=next_offset, idle=position.idle or silent)
+
+
+def next_watermark(positions: Iterable[Position], delay: int, previous: int | None) -> int | None:
+    """The watermark for the next batch, in microseconds; None while nothing has been seen.
+
+    The minimum over the partitions that take part of the greatest event time seen, less the delay; it never goes back,
+    and stays when no partition takes part.
+    """
+    seen = [p.max_event_time for p in positions if p.max_event_time is not None and not p.idle]
+    if not seen:
+        return previous
+    reached = min(seen) - delay
+    return reached if previous is None else max(previous, reached)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one commit did: who, from where to where, and what became of every row it read."""
+
+    pipeline: str
+    epoch: int
+    batch_id: int
+    started_at: int
+    topic_id: str
+    topic: str
+    before: Mapping[int, Position]
+    after: Mapping[int, Position]
+    watermark: int | None
+    counters: Mapping[str, int]
+    warnings: Mapping[str, int] = field(default_factory=dict)
+
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        """``from`` inclusive, ``to`` exclusive; ``max_event_time`` and ``idle`` as they stand after the batch."""
+        found = {}
+        for partition, position in sorted(self.after.items()):
+            start = self.before[partition].next_offset if partition in self.before else 0
+            time = from_micros(position.max_event_time)
+            found[str(partition)] = {"from": start, "to": position.next_offset, "idle": position.idle,
+                                     "max_event_time": time.isoformat() if time else None}  # fmt: skip
+        return found
+
+    def user_metadata(self) -> str:
+        """The record as a Delta commit carries it."""
+        return json.dumps({
+            "pipeline": self.pipeline, "epoch": self.epoch, "batch_id": self.batch_id, "kind": "stream",
+            "started_at": from_micros(self.started_at).isoformat(),  # type: ignore[union-attr]
+            "topic_id": self.topic_id, "topic": self.topic, "positions": self.ranges(),
+            "counters": dict(self.counters), "warnings": dict(self.warnings),
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Where a pipeline stands, read while taking it over: positions, the last batch and its watermark."""
+
+    positions: dict[int, Position]
+    batch_id: int
+    watermark: int | None
+
+
+def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, starts: Mapping[int, int],
+          writer: str) -> Claim:  # fmt: skip
+    """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``.
+
+    From its commit on, a batch of any other writer fails on the fence.
+    """
+    for partition, offset in sorted(starts.items()):
+        cursor.execute(
+            "insert into lakehouse.positions (pipeline, epoch, topic_id, partition, topic, next_offset, writer)"
+            " values (%s, %s, %s, %s, %s, %s, %s)"
+            " on conflict (pipeline, epoch, topic_id, partition) do update set writer = excluded.writer",
+            (pipeline, epoch, topic_id, partition, topic, offset, writer),
+        )
+    cursor.execute(
+        "select partition, next_offset, max_event_time, idle, last_row_at from lakehouse.positions"
+        " where pipeline = %s and epoch = %s and topic_id = %s", (pipeline, epoch, topic_id))  # fmt: skip
+    positions = {p: Position(o, to_micros(t), idle, to_micros(at)) for p, o, t, idle, at in cursor.fetchall()}
+    cursor.execute(
+        "select batch_id, watermark from lakehouse.batches where pipeline = %s and epoch = %s"
+        " order by batch_id desc limit 1", (pipeline, epoch))  # fmt: skip
+    batch_id, watermark = cursor.fetchone() or (0, None)
+    return Claim(positions, batch_id, to_micros(watermark))
+
+
+def commit(cursor: Any, record: Record, writer: str) -> None:
+    """Moves the positions and appends the batch, inside the caller's transaction.
+
+    Raises ``FencedError`` FENCED when a position is not where this writer left it: another process reads on.
+    """
+    for partition, position in record.after.items():
+        before = record.before.get(partition)
+        values = (position.next_offset, from_micros(position.max_event_time), position.idle,
+                  from_micros(position.last_row_at))  # fmt: skip
+        key = (record.pipeline, record.epoch, record.topic_id, partition)
+        if before is None:  # a partition that was added to the topic while the pipeline ran
+            cursor.execute(
+                "insert into lakehouse.positions (next_offset, max_event_time, idle, last_row_at, pipeline, epoch,"
+                " topic_id, partition, topic, writer) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+                " on conflict do nothing", (*values, *key, record.topic, writer))  # fmt: skip
+        else:
+            cursor.execute(
+                "update lakehouse.positions set next_offset = %s, max_event_time = %s, idle = %s, last_row_at = %s"
+                " where pipeline = %s and epoch = %s and topic_id = %s and partition = %s and next_offset = %s"
+                " and writer = %s", (*values, *key, before.next_offset, writer))  # fmt: skip
+        if cursor.rowcount != 1:
+            raise FencedError("FENCED", f"{record.pipeline} is being written by another process; this one stops."
+                              " Nothing was lost or doubled", where=f"postgres {record.pipeline}")  # fmt: skip
+    counters = [record.counters.get(name, 0) for name in COUNTERS]
+    cursor.execute(
+        "insert into lakehouse.batches (pipeline, epoch, batch_id, started_at, topic_id, ranges, watermark,"
+        f" {', '.join(COUNTERS)}, warnings) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (record.pipeline, record.epoch, record.batch_id, from_micros(record.started_at), record.topic_id,
+         json.dumps(record.ranges()), from_micros(record.watermark), *counters, json.dumps(dict(record.warnings))))  # fmt: skip
+
+
+def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Position]]:
+    """The batch id and the positions of a Delta commit's record."""
+    positions = {int(p): Position(r["to"]) for p, r in stored["positions"].items()}
+    return int(stored["batch_id"]), positions
+
+
+__all__ = ["COUNTERS", "DDL", "Claim", "Position", "Record", "advance", "claim", "commit",
+           "from_micros", "from_user_metadata", "next_watermark", "now_micros", "to_micros"]  # fmt: skip

@@ -1,0 +1,273 @@
+"""Executes a plan on Spark. Also the script for spark-submit:
+
+``spark-submit --driver-class-path "$(lakehouse jars --dir)/*" --jars "$(lakehouse jars --list)"
+lakehouse_engine/runner.py SPEC... [--env NAME] [--available-now]``
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):  # run as a script, with the package not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lakehouse_engine import jobs, serving
+from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
+from lakehouse_engine.plan import Plan, Scan, compile_plan
+from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sources import kafka
+from lakehouse_engine.spec.environment import Environment, load_environment
+from lakehouse_engine.spec.loader import load
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from lakehouse_engine.streams import ScanRun
+
+Report = Callable[[str], None]
+#: restarts of a query without a batch in between, before it is given up
+MAX_RESTARTS = 5
+
+
+@dataclass
+class Runner:
+    """One call of ``run`` or ``serve``. ``jars`` are put on the class path unless spark-submit ``submitted`` us."""
+
+    environment: Environment
+    jars: Callable[[], Sequence[Path]]
+    report: Report
+    submitted: bool = False
+    failures: list[str] = field(default_factory=list)
+    _spark: SparkSession | None = None
+    _stop: bool = False
+
+    @property
+    def storage(self) -> Path:
+        return Path(self.environment.storage).resolve()
+
+    def run(self, plan: Plan, *, available_now: bool) -> int:
+        """Streams, then jobs; the exit status. A job whose source failed does not run.
+
+        Raises ``UsageError`` STREAMS_AND_JOBS for endless streams and jobs in one call.
+        """
+        if plan.scans and plan.jobs and not available_now:
+            raise UsageError("STREAMS_AND_JOBS", "endless streams and jobs cannot run in one call: jobs would never"
+                             " begin; say --available-now, or name them apart")  # fmt: skip
+        self._preflight(plan)
+        if plan.scans:
+            self._streams(plan.scans, available_now=available_now)
+        failed = {failure.partition(":")[0] for failure in self.failures}
+        for job in plan.jobs:
+            if self._stop:
+                break
+            self._job(job, failed)
+        for failure in self.failures:
+            self.report(f"failed: {failure}")
+        return 1 if self.failures else 0
+
+    def _preflight(self, plan: Plan) -> None:
+        """Services that this run needs answer, or it ends here, before Spark starts and anything is touched."""
+        for topic in sorted({scan.source.topic for scan in plan.scans}):
+            kafka.describe(self.environment.kafka_bootstrap, topic)
+        sinks = [m.spec.sink for scan in plan.scans for m in scan.members] + [job.spec.sink for job in plan.jobs]
+        if any(isinstance(sink, Postgres) for sink in sinks):
+            postgres_sink.connect(self.environment.postgres_dsn()).close()
+
+    def spark(self) -> SparkSession:
+        if self._spark is None:
+            from lakehouse_engine import session
+
+            self.report("starting Spark")
+            self.storage.mkdir(parents=True, exist_ok=True)
+            jars = () if self.submitted else self.jars()
+            self._spark = session.start("lakehouse", jars=jars, settings=self.environment.spark, submitted=self.submitted)
+        return self._spark
+
+    def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:
+        from lakehouse_engine import streams
+
+        needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
+        to = streams.Connections(
+            self.environment.kafka_bootstrap, self.environment.postgres_dsn() if needs_postgres else None,
+            self.storage, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
+        running: dict[str, _Supervised] = {}
+        try:
+            for scan in scans:
+                running[scan.name] = _Supervised(scan, self.spark(), to, self.report, available_now)
+                running[scan.name].start()
+                self.report(f"{scan.name}: reading {scan.source.topic} for {', '.join(m.name for m in scan.members)}")
+            with _Signals(self):
+                while not self._stop and any(not s.done for s in running.values()):
+                    for supervised in running.values():
+                        supervised.look()
+                    time.sleep(0.05)
+        finally:
+            for supervised in running.values():
+                supervised.stop()
+        for supervised in running.values():
+            self.failures += supervised.failures
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def _job(self, job: Any, failed: set[str]) -> None:
+        if job.source in failed:
+            failed.add(job.name)
+            self.failures.append(f"{job.name}: not run, because {job.source} failed")
+            return
+        try:
+            decision = jobs.decide(job, self.storage)
+            if decision.kind == "nothing":
+                self.report(f"{job.name}: nothing new ({decision.reason})")
+                return
+            began = time.monotonic()
+            self.report(f"{job.name}: {decision.kind} ({decision.reason})")
+            dsn = self.environment.postgres_dsn() if isinstance(job.spec.sink, Postgres) else None
+            outcome = jobs.run(self.spark(), job, decision, self.storage, dsn)
+            self.report(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+        except LakehouseError as error:
+            failed.add(job.name)
+            self.failures.append(f"{job.name}: {error}")
+
+    def serve(self, plan: Plan) -> int:
+        """Loads what ``serve: postgres`` asks for; tables whose copy is current are left alone."""
+        dsn = self.environment.postgres_dsn()
+        for item in serving.stale(plan.served, self.storage, dsn):
+            rows = serving.load(self.spark(), item, self.storage, dsn)
+            self.report(f"{item.spec.name}: {rows:,} rows of version {item.version} in postgres")
+        self.report(f"{len(plan.served)} tables of gold are current in postgres")
+        return 0
+
+    def close(self) -> None:
+        if self._spark is not None:
+            self._spark.stop()
+
+
+class _Supervised:
+    """A scan that is started again when it fails, with growing pauses, and given up when that does not help."""
+
+    def __init__(self, scan: Scan, spark: SparkSession, to: Any, report: Report, available_now: bool) -> None:
+        self._scan, self._spark, self._to, self._report = scan, spark, to, report
+        self._available_now = available_now
+        self._run: ScanRun | None = None
+        self._restarts = 0
+        self._again_at: float | None = None
+        self.failures: list[str] = []
+        self.done = False
+
+    def start(self) -> None:
+        from lakehouse_engine.streams import ScanRun
+
+        self._run = ScanRun(self._spark, self._scan, self._to, self._report)
+        self._run.start(available_now=self._available_now)
+
+    def look(self) -> None:
+        if self.done:
+            return
+        if self._again_at is not None:
+            if time.monotonic() >= self._again_at:
+                self._again_at = None
+                try:
+                    self.start()
+                except RunError as error:
+                    self._failed(error)
+            return
+        run = self._run
+        if run is None or run.query is None or run.query.isActive:
+            return
+        error = run.error or run.query.exception()
+        if error is None:
+            self.done = True
+            return
+        if run.batches:
+            self._restarts = 0
+        run.release()
+        self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        text = str(error) if isinstance(error, LakehouseError) else f"STREAM_FAILED: {_first_line(error)}"
+        self._restarts += 1
+        fatal = isinstance(error, FencedError) or (isinstance(error, LakehouseError) and not isinstance(error, RunError))
+        if fatal or self._restarts > MAX_RESTARTS:
+            self.failures += [f"{member.name}: {text}" for member in self._scan.members]
+            self.done = True
+            return
+        pause = min(2.0 ** (self._restarts - 1), 30.0)
+        self._report(f"{self._scan.name}: {text}; starting again in {pause:.0f} s ({self._restarts} of {MAX_RESTARTS})")
+        self._again_at = time.monotonic() + pause
+
+    def stop(self) -> None:
+        if self._run is not None:
+            self._run.stop()
+            self._run.release()
+            self.failures += [f"{name}: {error}" for name, error in self._run.detached.items()]
+        self.done = True
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+class _Signals:
+    """SIGTERM and Ctrl-C let the current batch commit; a second one ends the process at once."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        def handle(number: int, _: object) -> None:
+            self._runner.report("stopping after the current batch")
+            self._runner.stop()
+            signal.signal(number, self._before[number] or signal.SIG_DFL)
+
+        with suppress(ValueError):  # not the main thread: whoever calls us stops us
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.getsignal(number)
+                signal.signal(number, handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The script: same options as ``lakehouse run``."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="runner.py", description="Runs pipelines under spark-submit.")
+    parser.add_argument("specs", nargs="+", type=Path)
+    parser.add_argument("--env")
+    parser.add_argument("--available-now", action="store_true")
+    options = parser.parse_args(arguments)
+
+    def report(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        environment = load_environment(options.env, Path.cwd())
+        plan = compile_plan(load(options.specs, environment=environment))
+        runner = Runner(environment, lambda: (), report, submitted=True)
+        try:
+            return runner.run(plan, available_now=options.available_now)
+        finally:
+            runner.close()
+    except LakehouseError as error:
+        report(str(error))
+        return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""One way to start Spark: the settings that the engine's guarantees and its speed rest on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lakehouse_engine.errors import RunError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_CHECKPOINTS = "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
+#: what numbers depend on; an environment cannot change these
+_FIXED = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",
+}
+#: fitted to one machine; an environment's `spark:` goes over them
+_DEFAULTS = {
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.adaptive.enabled": "false",  # small batches: planning again costs more than it gains
+    "spark.databricks.delta.snapshotPartitions": "1",
+    "spark.sql.streaming.checkpointFileManagerClass": _CHECKPOINTS,  # the default forks five processes a file
+    "spark.sql.streaming.minBatchesToRetain": "10",
+    "spark.scheduler.mode": "FAIR",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.driver.memory": "2g",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.log.level": "ERROR",
+}
+_LOG4J = Path(__file__).parent / "log4j2.properties"
+
+
+def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | None = None,
+          submitted: bool = False) -> SparkSession:  # fmt: skip
+    """The session. ``submitted``: spark-submit has started the JVM and chosen master and class path.
+
+    Raises ``RunError`` MISSING_JARS when Delta is not on the class path.
+    """
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    from pyspark.sql import SparkSession
+
+    options = {**_DEFAULTS, **(settings or {}), **_FIXED}
+    builder = SparkSession.builder.appName(app)
+    if submitted:
+        for key in ("spark.driver.host", "spark.driver.bindAddress", "spark.driver.memory"):
+            options.pop(key)  # the submitting side knows its network and its memory
+    else:
+        builder = builder.master(options.pop("spark.master", "local[*]"))
+        options["spark.driver.extraClassPath"] = ":".join(str(jar) for jar in jars)
+        options["spark.driver.extraJavaOptions"] = " ".join([
+            "-Duser.timezone=UTC", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}", "-XX:+UseParallelGC",
+            options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
+    for key, value in options.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel(options["spark.log.level"])
+    _require_delta(spark)
+    return spark
+
+
+def _require_delta(spark: SparkSession) -> None:
+    try:
+        spark.sql("use spark_catalog")
+    except Exception as error:
+        if "DeltaCatalog" not in str(error):
+            raise
+        raise RunError("MISSING_JARS", "Delta is not on Spark's class path; start with: spark-submit"
+                       ' --driver-class-path "$(lakehouse jars --dir)/*" --jars "$(lakehouse jars --list)"'
+                       " lakehouse_engine/runner.py SPEC...") from error  # fmt: skip

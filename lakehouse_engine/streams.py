@@ -1,0 +1,438 @@
+"""Runs a scan: one Structured Streaming query whose batches end in the members' own sinks and ledgers.
+
+The query's checkpoint is scratch. It is thrown away at each start, and the query begins where the sinks say: there is
+no second truth that could disagree with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from lakehouse_engine import progress, rows, sql
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.locks import Lock, acquire
+from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
+from lakehouse_engine.progress import Position, Record
+from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
+from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sources import kafka
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming import StreamingQuery
+
+Report = Callable[[str], None]
+#: rows up to which a Delta batch is written as one file per partition value
+ONE_FILE_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Connections:
+    """What a run reaches: the broker, the database, the storage folder. ``writer`` names this process in the ledger."""
+
+    bootstrap_servers: str
+    postgres_dsn: str | None
+    storage: Path
+    writer: str
+
+
+class ScanRun:
+    """One start of a scan, from claiming its members to the end of its query."""
+
+    def __init__(self, spark: SparkSession, scan: Scan, connections: Connections, report: Report) -> None:
+        self.scan, self.error = scan, None
+        self.detached: dict[str, str] = {}
+        self.rows_read = 0
+        self.batches = 0
+        self._spark, self._to, self._report = spark, connections, report
+        self._busy = threading.Lock()
+        self._stopping = False
+        self._view = "batch_" + re.sub(r"\W", "_", scan.name)
+        self._topic = kafka.describe(connections.bootstrap_servers, scan.source.topic)
+        self._checkpoint = connections.storage / "_checkpoints" / scan.name
+        self._locks: list[Lock] = []
+        self._windows: _Windows | None = None
+        self._landings: list[_Landing | _Print] = []
+        self.query: StreamingQuery | None = None
+
+    error: BaseException | None
+
+    def start(self, *, available_now: bool) -> None:
+        """Takes the members over and starts the query. Nothing has been written when this raises."""
+        holder = ", ".join(member.name for member in self.scan.members)
+        try:
+            self._locks.append(acquire(self._spark, self._to.storage, f"scan {self.scan.name}", holder))
+            windows = [m for m in self.scan.members if m.window is not None]
+            if windows:
+                self._windows = _Windows(self._spark, windows, self._topic, self.scan.source, self._to)
+            for member in self.scan.members:
+                if isinstance(member.spec.sink, Delta):
+                    self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
+                    self._landings.append(_Landing(member, self._topic, self.scan.source, self._to))
+                elif isinstance(member.spec.sink, Console):
+                    self._landings.append(_Print(member))
+            shutil.rmtree(self._checkpoint, ignore_errors=True)
+            stream = kafka.read(self._spark, self.scan.source, self._to.bootstrap_servers, self._starting())
+            writer = stream.writeStream.queryName(self.scan.name).foreachBatch(self._batch)
+            writer = writer.option("checkpointLocation", str(self._checkpoint))
+            writer = (writer.trigger(availableNow=True) if available_now else
+                      writer.trigger(processingTime=f"{self.scan.every // 1000} milliseconds"))  # fmt: skip
+            self.query = writer.start()
+        except BaseException:
+            self.release()
+            raise
+
+    def _starting(self) -> str:
+        held = list(self._windows.positions()) if self._windows else []
+        held += [{p: q.next_offset for p, q in landing.positions.items()} for landing in self._landings
+                 if isinstance(landing, _Landing)]  # fmt: skip
+        if not held:
+            return self.scan.source.start
+        for member, positions in zip(self.scan.members, held, strict=False):
+            kafka.check_held(self._topic, positions, member.name)
+        return kafka.starting_offsets(self._topic, held)
+
+    def _batch(self, frame: DataFrame, _: int) -> None:
+        with self._busy:
+            if self._stopping:
+                raise RunError("STOPPED", "this run was asked to stop")
+            try:
+                started_at = progress.now_micros()
+                count = 0
+                if self._windows:
+                    count = self._windows.write(frame, self._view, started_at)
+                    self.detached.update(self._windows.detached)
+                for landing in self._landings:
+                    count = max(count, landing.write(frame, self._view, started_at))
+                self.rows_read += count
+                self.batches += 1
+                seconds = (progress.now_micros() - started_at) / 1e6
+                self._report(f"{self.scan.name}: batch {self.batches}, {count:,} rows in {seconds:.2f} s")
+            except BaseException as error:
+                self.error = error
+                raise
+
+    def stop(self) -> None:
+        """Lets the current batch commit and refuses the next."""
+        self._stopping = True
+        with self._busy:
+            if self.query is not None:
+                self.query.stop()
+
+    def release(self) -> None:
+        if self._windows:
+            self._windows.close()
+        for lock in self._locks:
+            lock.release()
+        self._locks.clear()
+
+
+def inner_select(member_rows: rows.Rows, view: str) -> str:
+    """The view with the layers that the member's columns stand on."""
+    text = f"select * from {view}"
+    for layer in member_rows.layers:
+        text = f"select *, {layer.sql} as {layer.alias} from ({text})"
+    return text
+
+
+def _starts(topic: kafka.TopicState, source: kafka.Kafka) -> dict[int, int]:
+    return {p: first if source.start == "earliest" else after for p, (first, after) in topic.offsets.items()}
+
+
+class _Windows:
+    """The window members of a scan: one query, one transaction."""
+
+    def __init__(self, spark: SparkSession, members: Sequence[Member], topic: kafka.TopicState, source: kafka.Kafka,
+                 to: Connections) -> None:  # fmt: skip
+        assert to.postgres_dsn is not None
+        self.detached: dict[str, str] = {}
+        self._members = list(members)
+        self._to, self._topic = to, topic
+        self._query = ScanQuery([m.window_member() for m in members])
+        self._merges = [_merge(spark, member) for member in members]
+        self._connection = postgres_sink.connect(to.postgres_dsn)
+        with self._connection, self._connection.cursor() as cursor:
+            # one at a time: `create if not exists` of two starting processes can collide
+            cursor.execute("select pg_advisory_xact_lock(7241203)")
+            cursor.execute(progress.DDL)
+            for member, merge in zip(self._members, self._merges, strict=True):
+                merge.ensure(cursor, member.spec.where("sink"))
+            starts = _starts(topic, source)
+            self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
+                            for m in self._members]  # fmt: skip
+
+    def positions(self) -> list[dict[int, int]]:
+        return [{p: q.next_offset for p, q in claim.positions.items()} for claim in self._claims]
+
+    def write(self, frame: DataFrame, view: str, started_at: int) -> int:
+        if not self._members:
+            raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
+        watermarks = [
+            progress.next_watermark(c.positions.values(), m.rows.event_time.delay if m.rows.event_time else 0, c.watermark)
+            for m, c in zip(self._members, self._claims, strict=True)
+        ]
+        frame.createOrReplaceTempView(view)
+        floors = scan_floors([claim.positions for claim in self._claims])
+        collected = frame.sparkSession.sql(self._query.text(view, watermarks, floors)).collect()
+        ends, greatest, results = self._query.read(collected)
+        if not ends:
+            return 0
+        failed = self._commit(started_at, ends, greatest, results, watermarks)
+        read = sum(end - min(c.positions[p].next_offset for c in self._claims if p in c.positions)
+                   for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
+        for index, record in failed["records"].items():
+            claim = self._claims[index]
+            self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
+            del claim
+        self._detach(failed["errors"])
+        return max(read, 0)
+
+    def _commit(self, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],
+                results: Sequence[Result], watermarks: Sequence[int | None]) -> dict[str, Any]:  # fmt: skip
+        records: dict[int, Record] = {}
+        errors: dict[int, str] = {}
+        with self._connection, self._connection.cursor() as cursor:
+            for index, member in enumerate(self._members):
+                record = self._record(index, started_at, ends, greatest, results[index], watermarks[index])
+                if record is None:
+                    continue
+                cursor.execute("savepoint member")
+                try:
+                    self._write_member(cursor, index, results[index], record)
+                    progress.commit(cursor, record, self._to.writer)
+                    records[index] = record
+                except psycopg2.Error as error:
+                    if self._connection.closed or isinstance(error, psycopg2.OperationalError):
+                        raise  # the database, not this member: the batch comes again
+                    cursor.execute("rollback to savepoint member")
+                    errors[index] = f"{member.name}: {str(error).strip().splitlines()[0]}"
+        return {"records": records, "errors": errors}
+
+    def _record(self, index: int, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],
+                result: Result, watermark: int | None) -> Record | None:  # fmt: skip
+        """None when the member already had every row of the batch."""
+        member, claim = self._members[index], self._claims[index]
+        seen = greatest[self._query.time_index(index)]
+        after = {}
+        for partition in {*claim.positions, *ends}:
+            before = claim.positions.get(partition, Position(0))
+            end = max(before.next_offset, ends.get(partition, 0))
+            fresh = seen.get(partition) if end > before.next_offset else None
+            after[partition] = progress.advance(before, end, fresh, started_at)
+        if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
+            return None
+        return Record(member.name, EPOCH, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
+                      claim.positions, after, watermark, result.counters)  # fmt: skip
+
+    def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
+        merge, member = self._merges[index], self._members[index]
+        assert member.window is not None
+        partials = [[progress.from_micros(row[0]), *row[1:]] for row in result.partials]
+        merge.write(cursor, partials)
+        now = progress.from_micros(record.started_at)
+        if result.late:
+            assert record.watermark is not None
+            step = f"transforms[{len(member.spec.transforms) - 1}].window"
+            late = [(now, record.batch_id, step, progress.from_micros(d["time"]), progress.from_micros(record.watermark),
+                     [progress.from_micros(w) for w in missed_windows(member.window, d["time"], record.watermark)],
+                     self._topic.name, d["p"], d["o"], d["row"]) for d in result.late]  # fmt: skip
+            _insert(cursor, postgres_sink.side_table(member.table, "late"), _LATE, late)
+        if result.refused:
+            refused = [(now, record.batch_id, d["step"], d["reasons"], self._topic.name, d["p"], d["o"],
+                        _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
+            _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), _QUARANTINE, refused)
+
+    def _detach(self, errors: Mapping[int, str]) -> None:
+        """Takes failed members out at their position; the others go on, and these catch up when mended."""
+        if not errors:
+            return
+        for index in sorted(errors, reverse=True):
+            self.detached[self._members[index].name] = errors[index]
+            for part in (self._members, self._merges, self._claims):
+                del part[index]  # type: ignore[attr-defined]
+        self._query = ScanQuery([m.window_member() for m in self._members])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+_LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
+_QUARANTINE = ["quarantined_at", "batch_id", "step", "reasons", "origin", "partition", "offset", "key", "value"]
+
+
+def _insert(cursor: Any, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
+    postgres_sink.copy(cursor, postgres_sink.identifier(table), columns, values)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
+def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
+    """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line."""
+    assert member.window is not None
+    compiled = member.window_member()
+    empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
+    inner = inner_select(member.rows, f"(select {empty} where false)")
+
+    def typed(expression: str, path: str) -> str:
+        from pyspark.errors import PySparkException
+
+        try:
+            frame = spark.sql(f"select {expression} as x from ({inner})")
+        except PySparkException as error:
+            reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
+            raise PlanError("EXPRESSION_TYPE", reason, where=member.spec.where(path)) from None
+        return frame.schema["x"].dataType.simpleString()
+
+    step = f"transforms[{len(member.spec.transforms) - 1}].window"
+    for index, transform in enumerate(member.spec.transforms[:-1]):
+        for verdict in member.rows.verdicts:
+            if verdict.step == f"transforms[{index}].{transform.key}":
+                typed(verdict.refused, verdict.step)
+    where = member.spec.where(step)
+    keys = {"window_start": "timestamptz"}
+    for column, expression in zip(member.window.by, compiled.keys, strict=True):
+        keys[column] = postgres_sink.pg_type(typed(expression, f"{step}.by"), where)
+    measures = {}
+    for name, text in member.window.measures.items():
+        measure = sql.measure(text)
+        argument = "1" if measure.argument is None else member.rows.resolve(measure.argument)
+        kind = typed(f"{measure.function}({argument})", f"{step}.measures.{name}")
+        measures[name] = (measure.function, postgres_sink.pg_type(kind, where))
+    sink = member.spec.sink
+    assert isinstance(sink, Postgres)
+    return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)
+
+
+class _Landing:
+    """A stream into Delta: refused rows first, then the rest, each commit with its position."""
+
+    def __init__(self, member: Member, topic: kafka.TopicState, source: kafka.Kafka, to: Connections) -> None:
+        self._member, self._topic = member, topic
+        self._path = delta_sink.table_path(to.storage, member.name)
+        self._aside = self._path.with_name(self._path.name + "__quarantine")
+        starts = {p: Position(offset) for p, offset in _starts(topic, source).items()}
+        self._batch_id, self.positions = self._held(self._path, starts)
+        _, self._aside_positions = self._held(self._aside, {})
+
+    def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
+        record = DeltaLog(path).record()
+        if record is None:
+            return 0, starts
+        batch_id, positions = progress.from_user_metadata(record)
+        return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
+
+    def write(self, frame: DataFrame, view: str, started_at: int) -> int:
+        member = self._member
+        frame.createOrReplaceTempView(view)
+        columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
+        step, reasons = rows.first_reasons(v for v in member.rows.verdicts if v.step in member.keeps)
+        chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
+        chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
+        chosen += [f"{warning.failed} as _warned{i}" for i, warning in enumerate(member.rows.warnings)]
+        ahead = {p: q.next_offset for p, q in self.positions.items()}
+        text = f"select {', '.join(chosen)}, if(_key is null, null, _key) as _key, _value from ({inner_select(member.rows, view)})"
+        text += f" where {not_before(ahead)}"
+        parsed = frame.sparkSession.sql(text).persist()
+        try:
+            return self._write(parsed, list(columns), started_at)
+        finally:
+            parsed.unpersist()
+
+    def _write(self, parsed: DataFrame, columns: list[str], started_at: int) -> int:
+        counts = _count(parsed, len(self._member.rows.warnings))
+        if not counts.ends:
+            return 0
+        warnings = {}
+        for warning, number in zip(self._member.rows.warnings, counts.warned, strict=True):
+            if number and warning.stops:
+                raise RunError("CHECK_FAILED", f"{number} rows fail {warning.name}", where=self._member.name)
+            warnings[warning.name] = number
+        after = {p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()}
+        record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
+                        self.positions, {**self.positions, **after}, None, counts.outcomes, warnings)  # fmt: skip
+        if counts.outcomes.get(rows.QUARANTINED) and self._member.keeps:
+            self._keep_aside(parsed, record)
+        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*columns)
+        few = sum(counts.outcomes.values()) < ONE_FILE_ROWS
+        sink = self._member.spec.sink
+        assert isinstance(sink, Delta)
+        delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
+                          partition_by=sink.partition_by)  # fmt: skip
+        self.positions, self._batch_id = dict(record.after), record.batch_id
+        return sum(counts.outcomes.values())
+
+    def _keep_aside(self, parsed: DataFrame, record: Record) -> None:
+        """A commit of its own before the main one; after a crash between the two its rows are not added again."""
+        held = {p: q.next_offset for p, q in self._aside_positions.items()}
+        time = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc).isoformat()
+        refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null and {not_before(held)}")
+        kept = refused.coalesce(1).selectExpr(
+            f"timestamp'{time}' as quarantined_at", f"{record.batch_id}L as batch_id", "_step as step",
+            "_reasons as reasons", "_topic as origin", "_partition as partition", "_offset as offset",
+            "_key as key", "_value as value", "cast(null as string) as row", "cast(null as string) as unit")  # fmt: skip
+        delta_sink.append(kept, self._aside, record.user_metadata())
+        self._aside_positions = dict(record.after)
+
+
+def not_before(held: Mapping[int, int]) -> str:
+    """SQL: the record is not below the position of its partition."""
+    cases = "".join(f" when {partition} then _offset >= {offset}L" for partition, offset in sorted(held.items()))
+    return f"case _partition{cases} else true end" if cases else "true"
+
+
+@dataclass(frozen=True)
+class _Counts:
+    ends: dict[int, int]
+    outcomes: dict[str, int]
+    warned: list[int]
+
+
+def _count(parsed: DataFrame, warnings: int) -> _Counts:
+    from pyspark.sql import functions as F
+
+    sums = [F.sum(F.expr(f"if(_warned{i} and _outcome = '{rows.COUNTED}', 1, 0)")).alias(f"w{i}") for i in range(warnings)]
+    grouped = parsed.groupBy("_partition", "_outcome").agg(F.count("*").alias("n"), F.max("_offset").alias("last"), *sums)
+    ends: dict[int, int] = {}
+    outcomes: dict[str, int] = {}
+    warned = [0] * warnings
+    for row in grouped.collect():
+        ends[row["_partition"]] = max(row["last"] + 1, ends.get(row["_partition"], 0))
+        outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
+        warned = [total + row[f"w{i}"] for i, total in enumerate(warned)]
+    return _Counts(ends, outcomes, warned)
+
+
+class _Print:
+    """A stream into the console: rows are shown, nothing is kept."""
+
+    positions: Mapping[int, Position] = {}
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def write(self, frame: DataFrame, view: str, started_at: int) -> int:
+        sink = self._member.spec.sink
+        assert isinstance(sink, Console)
+        frame.createOrReplaceTempView(view)
+        chosen = ", ".join(f"{text} as {sql.name(name)}" for name, text in self._member.rows.stored.items())
+        inner = inner_select(self._member.rows, view)
+        shown = frame.sparkSession.sql(f"select {chosen} from ({inner}) where {rows.passing(self._member.rows.verdicts)}")
+        shown.limit(sink.rows).show(sink.rows, truncate=False)
+        return 0
+
+
