@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -56,20 +57,20 @@ def start(folder: Path, log: Path, port: int | None = None, report: Report = sil
     command = [str(binaries / "postgres"), "-D", str(data)]
     command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     address = f"postgresql://{NAME}:{node['password']}@127.0.0.1:{node['port']}"
-    limit = time.monotonic() + 60
+    began = time.monotonic()
     while True:
         written = log.stat().st_size if log.exists() else 0
         process = spawn(command, log, folder / "process.json", mark=str(data), account=account)
         try:
-            _wait(process, f"{address}/postgres", log, written, limit)
+            _wait(process, f"{address}/postgres", log, written, began + 60)
             break
         except BaseException as error:
             stop(process, STOP, PATIENCE, report)
-            # After a kill, backends that have not yet noticed keep the old memory for a moment.
-            if isinstance(error, RunError) and "shared memory block" in error.message and time.monotonic() < limit:
-                time.sleep(0.1)
-                continue
-            raise
+            # After a kill, backends that have not noticed and a parent that has not asked keep what was the server's.
+            held = isinstance(error, RunError) and re.search("shared memory block|lock file", error.message)
+            if not held or time.monotonic() > began + 10:
+                raise
+            time.sleep(0.1)
     return process, f"{address}/{NAME}"
 
 

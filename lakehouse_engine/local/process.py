@@ -78,11 +78,13 @@ def recorded(record: Path) -> Process | None:
 
 def alive(process: Process) -> bool:
     """Whether this very process runs: same pid, same start, same command line."""
-    with contextlib.suppress(ChildProcessError):
-        # A dead child of ours stays a zombie until somebody asks.
-        os.waitpid(process.pid, os.WNOHANG)
     found = _look(process.pid)
-    return found is not None and found[0] == process.started and process.mark in found[1]
+    if found is None:
+        with contextlib.suppress(ChildProcessError):
+            # A dead child of ours keeps its pid until somebody asks, and PostgreSQL takes that for a living server.
+            os.waitpid(process.pid, os.WNOHANG)
+    # A process on its way out has lost its command line already, but not yet its pid.
+    return found is not None and found[0] == process.started and (process.mark in found[1] or not found[1])
 
 
 def stop(process: Process, signals: Sequence[signal.Signals], patience: float, report: Report) -> None:

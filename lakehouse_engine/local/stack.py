@@ -18,6 +18,8 @@ from lakehouse_engine.local.process import Process
 from lakehouse_engine.local.services import Services, read, shown, write
 
 NAMES = ("kafka", "postgres")
+# Seconds that a service has to answer before it counts as hanging.
+ANSWER_WITHIN = 5
 SIGNALS = {"kafka": kafka.STOP, "postgres": postgres.STOP}
 
 
@@ -88,8 +90,8 @@ def health(root: Path) -> dict[str, str]:
     if known is None:
         return {}
     answering = {
-        "kafka": "kafka" in running and kafka.answers(known.bootstrap_servers) is not None,
-        "postgres": "postgres" in running and postgres.answers(known.dsn),
+        "kafka": "kafka" in running and kafka.answers(known.bootstrap_servers, ANSWER_WITHIN) is not None,
+        "postgres": "postgres" in running and postgres.answers(known.dsn, ANSWER_WITHIN),
     }
     return {
         name: "dead" if name not in running else "running" if answering[name] else "not answering" for name in NAMES
@@ -169,7 +171,10 @@ def _check_ports(known: Services | None, running: dict[str, Process], wanted: di
 
 
 def _check_answers(known: Services) -> None:
-    for name, answers in (("kafka", kafka.answers(known.bootstrap_servers)), ("postgres", postgres.answers(known.dsn))):
+    for name, answers in (
+        ("kafka", kafka.answers(known.bootstrap_servers, ANSWER_WITHIN)),
+        ("postgres", postgres.answers(known.dsn, ANSWER_WITHIN)),
+    ):
         if not answers:
             raise RunError(
                 "STACK_NOT_ANSWERING",
