@@ -204,7 +204,7 @@ def with_runner(specs: Sequence[Path], env: str | None, action: Any) -> None:
     planned = _plan(specs, env)
 
     def engine_jars() -> list[Path]:
-        os.environ.update(java.environment())
+        os.environ.update(java.find_java().environment())
         return local.engine_jars(report)
 
     runner = Runner(environment, engine_jars, report)

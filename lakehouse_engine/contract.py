@@ -1,10 +1,27 @@
-"""The shape of an event: the subset of JSON Schema 2020-12 that pipelines understand."""
+"""The shape of an event: the subset of JSON Schema 2020-12 that pipelines understand.
+
+Two readers must agree on it, payload by payload: ``Contract.judge`` here, by ``jsonschema``, and the SQL of
+``transforms/parse.py``. The subset:
+
+- An object with ``properties`` of type string (``format`` date-time, date), integer, number or boolean, and
+  ``[type, "null"]``; ``required``; ``additionalProperties: false``; ``enum``, ``const``, ``pattern``, bounds, lengths.
+- The bytes are UTF-8 and strict JSON (RFC 8259): no byte order mark, no NaN, nothing after the object, no key twice.
+- Nothing is coerced. An integer is written without fraction or exponent and fits 64 bits; a number is finite.
+- A date-time is ``YYYY-MM-DDTHH:MM:SS[.1 to 9 digits](Z|+hh:mm|-hh:mm)``, a real time in the years 1900 to 2200.
+- A string holds no NUL character, which PostgreSQL cannot store.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Literal
 
 from lakehouse_engine.component import Model
+from lakehouse_engine.errors import Problem, SpecError
 
 Kind = Literal["string", "timestamp", "date", "integer", "number", "boolean"]
 SPARK_TYPES: dict[Kind, str] = {"string": "string", "timestamp": "timestamp", "date": "date", "integer": "bigint",
@@ -31,6 +48,14 @@ class Field(Model):
     def spark_type(self) -> str:
         return SPARK_TYPES[self.kind]
 
+    def schema_(self) -> dict[str, Any]:
+        """The field as JSON Schema."""
+        kind = "string" if self.kind in ("timestamp", "date") else self.kind
+        form = {"timestamp": {"format": "date-time"}, "date": {"format": "date"}}.get(self.kind, {})
+        rules = {key: getattr(self, field) for key, field in _KEYWORDS.items() if getattr(self, field) is not None}
+        enum = {} if self.enum is None else {"enum": [*self.enum, *([None] if self.nullable else [])]}
+        return {"type": [kind, "null"] if self.nullable else kind, **form, **rules, **enum}
+
 
 class Contract(Model):
     """``closed``: a field that is not listed refuses the row (``additionalProperties: false``)."""
@@ -39,3 +64,204 @@ class Contract(Model):
     file: str
     fields: tuple[Field, ...]
     closed: bool = False
+
+    def schema(self) -> dict[str, Any]:
+        """The contract as JSON Schema again, with what ``judge`` needs."""
+        return {"type": "object", "properties": {f.name: f.schema_() for f in self.fields},
+                "required": [f.name for f in self.fields if f.required],
+                **({"additionalProperties": False} if self.closed else {})}  # fmt: skip
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column names and Spark types."""
+        return {field.name: field.spark_type for field in self.fields}
+
+    def judge(self, payload: bytes | None) -> list[str]:
+        """Why a record's bytes are refused, in the order of the fields; empty for a good record. By ``jsonschema``."""
+        if payload is None:
+            return ["tombstone"]
+        try:
+            value = _strict_json(payload)
+        except ValueError:
+            return ["json: not valid"]
+        if not isinstance(value, dict):
+            return ["json: not an object"]
+        found: list[str] = []
+        for name, reason in sorted(self._errors(value), key=lambda e: self._order(e[0])):
+            text = f"{name}: {reason}" if name else reason
+            if text not in found:
+                found.append(text)
+        return found
+
+    def _order(self, name: str) -> int:
+        return next((i for i, field in enumerate(self.fields) if field.name == name), len(self.fields))
+
+    def _errors(self, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        for error in _validator(self).iter_errors(value):
+            rule = str(error.validator)
+            if rule == "required":
+                yield from ((f.name, "missing") for f in self.fields if f.required and f.name not in value)
+            elif rule == "additionalProperties":
+                yield ("", "unknown field")
+            else:
+                name = str(error.path[0])
+                field = next(f for f in self.fields if f.name == name)
+                yield (name, _REASONS.get(rule) or f"not {NOUNS[field.kind]}")
+        for field in self.fields:
+            if field.kind == "string" and isinstance(value.get(field.name), str) and "\0" in value[field.name]:
+                yield (field.name, "holds a NUL character")
+
+
+NOUNS: dict[Kind, str] = {"string": "a string", "timestamp": "a date-time", "date": "a date", "integer": "an integer",
+                          "number": "a number", "boolean": "a boolean"}  # fmt: skip
+_REASONS = {"enum": "not one of the accepted values", "pattern": "does not match the pattern", "minLength": "too short",
+            "maxLength": "too long", "minimum": "too low", "exclusiveMinimum": "too low", "maximum": "too high",
+            "exclusiveMaximum": "too high"}  # fmt: skip
+_DATE_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d{1,9})?(Z|([+-])(\d\d):(\d\d))", re.ASCII)
+_DAY = re.compile(r"(\d{4})-(\d\d)-(\d\d)", re.ASCII)
+YEARS = range(1900, 2201)
+
+
+def is_date_time(text: object) -> bool:
+    """``YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`` with a real date between 1900 and 2200, offset up to 18:00."""
+    match = _DATE_TIME.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        return False
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    offset = 0 if match[8] == "Z" else int(match[10]) * 60 + int(match[11])
+    if year not in YEARS or offset > 18 * 60 or (match[11] and int(match[11]) > 59):
+        return False
+    try:
+        datetime(year, month, day, hour, minute, second)
+    except ValueError:
+        return False
+    return True
+
+
+def is_date(text: object) -> bool:
+    """``YYYY-MM-DD``, a real date between 1900 and 2200."""
+    match = _DAY.fullmatch(text) if isinstance(text, str) else None
+    if match is None or int(match[1]) not in YEARS:
+        return False
+    try:
+        datetime(int(match[1]), int(match[2]), int(match[3]))
+    except ValueError:
+        return False
+    return True
+
+
+def _strict_json(payload: bytes) -> Any:
+    """RFC 8259 without what readers disagree on: no NaN, no repeated key, no unpaired surrogate, no byte order mark."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            raise ValueError("repeated key")
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
+    value = json.loads(payload.decode("utf-8"), object_pairs_hook=pairs, parse_constant=refuse)
+    json.dumps(value, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be encoded
+    return value
+
+
+@lru_cache(maxsize=64)
+def _validator(contract: Contract) -> Any:
+    """The contract's schema again, for ``jsonschema``, with the engine's idea of an integer and of a time."""
+    from jsonschema import Draft202012Validator, FormatChecker
+    from jsonschema.validators import extend
+
+    def integer(_: object, value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+    def number(_: object, value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+    checker = FormatChecker(formats=())
+    checker.checks("date-time")(lambda v: not isinstance(v, str) or is_date_time(v))
+    checker.checks("date")(lambda v: not isinstance(v, str) or is_date(v))
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", integer).redefine("number", number)
+    return extend(Draft202012Validator, type_checker=types)(contract.schema(), format_checker=checker)
+
+
+_KEYWORDS = {"pattern": "pattern", "minimum": "minimum", "maximum": "maximum", "exclusiveMinimum": "exclusive_minimum",
+             "exclusiveMaximum": "exclusive_maximum", "minLength": "min_length", "maxLength": "max_length"}  # fmt: skip
+_SILENT = {"description", "title", "$schema", "$id", "$comment", "examples", "default", "deprecated"}
+_NEVER = {"oneOf", "anyOf", "allOf", "not", "if", "then", "else"}
+
+
+def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contract:
+    """A contract from a JSON Schema. Raises ``SpecError`` BAD_CONTRACT, NOT_YET, UNKNOWN_KEY at file:line."""
+    problems: list[Problem] = []
+
+    def problem(path: str, code: str, message: str) -> None:
+        while path and path not in lines:
+            path = path.rpartition(".")[0]
+        problems.append(Problem(file, lines.get(path, 1), code, message))
+
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
+        problem("", "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
+        raise SpecError(problems)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        problem(".".join(map(str, error.path)), "BAD_CONTRACT", error.message)
+        raise SpecError(problems) from None
+    for key in schema:
+        if key in _NEVER:
+            problem(key, "BAD_CONTRACT", f"{key} is not part of the contract language")
+        elif key not in _SILENT | {"type", "properties", "required", "additionalProperties"}:
+            problem(key, "NOT_YET", f"{key} comes with a later version")
+    extra = schema.get("additionalProperties")
+    if extra not in (None, False):
+        problem("additionalProperties", "NOT_YET", "additionalProperties: true comes with a later version")
+    required = schema.get("required", [])
+    for missing in sorted(set(required) - schema["properties"].keys()):
+        problem("required", "BAD_CONTRACT", f"{missing} is required and not among the properties")
+    fields = []
+    for field_name, rules in schema["properties"].items():
+        made = _field(field_name, rules, field_name in required, problem)
+        fields += [made] if made else []
+    if problems:
+        raise SpecError(problems)
+    return Contract(name=name, file=file, fields=tuple(fields), closed=extra is False)
+
+
+def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, str], None]) -> Field | None:
+    path = f"properties.{name}"
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
+        problem(path, "BAD_NAME", f"{name!r} is not a column name: a letter, then letters, digits and _")
+        return None
+    if not isinstance(rules, dict) or "type" not in rules:
+        problem(path, "NOT_YET", f"{name} has no type; values of any type come with a later version")
+        return None
+    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+    plain = [t for t in types if t != "null"]
+    kinds: dict[tuple[str, str | None], Kind] = {
+        ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
+        ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean"}  # fmt: skip
+    kind = kinds.get((plain[0], rules.get("format"))) if len(plain) == 1 else None
+    if kind is None:
+        problem(f"{path}.type", "NOT_YET", f"{name}: this type or format comes with a later version")
+        return None
+    options: dict[str, Any] = {}
+    for key, value in rules.items():
+        if key in _KEYWORDS:
+            options[_KEYWORDS[key]] = value
+        elif key == "enum":
+            options["enum"] = tuple(value)
+        elif key == "const":
+            options["enum"] = (value,)
+        elif key in _NEVER:
+            problem(f"{path}.{key}", "BAD_CONTRACT", f"{key} is not part of the contract language")
+        elif key not in _SILENT | {"type", "format"}:
+            problem(f"{path}.{key}", "NOT_YET", f"{name}: {key} comes with a later version")
+    if any(value is None or isinstance(value, dict | list) for value in options.get("enum", ())):
+        problem(f"{path}.enum", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
+        return None
+    return Field(name=name, kind=kind, required=required, nullable="null" in types, **options)

@@ -126,6 +126,11 @@ def columns(text: str) -> set[str]:
     return {column.parts[0].name.lower() for column in _free_columns(_tree(text))}
 
 
+def calls(text: str) -> set[str]:
+    """The functions an expression calls, in lower case."""
+    return _calls(_tree(text))
+
+
 def rewrite(text: str, replace: Mapping[str, str]) -> str:
     """The expression with column references replaced by other expressions (keys in lower case).
 

@@ -1,0 +1,276 @@
+"""What a file means, checked without Spark: a literal list of small functions over one spec, and over the whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Protocol
+
+from lakehouse_engine import sql
+from lakehouse_engine.checks import RowCheck, Unique
+from lakehouse_engine.errors import Problem
+from lakehouse_engine.rows import Rows
+from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.transforms import Aggregate, Dedupe, Derive, Filter, Parse, Select, Watermark, Window
+
+Columns = dict[str, str]
+_CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate"}
+_LANDED = ("_topic", "_partition", "_offset", "_timestamp")
+
+
+class Upstream(Protocol):
+    def find(self, name: str, beside: str) -> PipelineSpec | None: ...
+
+
+def _at(spec: PipelineSpec, path: str, code: str, message: str) -> Problem:
+    file, _, line = spec.where(path).rpartition(":")
+    return Problem(file, int(line), code, message)
+
+
+def _step(spec: PipelineSpec, index: int) -> str:
+    return f"transforms[{index}].{spec.transforms[index].key}"
+
+
+def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
+    if spec.is_stream and not isinstance(spec.source, Kafka):
+        yield _at(spec, "source", "NOT_YET", "a stream over a Delta table comes with a later version")
+    if not spec.is_stream and isinstance(spec.source, Kafka):
+        yield _at(spec, "source", "NOT_YET", "a job over kafka comes with a later version; give it a trigger")
+
+
+def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
+    seen = 0
+    for index, transform in enumerate(spec.transforms):
+        if isinstance(transform, Watermark):
+            seen += 1
+            if seen > 1:
+                yield _at(spec, _step(spec, index), "WATERMARK_TWICE", "an input has one watermark")
+        if isinstance(transform, Window) and not seen:
+            yield _at(spec, _step(spec, index), "WATERMARK_MISSING", "a window needs a watermark before it, e.g."
+                      " - watermark: {column: timestamp, delay: 2 minutes}")  # fmt: skip
+
+
+def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, transform in enumerate(spec.transforms):
+        place = _step(spec, index)
+        if spec.is_stream and isinstance(transform, Aggregate):
+            yield _at(spec, place, "JOB_ONLY", "aggregate is for jobs; a stream has window")
+        if spec.is_stream and isinstance(transform, Dedupe):
+            yield _at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
+        if not spec.is_stream and isinstance(transform, Window | Watermark):
+            yield _at(spec, place, "NOT_YET", f"{transform.key} in a job comes with a later version; use aggregate")
+        if isinstance(transform, Window):
+            if index != len(spec.transforms) - 1:
+                yield _at(spec, place, "NOT_YET", "steps after a window come with a later version")
+            if transform.emit == "final":
+                yield _at(spec, f"{place}.emit", "NOT_YET", "emit: final comes with a later version")
+            if spec.checks:
+                yield _at(spec, "checks", "NOT_YET", "checks of a window's result come with a later version")
+
+
+def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
+    windowed = any(isinstance(t, Window) for t in spec.transforms)
+    sink = spec.sink
+    if isinstance(sink, Console):
+        if windowed:
+            yield _at(spec, "sink", "NOT_YET", "a window into this sink comes with a later version; use postgres")
+        return
+    allowed = {"upsert"} if windowed else {"append"} if spec.is_stream else {"replace"}
+    if isinstance(sink, Delta) and windowed:
+        yield _at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
+    elif isinstance(sink, Postgres) and spec.is_stream and not windowed:
+        yield _at(spec, "sink", "NOT_YET", "a stream without a window into postgres comes with a later version")
+    elif sink.mode is not None and sink.mode not in allowed:
+        kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
+        yield _at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode"
+                  f" {min(allowed)}, not {sink.mode}")  # fmt: skip
+    if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
+        yield _at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
+    if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
+        yield _at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
+
+
+def stream_expressions_cannot_throw(spec: PipelineSpec) -> Iterator[Problem]:
+    if not spec.is_stream:
+        return
+    types: Columns = dict(kafka_source.COLUMNS)
+    for index, transform in enumerate(spec.transforms):
+        for text in transform.expressions():
+            try:
+                sql.check_stream(text, {name.lower(): kind for name, kind in types.items()})
+            except sql.ExpressionError as error:
+                yield _at(spec, _step(spec, index), error.code, str(error))
+        if isinstance(transform, Parse) and transform.contract in spec.contracts:
+            types |= spec.contracts[transform.contract].columns
+        if isinstance(transform, Derive):
+            types = {name: kind for name, kind in types.items() if name not in transform.columns}
+    for index, check in enumerate(spec.checks):
+        for text in check.expressions():
+            try:
+                sql.check_stream(text, {name.lower(): kind for name, kind in types.items()})
+            except sql.ExpressionError as error:
+                yield _at(spec, f"checks[{index}]", error.code, str(error))
+
+
+def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
+    if spec.is_stream or not (isinstance(spec.sink, Delta) and spec.sink.replace_by):
+        return
+    for index, transform in enumerate(spec.transforms):
+        for text in transform.expressions():
+            if sql.calls(text) & _CLOCKS:
+                yield _at(spec, _step(spec, index), "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
+                          " recomputed at other times; the clock would make it another one")  # fmt: skip
+
+
+def unique_only_in_jobs(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, check in enumerate(spec.checks):
+        if isinstance(check, Unique) and spec.is_stream:
+            yield _at(spec, f"checks[{index}]", "JOB_ONLY", "unique is for jobs; it judges a whole result")
+
+
+ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
+    source_fits,
+    watermark_once_and_before_window,
+    steps_fit_streams_and_jobs,
+    sink_fits,
+    stream_expressions_cannot_throw,
+    slices_do_not_depend_on_the_clock,
+    unique_only_in_jobs,
+)
+
+
+def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
+    """Everything that one file, with what it reads, can get wrong."""
+    problems = [problem for rule in ONE for problem in rule(spec)]
+    walk = _Columns(spec, upstream)
+    walk.result()
+    return problems + walk.problems + list(_history(spec, upstream))
+
+
+def output_columns(spec: PipelineSpec, upstream: Upstream) -> Columns | None:
+    """What the pipeline's table holds, by name and Spark type ('' unknown); None when its source cannot be known."""
+    columns = _Columns(spec, upstream).result()
+    return columns
+
+
+class _Columns:
+    """Follows the columns through the steps."""
+
+    def __init__(self, spec: PipelineSpec, upstream: Upstream) -> None:
+        self._spec, self._upstream = spec, upstream
+        self.problems: list[Problem] = []
+
+    def result(self) -> Columns | None:
+        spec = self._spec
+        columns = self._source()
+        if columns is None:
+            return None
+        for index, transform in enumerate(spec.transforms):
+            self._read(transform.expressions(), columns, _step(spec, index))
+            columns = self._after(transform, columns)
+        for index, check in enumerate(spec.checks):
+            self._read(check.expressions() if isinstance(check, RowCheck | Unique) else [], columns, f"checks[{index}]")
+        return self._stored(columns)
+
+    def _source(self) -> Columns | None:
+        source = self._spec.source
+        if isinstance(source, Kafka):
+            return dict(kafka_source.COLUMNS)
+        writer = self._upstream.find(source.table, self._spec.file)
+        if writer is None or writer.name == self._spec.name:
+            return None
+        columns = output_columns(writer, self._upstream)
+        return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
+
+    def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
+        known = {name.lower() for name in columns}
+        for text in expressions:
+            for missing in sorted(sql.columns(text) - known):
+                close = get_close_matches(missing, list(columns), n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(columns))}"
+                self.problems.append(_at(self._spec, path, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
+
+    def _after(self, transform: object, columns: Columns) -> Columns:
+        spec = self._spec
+        if isinstance(transform, Parse):
+            found = spec.contracts.get(transform.contract)
+            return {**columns, **(found.columns if found else {})}
+        if isinstance(transform, Derive):
+            return {**columns, **dict.fromkeys(transform.columns, "")}
+        if isinstance(transform, Select):
+            items = [sql.select_item(item) for item in transform.items]
+            hidden = {name: kind for name, kind in columns.items() if name.startswith("_")}
+            return hidden | {item.name: columns.get(item.expression, "") for item in items}
+        if isinstance(transform, Window):
+            keys = {"window_start": "timestamp", **{name: columns.get(name, "") for name in transform.by}}
+            return {**keys, **dict.fromkeys(transform.measures, "")}
+        if isinstance(transform, Aggregate):
+            return {**{name: columns.get(name, "") for name in transform.by}, **dict.fromkeys(transform.measures, "")}
+        assert isinstance(transform, Filter | Watermark | Dedupe)
+        return columns
+
+    def _stored(self, columns: Columns) -> Columns:
+        spec, sink = self._spec, self._spec.sink
+        landing = spec.is_stream and isinstance(sink, Delta)
+        stored = Rows.identity(columns).stored
+        kept = {n: t for n, t in columns.items() if n in stored or (landing and n in _LANDED)}
+        if not isinstance(sink, Console) and sink.updated_at and not landing:
+            if "updated_at" in kept:
+                self.problems.append(_at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
+                                         " yours, or say updated_at: false in the sink"))  # fmt: skip
+            kept["updated_at"] = "timestamp"
+        if isinstance(sink, Delta):
+            for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,))):
+                self._read([n for n in names if n], kept, f"sink.delta.{path}")
+        self._read(spec.keys or (), kept, "keys")
+        return kept
+
+
+def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
+    source = spec.source
+    if not isinstance(source, Kafka) or source.history is None:
+        return
+    lander = upstream.find(source.history, spec.file)
+    if lander is None:
+        return  # it may live in another project; what it lands is its own matter
+    lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
+    if not lands or set(lander.contracts) != set(spec.contracts):
+        yield _at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
+                  " same contract")  # fmt: skip
+
+
+def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
+    writers: dict[tuple[str, str], str] = {}
+    for spec in specs:
+        sink = spec.sink
+        tables = [("delta", spec.name)] if isinstance(sink, Delta) else []
+        if isinstance(sink, Postgres):
+            tables.append(("postgres", sink.table or spec.name))
+        if spec.serve:
+            tables.append(("postgres", spec.name))
+        for table in tables:
+            if table in writers:
+                yield _at(spec, "sink", "SAME_TABLE", f"{writers[table]} writes {table[0]} {table[1]} as well")
+            writers.setdefault(table, spec.name)
+
+
+def jobs_form_no_cycle(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
+    reads: Mapping[str, str] = {s.name: s.source.table for s in specs if not isinstance(s.source, Kafka)}
+    for spec in specs:
+        seen, name = [spec.name], reads.get(spec.name)
+        while name is not None and name not in seen:
+            seen.append(name)
+            name = reads.get(name)
+        if name == spec.name:
+            yield _at(spec, "source", "CYCLE", f"{' reads '.join([*seen, spec.name])}")
+
+
+SET: tuple[Callable[[Sequence[PipelineSpec]], Iterable[Problem]], ...] = (one_table_has_one_writer, jobs_form_no_cycle)
+
+
+def check_all(specs: Sequence[PipelineSpec]) -> list[Problem]:
+    """What only shows between files."""
+    return [problem for rule in SET for problem in rule(specs)]

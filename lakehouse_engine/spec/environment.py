@@ -1,0 +1,143 @@
+"""Where a run's services and storage are. Secrets are references, resolved late and never printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml as pyyaml
+from pydantic import ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from lakehouse_engine.component import Model
+from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
+
+
+class Secret(Model):
+    """``{env: X}`` or ``{file: path}``."""
+
+    env: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise PydanticCustomError("LITERAL_SECRET", "a secret is {{env: NAME}} or {{file: path}}, never its value")
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Secret:
+        if (self.env is None) == (self.file is None):
+            raise PydanticCustomError("LITERAL_SECRET", "a secret is either {{env: NAME}} or {{file: path}}")
+        return self
+
+    def resolve(self, connection: str) -> str:
+        """Raises ``RunError`` SECRET_MISSING."""
+        where = f"connection {connection}"
+        if self.env is not None:
+            if self.env not in os.environ:
+                raise RunError("SECRET_MISSING", f"the environment variable {self.env} is not set", where=where)
+            return os.environ[self.env]
+        try:
+            return Path(self.file or "").read_text(encoding="utf-8").rstrip("\n")
+        except OSError as error:
+            raise RunError("SECRET_MISSING", f"{self.file} cannot be read: {error.strerror}", where=where) from None
+
+
+class KafkaConnection(Model):
+    bootstrap_servers: str
+
+
+class PostgresConnection(Model):
+    host: str
+    port: int = 5432
+    database: str
+    user: str
+    password: Secret | None = None
+    tls: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+
+
+class Connections(Model):
+    kafka: KafkaConnection | None = None
+    postgres: PostgresConnection | None = None
+
+
+class Environment(Model):
+    """``name`` is empty for the embedded stack; ``dsn`` is its own database, with a password that is never shown."""
+
+    name: str = ""
+    storage: str
+    connections: Connections = Connections()
+    vars: dict[str, Any] = {}
+    spark: dict[str, str] = {}
+    embedded: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Environment({self.name or 'embedded'})"
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        """Raises ``RunError`` STACK_DOWN or NO_CONNECTION."""
+        if self.connections.kafka:
+            return self.connections.kafka.bootstrap_servers
+        return self._embedded("kafka")
+
+    def postgres_dsn(self) -> str:
+        """Raises ``RunError`` STACK_DOWN, NO_CONNECTION, SECRET_MISSING."""
+        to = self.connections.postgres
+        if to is None:
+            return self._embedded("postgres")
+        from psycopg2.extensions import make_dsn
+
+        password = {"password": to.password.resolve("postgres")} if to.password else {}
+        dsn: str = make_dsn(host=to.host, port=to.port, dbname=to.database, user=to.user, sslmode=to.tls, **password)
+        return dsn
+
+    def _embedded(self, service: str) -> str:
+        if service in self.embedded:
+            return self.embedded[service]
+        where = f"connection {service}"
+        if self.name:
+            raise RunError("NO_CONNECTION", f"environments/{self.name}.yaml has no connection {service}", where=where)
+        raise RunError("STACK_DOWN", "the embedded stack has not been started here; start it with: lakehouse up", where=where)
+
+
+def load_environment(name: str | None, root: Path) -> Environment:
+    """``environments/<name>.yaml`` below ``root``; without a name the embedded stack of ``.lakehouse/services.json``.
+
+    Raises ``UsageError`` ENVIRONMENT_MISSING, ``SpecError`` for a wrong file.
+    """
+    if name is None:
+        folder = root / ".lakehouse"
+        try:
+            services = json.loads((folder / "services.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return Environment(storage=str(folder / "storage"))
+        return Environment(storage=str(folder / "storage"), embedded={
+            "kafka": services["kafka"]["bootstrap_servers"], "postgres": services["postgres"]["dsn"]})  # fmt: skip
+    path = root / "environments" / f"{name}.yaml"
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not path.is_file():
+        there = sorted(p.stem for p in (root / "environments").glob("*.yaml"))
+        raise UsageError("ENVIRONMENT_MISSING", f"there is no environments/{name}.yaml; there are: {', '.join(there) or 'none'}")
+    shown = f"environments/{name}.yaml"
+    try:
+        content = pyyaml.safe_load(path.read_text(encoding="utf-8"))
+    except (pyyaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError([Problem(shown, 1, "YAML_SYNTAX", str(error).splitlines()[0])]) from None
+    if not isinstance(content, dict):
+        raise SpecError([Problem(shown, 1, "BAD_VALUE", "an environment is a map")])
+    storage = str(content.get("storage", ""))
+    if "://" in storage:
+        raise SpecError([Problem(shown, 1, "NOT_YET", "storage other than a local path comes with a later version")])
+    content["spark"] = {key: str(value) for key, value in (content.get("spark") or {}).items()}
+    try:
+        return Environment.model_validate({"name": name, **content})
+    except ValidationError as error:
+        raise SpecError([
+            Problem(shown, 1, one["type"] if one["type"].isupper() else "BAD_VALUE",
+                    f"{'.'.join(map(str, one['loc']))}: {one['msg']}") for one in error.errors(include_input=False)
+        ]) from None  # fmt: skip
