@@ -20,6 +20,7 @@ _FIXED = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # other readers take INT96 for another thing
 }
 #: fitted to one machine; an environment's `spark:` goes over them
 _DEFAULTS = {
