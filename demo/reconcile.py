@@ -77,7 +77,9 @@ class Topic:
         return {(p, o) for p, found in self.records.items() for o, event in found.items() if event is None}
 
 
-STAMP = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})")
+STAMP = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 def event_time(text: Any) -> int | None:
@@ -180,7 +182,11 @@ def same(name: str, expected: Any, found: Any) -> Check:
     if isinstance(expected, set | frozenset):
         expected, found = dict.fromkeys(expected, 1), dict.fromkeys(found, 1)
     if isinstance(expected, dict):
-        off = [(key, expected.get(key), found.get(key)) for key in {*expected, *found} if expected.get(key) != found.get(key)]
+        off = [
+            (key, expected.get(key), found.get(key))
+            for key in {*expected, *found}
+            if expected.get(key) != found.get(key)
+        ]
         example = "" if not off else "{}: expected {}, found {}".format(*min(off, key=str))
         numbers = all(isinstance(v, int) for v in [*expected.values(), *found.values()])
         sizes = (sum(expected.values()), sum(found.values())) if numbers else (len(expected), len(found))
@@ -432,7 +438,9 @@ def check_gold(topic: Topic, cursor: Any, storage: Path) -> Iterable[Check]:
         yield same(f"{table}: values in PostgreSQL", expected[table], in_postgres)
 
 
-def reconcile(bootstrap_servers: str, dsn: str, storage: Path, topic_name: str, only: Iterable[str] = ()) -> list[Check]:
+def reconcile(
+    bootstrap_servers: str, dsn: str, storage: Path, topic_name: str, only: Iterable[str] = ()
+) -> list[Check]:
     """Every comparison; ``only`` of realtime, bronze, gold."""
     import psycopg2
 

@@ -86,12 +86,16 @@ def jars(folder: bool, listed: bool) -> None:
 
 
 @main.command()
-@click.option("--rate", type=float, help="Events per second; 0: as fast as possible.  [default: $EVENTS_PER_SECOND or 5]")
+@click.option(
+    "--rate", type=float, help="Events per second; 0: as fast as possible.  [default: $EVENTS_PER_SECOND or 5]"
+)
 @click.option("--events", type=int, help="Stop after so many.")
 @click.option("--seed", type=int, help="Repeatable events.")
 @click.option("--topic", default="user-events", show_default=True)
 @click.option("--duplicates", type=click.FloatRange(0, 1), default=0.0, help="Share of exact repetitions.")
-@click.option("--late", type=click.FloatRange(0, 1), default=0.0, help="Share of events older than window and watermark.")
+@click.option(
+    "--late", type=click.FloatRange(0, 1), default=0.0, help="Share of events older than window and watermark."
+)
 @click.option("--malformed", type=click.FloatRange(0, 1), default=0.0, help="Share of records that break the contract.")
 @ENV
 @JSON
@@ -196,8 +200,8 @@ def test(specs: tuple[Path, ...], as_json: bool) -> None:
 
 
 def with_runner(specs: Sequence[Path], env: str | None, action: Any) -> None:
-    from lakehouse_engine.local import java
     from lakehouse_engine.local import jars as local
+    from lakehouse_engine.local import java
     from lakehouse_engine.runner import Runner
 
     environment = _environment(env)

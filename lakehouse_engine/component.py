@@ -67,6 +67,12 @@ def _column(text: str) -> str:
     return text
 
 
+def _table(value: str) -> str:
+    if not TABLE.fullmatch(value):
+        raise PydanticCustomError("BAD_NAME", "{value} is not <layer>.<name>", {"value": repr(value)})
+    return value
+
+
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -74,6 +80,7 @@ def _listed(value: object) -> object:
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 Expression = Annotated[str, BeforeValidator(_expression), AfterValidator(_checked)]
 Column = Annotated[str, AfterValidator(_column)]
+Table = Annotated[str, AfterValidator(_table)]
 Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed)]
 
 

@@ -283,7 +283,9 @@ class _Run:
         if isinstance(sink, Delta):
             path = delta_sink.table_path(self._storage, self._job.name)
             where = self._where if DeltaLog(path).version() is not None else None
-            delta_sink.replace(result, path, self._record(), partition_by=sink.partition_by, where=where, run=self._txn())
+            delta_sink.replace(
+                result, path, self._record(), partition_by=sink.partition_by, where=where, run=self._txn()
+            )
             return
         assert isinstance(sink, Postgres)
         assert self._dsn is not None

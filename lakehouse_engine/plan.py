@@ -122,11 +122,12 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
         if isinstance(transform, Window):
             window = transform
             break
+        assert not isinstance(transform, Aggregate | Dedupe), "the loader refuses these in a stream"
         rows = _step(spec, rows, transform, step)
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
     rows = with_checks(rows, spec)
-    keeps |= {f"checks[{i}]" for i in range(len(spec.checks))} | {"checks"}
+    keeps.add("checks")
     return Member(spec, rows, window, frozenset(keeps))
 
 

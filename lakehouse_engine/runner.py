@@ -91,7 +91,9 @@ class Runner:
             self.report("starting Spark")
             self.storage.mkdir(parents=True, exist_ok=True)
             jars = () if self.submitted else self.jars()
-            self._spark = session.start("lakehouse", jars=jars, settings=self.environment.spark, submitted=self.submitted)
+            self._spark = session.start(
+                "lakehouse", jars=jars, settings=self.environment.spark, submitted=self.submitted
+            )
         return self._spark
 
     def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:
@@ -180,8 +182,8 @@ class _Supervised:
                 self._again_at = None
                 try:
                     self.start()
-                except RunError as error:
-                    self._failed(error)
+                except RunError as refused:
+                    self._failed(refused)
             return
         run = self._run
         if run is None or run.query is None or run.query.isActive:
@@ -198,7 +200,9 @@ class _Supervised:
     def _failed(self, error: BaseException) -> None:
         text = str(error) if isinstance(error, LakehouseError) else f"STREAM_FAILED: {_first_line(error)}"
         self._restarts += 1
-        fatal = isinstance(error, FencedError) or (isinstance(error, LakehouseError) and not isinstance(error, RunError))
+        fatal = isinstance(error, FencedError) or (
+            isinstance(error, LakehouseError) and not isinstance(error, RunError)
+        )
         if fatal or self._restarts > MAX_RESTARTS:
             self.failures += [f"{member.name}: {text}" for member in self._scan.members]
             self.done = True

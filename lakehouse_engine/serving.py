@@ -50,7 +50,9 @@ def stale(specs: Sequence[PipelineSpec], storage: Path, dsn: str) -> list[Stale]
         log = DeltaLog(delta_sink.table_path(storage, spec.name))
         version = log.version()
         if version is None:
-            raise RunError("MISSING_TABLE", f"there is no table {spec.name} yet; run it first", where=spec.where("serve"))
+            raise RunError(
+                "MISSING_TABLE", f"there is no table {spec.name} yet; run it first", where=spec.where("serve")
+            )
         if held.get(spec.name) != (log.table_id(), version):
             found.append(Stale(spec, version, log.table_id()))
     return found

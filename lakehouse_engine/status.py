@@ -33,7 +33,9 @@ def _postgres(cursor: Any) -> list[dict[str, Any]]:
     if not cursor.fetchone()[0]:
         return []
     sums = ", ".join(f"sum({name})::bigint" for name in COUNTERS)
-    cursor.execute(f"select pipeline, count(*), max(committed_at), max(watermark), {sums} from lakehouse.batches group by 1")
+    cursor.execute(
+        f"select pipeline, count(*), max(committed_at), max(watermark), {sums} from lakehouse.batches group by 1"
+    )
     names = ("pipeline", "batches", "last_commit", "watermark", *COUNTERS)
     return [{**dict(zip(names, row, strict=True)), "store": "postgres"} for row in cursor.fetchall()]
 

@@ -32,7 +32,7 @@ from lakehouse_engine.sources import kafka
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming import StreamingQuery
+    from pyspark.sql.streaming.query import StreamingQuery
 
 Report = Callable[[str], None]
 #: rows up to which a Delta batch is written as one file per partition value
@@ -53,7 +53,8 @@ class ScanRun:
     """One start of a scan, from claiming its members to the end of its query."""
 
     def __init__(self, spark: SparkSession, scan: Scan, connections: Connections, report: Report) -> None:
-        self.scan, self.error = scan, None
+        self.scan = scan
+        self.error: BaseException | None = None
         self.detached: dict[str, str] = {}
         self.rows_read = 0
         self.batches = 0
@@ -67,8 +68,6 @@ class ScanRun:
         self._windows: _Windows | None = None
         self._landings: list[_Landing | _Print] = []
         self.query: StreamingQuery | None = None
-
-    error: BaseException | None
 
     def start(self, *, available_now: bool) -> None:
         """Takes the members over and starts the query. Nothing has been written when this raises."""
@@ -181,7 +180,9 @@ class _Windows:
         if not self._members:
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
         watermarks = [
-            progress.next_watermark(c.positions.values(), m.rows.event_time.delay if m.rows.event_time else 0, c.watermark)
+            progress.next_watermark(
+                c.positions.values(), m.rows.event_time.delay if m.rows.event_time else 0, c.watermark
+            )
             for m, c in zip(self._members, self._claims, strict=True)
         ]
         frame.createOrReplaceTempView(view)
@@ -194,9 +195,7 @@ class _Windows:
         read = sum(end - min(c.positions[p].next_offset for c in self._claims if p in c.positions)
                    for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
         for index, record in failed["records"].items():
-            claim = self._claims[index]
             self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
-            del claim
         self._detach(failed["errors"])
         return max(read, 0)
 
@@ -262,7 +261,7 @@ class _Windows:
         for index in sorted(errors, reverse=True):
             self.detached[self._members[index].name] = errors[index]
             for part in (self._members, self._merges, self._claims):
-                del part[index]  # type: ignore[attr-defined]
+                del part[index]
         self._query = ScanQuery([m.window_member() for m in self._members])
 
     def close(self) -> None:
@@ -362,7 +361,9 @@ class _Landing:
             if number and warning.stops:
                 raise RunError("CHECK_FAILED", f"{number} rows fail {warning.name}", where=self._member.name)
             warnings[warning.name] = number
-        after = {p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()}
+        after = {
+            p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()
+        }
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, {**self.positions, **after}, None, counts.outcomes, warnings)  # fmt: skip
         if counts.outcomes.get(rows.QUARANTINED) and self._member.keeps:
@@ -405,8 +406,12 @@ class _Counts:
 def _count(parsed: DataFrame, warnings: int) -> _Counts:
     from pyspark.sql import functions as F
 
-    sums = [F.sum(F.expr(f"if(_warned{i} and _outcome = '{rows.COUNTED}', 1, 0)")).alias(f"w{i}") for i in range(warnings)]
-    grouped = parsed.groupBy("_partition", "_outcome").agg(F.count("*").alias("n"), F.max("_offset").alias("last"), *sums)
+    sums = [
+        F.sum(F.expr(f"if(_warned{i} and _outcome = '{rows.COUNTED}', 1, 0)")).alias(f"w{i}") for i in range(warnings)
+    ]
+    grouped = parsed.groupBy("_partition", "_outcome").agg(
+        F.count("*").alias("n"), F.max("_offset").alias("last"), *sums
+    )
     ends: dict[int, int] = {}
     outcomes: dict[str, int] = {}
     warned = [0] * warnings
@@ -431,8 +436,8 @@ class _Print:
         frame.createOrReplaceTempView(view)
         chosen = ", ".join(f"{text} as {sql.name(name)}" for name, text in self._member.rows.stored.items())
         inner = inner_select(self._member.rows, view)
-        shown = frame.sparkSession.sql(f"select {chosen} from ({inner}) where {rows.passing(self._member.rows.verdicts)}")
+        shown = frame.sparkSession.sql(
+            f"select {chosen} from ({inner}) where {rows.passing(self._member.rows.verdicts)}"
+        )
         shown.limit(sink.rows).show(sink.rows, truncate=False)
         return 0
-
-

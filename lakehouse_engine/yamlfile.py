@@ -78,7 +78,9 @@ class _Values:
         self.lines.setdefault(path, line)
         self.count += 1
         if depth > MAX_DEPTH or self.count > MAX_VALUES:  # aliases multiply, or point at what holds them
-            raise _Refused("YAML_LIMIT", line, f"more than {MAX_VALUES} values or {MAX_DEPTH} levels with aliases expanded")
+            raise _Refused(
+                "YAML_LIMIT", line, f"more than {MAX_VALUES} values or {MAX_DEPTH} levels with aliases expanded"
+            )
         if isinstance(node, MappingNode):
             return self._map(node, path, depth)
         if isinstance(node, SequenceNode):
@@ -111,7 +113,9 @@ class _Values:
             depth += (character == "(") - (character == ")")
             lowest = min(lowest, depth)
         if depth > 0:  # the other half lies beyond the comma, and needs no error of its own
-            message = f"`{node.value}` has an unbalanced parenthesis: YAML splits at commas; put the expression in quotes"
+            message = (
+                f"`{node.value}` has an unbalanced parenthesis: YAML splits at commas; put the expression in quotes"
+            )
             self.refused.append(_Refused("YAML_SYNTAX", _line(node), message))
         return depth == lowest == 0
 

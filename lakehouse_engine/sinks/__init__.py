@@ -7,3 +7,5 @@ from lakehouse_engine.sinks.postgres import Postgres
 SINKS = {sink.key: sink for sink in (Delta, Postgres, Console)}
 LATER = {"kafka", "jdbc", "files"}
 Sink = Delta | Postgres | Console
+
+__all__ = ["LATER", "SINKS", "Console", "Delta", "Postgres", "Sink"]

@@ -17,9 +17,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from lakehouse_engine.component import Component
+from lakehouse_engine.component import Component, Table
 from lakehouse_engine.errors import PlanError, RunError
-from lakehouse_engine.sources.kafka import Table
 
 
 class Postgres(Component):
@@ -62,7 +61,7 @@ def connect(dsn: str) -> Connection:
     except psycopg2.OperationalError as error:
         lines = str(error).strip().splitlines()
         reason = lines[-1].strip() if lines else "no answer"
-        refused = any(word in str(error) for word in ("password", "role", "database \"", "pg_hba"))
+        refused = any(word in str(error) for word in ("password", "role", 'database "', "pg_hba"))
         code = "POSTGRES_REFUSED" if refused else "POSTGRES_UNREACHABLE"
         raise RunError(code, f"{reason}; check the connection, or start the stack with: lakehouse up",
                        where="connection postgres") from None  # fmt: skip
@@ -194,7 +193,9 @@ class Merge:
         stage = sql.Identifier("stage_" + self.table.replace(".", "_")[:50])
         definition = sql.SQL(", ").join(
             sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(kind)) for n, kind in staged.items())  # fmt: skip
-        cursor.execute(sql.SQL("create temp table if not exists {} ({}) on commit delete rows").format(stage, definition))
+        cursor.execute(
+            sql.SQL("create temp table if not exists {} ({}) on commit delete rows").format(stage, definition)
+        )
         copy(cursor, stage, staged, rows)
         cursor.execute(self._statement(stage))
 

@@ -6,3 +6,5 @@ from lakehouse_engine.sources.kafka import Kafka
 SOURCES = {source.key: source for source in (Kafka, Delta)}
 LATER = {"files", "jdbc", "rate"}
 Source = Kafka | Delta
+
+__all__ = ["LATER", "SOURCES", "Delta", "Kafka", "Source"]

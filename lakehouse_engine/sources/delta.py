@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lakehouse_engine.component import Component
-from lakehouse_engine.sources.kafka import Table
+from lakehouse_engine.component import Component, Table
 
 
 class Delta(Component):

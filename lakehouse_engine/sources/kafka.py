@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import TABLE, Component
+from lakehouse_engine.component import Component, Table
 from lakehouse_engine.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,14 +34,7 @@ def _topic(value: str) -> str:
     return value
 
 
-def _table(value: str) -> str:
-    if not TABLE.fullmatch(value):
-        raise PydanticCustomError("BAD_NAME", "{value} is not <layer>.<name>", {"value": repr(value)})
-    return value
-
-
 Topic = Annotated[str, AfterValidator(_topic)]
-Table = Annotated[str, AfterValidator(_table)]
 
 
 class Kafka(Component):

@@ -36,7 +36,7 @@ def load(paths: Sequence[Path], *, environment: Environment | None = None) -> tu
     for path in paths:
         for file in _files(path, problems):
             seen.setdefault(file, None)
-    names = {}
+    names: dict[str, str] = {}
     for file in seen:
         reader = _Reader(file, environment)
         spec = reader.spec()
@@ -172,7 +172,9 @@ class _Reader:
         if match[2] is not None:
             return default
         kind = "environment variable" if name.isupper() else "entry of the environment's vars"
-        self._problem(path, "UNSET_VARIABLE", f"there is no {kind} {name}; give it a value or write ${{{name}:-default}}")
+        self._problem(
+            path, "UNSET_VARIABLE", f"there is no {kind} {name}; give it a value or write ${{{name}:-default}}"
+        )
         return ""
 
     def _spec(self, content: dict[str, Any]) -> PipelineSpec | None:
@@ -188,7 +190,9 @@ class _Reader:
         name = self._name()
         source = self._source(content.get("source")) if "source" in content else None
         steps = self._list(content.get("transforms", []), "transforms")
-        found = [self._component(v, f"transforms[{i}]", transforms.TRANSFORMS, transforms.LATER) for i, v in enumerate(steps)]
+        found = [
+            self._component(v, f"transforms[{i}]", transforms.TRANSFORMS, transforms.LATER) for i, v in enumerate(steps)
+        ]
         conditions = self._list(content.get("checks", []), "checks")
         judged = [self._component(v, f"checks[{i}]", checks.CHECKS, checks.LATER, checks.COMMON)
                   for i, v in enumerate(conditions)]  # fmt: skip
@@ -278,7 +282,9 @@ class _Reader:
             if trigger == "available_now":
                 self._problem("trigger", "NOT_YET", "trigger: available_now comes with a later version")
             else:
-                self._problem("schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two")
+                self._problem(
+                    "schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two"
+                )
             return None, None
         if trigger is None and schedule is None:
             self._problem("", "MISSING_TRIGGER", "a stream needs a trigger, a job needs a schedule")
@@ -371,5 +377,3 @@ def _owner(model: type[BaseModel], location: Sequence[Any]) -> type[Model]:
 
 def _types(annotation: Any) -> list[Any]:
     return [annotation, *[t for inner in getattr(annotation, "__args__", ()) for t in _types(inner)]]
-
-

@@ -16,3 +16,6 @@ from lakehouse_engine.transforms.window import Window
 Transform = Parse | Derive | Select | Filter | Dedupe | Watermark | Window | Aggregate
 TRANSFORMS = {t.key: t for t in (Parse, Derive, Select, Filter, Dedupe, Watermark, Window, Aggregate)}
 LATER = {"rename", "drop", "cast", "explode", "lookup", "join", "union", "sql", "check"}
+
+__all__ = ["LATER", "TRANSFORMS", "Aggregate", "Dedupe", "Derive", "Filter", "Parse", "Select", "Transform",
+           "Watermark", "Window"]  # fmt: skip

@@ -42,7 +42,9 @@ class Dedupe(Component):
         orders = [F.expr(text) for text in self.order_by]
         # the record's place first: it is unique in a landing, cheap to compare and does not depend on other columns
         ties = sorted(frame.columns, key=lambda name: (name not in ("_topic", "_partition", "_offset"), name))
-        orders += [F.col(sql.name(name)) for name in ties if frame.schema[name].dataType.typeName() not in ("map", "variant")]
+        orders += [
+            F.col(sql.name(name)) for name in ties if frame.schema[name].dataType.typeName() not in ("map", "variant")
+        ]
         direction = [c.asc_nulls_last() if self.keep == "first" else c.desc_nulls_last() for c in orders]
         window = Window.partitionBy(*[F.col(sql.name(key)) for key in self.keys]).orderBy(*direction)
         return frame.withColumn("_rank", F.row_number().over(window)).filter("_rank = 1").drop("_rank")

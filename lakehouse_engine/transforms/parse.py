@@ -136,7 +136,9 @@ class _Json:
         wrong = f"{field.name}: not {_NOUN[field.kind]}"
         if field.required:
             yield (f"{field.name}: missing", f"({raw} is not null or {variant} is not null)")
-        allowed = [f"{raw} is not null", f"{variant} is null"] + ([f"is_variant_null({variant})"] if field.nullable else [])
+        allowed = [f"{raw} is not null", f"{variant} is null"] + (
+            [f"is_variant_null({variant})"] if field.nullable else []
+        )
         yield (wrong, f"({' or '.join(allowed)})")
         for reason, good in self._value_rules(field, raw, wrong):
             yield (reason, f"({raw} is null or {good})")

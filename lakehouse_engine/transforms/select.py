@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pydantic_core import PydanticCustomError
 from pydantic import field_validator
+from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
 from lakehouse_engine.component import Component, Expression
