@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 
 from lakehouse_engine.local import stack as local
+from lakehouse_engine.local.jars import engine_jars
+from lakehouse_engine.local.java import find_java
 from lakehouse_engine.local.stack import Services
+from lakehouse_engine.session import start
+from tests.platform import Platform, platform
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +30,19 @@ def stack() -> Iterator[Services]:
     finally:
         local.down(root)
         shutil.rmtree(root)
+
+
+@pytest.fixture
+def lake(stack: Services, tmp_path: Path) -> Iterator[Platform]:
+    """The reference platform with a topic, a database and a storage of its own."""
+    with platform(stack, tmp_path / "lake") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """The engine's own Spark session, one for the whole suite."""
+    os.environ.update(find_java().environment())
+    session = start("tests", jars=engine_jars())
+    yield session
+    session.stop()

@@ -1,0 +1,85 @@
+"""What dies, and what the numbers say afterwards. More kills with ``make faults``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.platform import Platform
+from tests.test_platform import off, produce_in_background, ran
+
+KILLS = int(os.environ.get("LAKEHOUSE_KILLS", "2"))
+STREAMS = ("run", "pipelines/bronze", "pipelines/realtime")
+
+
+def grown(lake: Platform, batches: int) -> bool:
+    return lake.batches() >= batches
+
+
+@pytest.mark.timeout(1800)
+def test_kill_9_in_mid_stream_loses_and_doubles_nothing(lake: Platform) -> None:
+    stop = threading.Event()
+    producing = produce_in_background(lake, stop)
+    try:
+        for number in range(KILLS):
+            before = lake.batches()
+            process = lake.start(*STREAMS)
+            # between 1 and 4 batches of three pipelines on, so that the kill falls at different places
+            lake.until(lambda b=before, n=number: grown(lake, b + 3 * (1 + n % 4)), f"run {number} commits")  # type: ignore[misc]
+            assert process.poll() is None, lake.log(process)
+            lake.kill(process)
+    finally:
+        stop.set()
+        producing.join(60)
+    ran(lake.lakehouse(*STREAMS, "--available-now"))
+    assert off(lake, "realtime", "bronze") == []
+
+
+def test_a_lost_checkpoint_is_no_loss_and_no_question(lake: Platform) -> None:
+    lake.produce(2000, seed=1)
+    ran(lake.lakehouse(*STREAMS, "--available-now"))
+    checkpoints = lake.storage / "_checkpoints"
+    commits = sorted(checkpoints.glob("*/commits/[0-9]*"))
+    assert commits
+    for file in commits:
+        file.unlink()
+    lake.produce(2000, seed=2)
+    ran(lake.lakehouse(*STREAMS, "--available-now"))
+    assert off(lake, "realtime", "bronze") == []
+    shutil.rmtree(checkpoints)
+    lake.produce(2000, seed=3)
+    ran(lake.lakehouse(*STREAMS, "--available-now"))
+    assert off(lake, "realtime", "bronze") == []
+
+
+def test_a_second_run_is_refused_on_the_same_storage_and_takes_over_from_another(lake: Platform, tmp_path: Path) -> None:
+    stop = threading.Event()
+    producing = produce_in_background(lake, stop, rate=300)
+    try:
+        first = lake.start("run", "pipelines/realtime")
+        lake.until(lambda: grown(lake, 3), "the first run commits")
+        second = lake.lakehouse("run", "--available-now", "pipelines/realtime")
+        assert second.returncode == 1
+        assert "LOCKED" in second.stderr
+        assert f"process {first.pid}" in second.stderr
+        assert first.poll() is None, lake.log(first)
+        # as from another host: same database, other storage
+        elsewhere = tmp_path / "elsewhere"
+        (elsewhere / ".lakehouse").mkdir(parents=True)
+        shutil.copy(lake.folder / ".lakehouse" / "services.json", elsewhere / ".lakehouse")
+        third = lake.start("run", str(lake.folder / "pipelines" / "realtime"), cwd=elsewhere)
+        assert first.wait(120) == 1, lake.log(first)
+        assert "FENCED" in lake.log(first)
+        before = lake.batches()
+        lake.until(lambda: grown(lake, before + 3), "the third run commits")
+        third.terminate()
+        assert third.wait(60) == 0, lake.log(third)
+    finally:
+        stop.set()
+        producing.join(60)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
+    assert off(lake, "realtime") == []

@@ -1,0 +1,103 @@
+"""The reference platform end to end on real parts, held against the oracle in demo/reconcile.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from demo.reconcile import Check, reconcile
+from lakehouse_engine.deltalog import DeltaLog
+from tests.platform import Platform, user_event
+
+
+def off(lake: Platform, *only: str) -> list[Check]:
+    checks = reconcile(lake.bootstrap_servers, lake.dsn, lake.storage, lake.topic, only)
+    assert checks
+    return [check for check in checks if not check.ok]
+
+
+def ran(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_live_events_with_late_repeated_and_malformed_ones_reconcile_to_the_last(lake: Platform) -> None:
+    lake.produce(200, seed=1)
+    streams = lake.start("run", "pipelines/bronze", "pipelines/realtime")
+    lake.until(lambda: bool(lake.reached()) and lake.reached() == lake.ends(), "the streams are up")
+    lake.produce(20_000, rate=4000, seed=2, duplicates=0.05, late=0.05, malformed=0.05)
+    lake.until(lambda: lake.reached() == lake.ends(), "everything is read")
+    streams.terminate()
+    assert streams.wait(60) == 0, lake.log(streams)
+    ran(lake.lakehouse("run", "--available-now", "pipelines"))
+    ran(lake.lakehouse("serve"))
+    assert off(lake) == []
+    (late, quarantined), = lake.query("select sum(late), sum(quarantined) from lakehouse.batches")
+    assert late > 0
+    assert quarantined > 0
+
+    # nothing new: found out from the logs, before pyspark is imported, and nothing is written
+    before = lake.versions()
+    code = ("import sys; from lakehouse_engine.cli import main\n"
+            "try: main(['run', 'pipelines/silver', 'pipelines/gold'])\n"
+            "except SystemExit as end: print(end.code, 'pyspark' in sys.modules)")  # fmt: skip
+    again = subprocess.run([sys.executable, "-c", code], cwd=lake.folder, env=lake.environment, text=True,
+                           capture_output=True, timeout=60)  # fmt: skip
+    assert again.stdout.split() == ["0", "False"], again.stderr
+    assert lake.versions() == before
+
+    # an event of three days ago: that day alone is recomputed
+    day = datetime.now(timezone.utc) - timedelta(days=3)
+    lake.send(user_event(1_000_000, day, event_type="purchase"))
+    ran(lake.lakehouse("run", "--available-now", "pipelines"))
+    ran(lake.lakehouse("serve"))
+    for table in ("silver/user_events", "gold/daily_active_users", "gold/purchases_per_page_daily"):
+        log = DeltaLog(lake.storage / table)
+        assert (log.record() or {})["slices"] == [str(day.date())]
+    touched = touched_days(DeltaLog(lake.storage / "silver" / "user_events"))
+    assert touched == {str(day.date())}
+    assert off(lake) == []
+
+
+def touched_days(log: DeltaLog) -> set[str]:
+    """Partitions that the newest commit added files to or removed them from."""
+    version = log.version()
+    assert version is not None
+    actions: list[dict[str, Any]] = list(log.actions(version))
+    files = [action[kind] for action in actions for kind in ("add", "remove") if kind in action]
+    return {file["partitionValues"]["event_date"] for file in files}
+
+
+def test_status_plan_and_validate_speak_json(lake: Platform) -> None:
+    lake.produce(500, seed=3)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
+    status = json.loads(lake.lakehouse("status", "--json").stdout)
+    assert {entry["pipeline"]: entry["counted"] for entry in status}["realtime.events_per_minute"] == 500
+    plan = json.loads(lake.lakehouse("plan", "--json").stdout)
+    assert [len(scan["members"]) for scan in plan["scans"]] == [3, 1]
+    assert json.loads(lake.lakehouse("validate", "--json").stdout)["valid"]
+
+
+def test_a_second_member_that_starts_later_reads_from_its_own_start(lake: Platform) -> None:
+    lake.produce(1000, seed=4)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/realtime/events_per_minute.yaml"))
+    lake.produce(1000, seed=5)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
+    assert off(lake, "realtime") == []
+
+
+def test_endless_streams_and_jobs_in_one_call_are_refused(lake: Platform) -> None:
+    result = lake.lakehouse("run", "pipelines")
+    assert result.returncode == 2
+    assert "STREAMS_AND_JOBS" in result.stderr
+
+
+def produce_in_background(lake: Platform, stop: threading.Event, rate: float = 1500) -> threading.Thread:
+    """Live events until ``stop`` is set."""
+    thread = threading.Thread(target=lambda: lake.produce(
+        10_000_000, rate=rate, seed=9, duplicates=0.05, late=0.05, malformed=0.05, stopped=stop.is_set))  # fmt: skip
+    thread.start()
+    return thread
