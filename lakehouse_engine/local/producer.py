@@ -1,36 +1,60 @@
 """The reference platform's events: what users do on a site, as JSON in Kafka.
 
-A user base that grows from 100, 80% of events from active users, clicks > logins > purchases > logouts. For tests a
-share of the records can be exact repetitions, later than any window is open, or broken in one of many ways.
+``{"event_id": uuid, "user_id": integer, "event_type": login|click|purchase|logout, "page": string,
+"timestamp": ISO 8601 with Z, "source": web|mobile}``, keyed by ``user_id``. The user base grows from 100; 80% of events
+come from active users. For tests a share of the records can repeat an earlier one, be later than any window waits for,
+or be broken in one of many ways.
+
+**Delivery guarantees**: a record is written once, in the order of sending per user, also when the producer has to send
+it again (idempotent producer, ``acks=all``). A record that could not be delivered is an error.
 """
 
 from __future__ import annotations
 
 import random
+import re
+import threading
 import time
-import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
-from lakehouse_engine.errors import RunError
-from lakehouse_engine.local.kafka import ensure_topic
+from lakehouse_engine.errors import RunError, UsageError
 
-PAGES = ("/home", "/products", "/cart", "/checkout", "/account", "/search", "/help")
-TYPES, WEIGHTS = ("click", "login", "purchase", "logout"), (55, 22, 15, 8)
-#: a late event is older than a one-minute window and a two-minute watermark can wait for
-LATE_MINUTES = (4, 30)
-VERY_LATE_SHARE, VERY_LATE = 0.02, timedelta(days=3)
-#: how many earlier events a repetition may come from
-MEMORY = 20_000
+FIRST_USERS, EVENTS_PER_NEW_USER = 100, 500
+ACTIVE_USERS, ACTIVE_EVENTS = 0.7, 0.8
+TYPES, TYPE_WEIGHTS = ("click", "login", "purchase", "logout"), (55, 22, 15, 8)
+SOURCES, SOURCE_WEIGHTS = ("web", "mobile"), (60, 40)
+PAGES = ("/home", "/products", "/cart", "/checkout", "/account", "/search", "/orders", "/help")
+PAGE_WEIGHTS = (25, 30, 12, 10, 8, 8, 4, 3)
+# A one-minute window waits for a two-minute watermark: what is four minutes old comes too late.
+LATE_MS, VERY_LATE_MS, VERY_LATE_SHARE = (4 * 60_000, 30 * 60_000), 3 * 24 * 60 * 60_000, 0.02
+# How many earlier records a repetition is drawn from, and how many events are drawn at a time.
+MEMORY, BATCH = 20_000, 1_000
+DAY_MS = 24 * 60 * 60 * 1000
+SETTINGS: dict[str, str | int | bool] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "linger.ms": 20,
+    "message.timeout.ms": 60_000,
+    "queue.buffering.max.messages": 200_000,
+    "delivery.report.only.error": True,
+    "log_level": 0,
+}
+Kind = Literal["good", "duplicate", "late", "malformed"]
+Record = tuple[Kind, str, bytes | None]
 Report = Callable[[str], None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProduceSummary:
-    """What was sent: ``sent`` records in all, of which so many repeated, late and malformed."""
+    """What was delivered: ``sent`` records in all, of which so many repeated, late and malformed, in ``seconds``."""
 
     sent: int = 0
     duplicates: int = 0
@@ -40,89 +64,103 @@ class ProduceSummary:
 
     def __str__(self) -> str:
         rate = self.sent / self.seconds if self.seconds else 0.0
-        return (f"{self.sent:,} records in {self.seconds:.1f} s ({rate:,.0f}/s): {self.duplicates:,} repeated,"
-                f" {self.late:,} late, {self.malformed:,} malformed")  # fmt: skip
+        kinds = f"{self.duplicates:,} repeated, {self.late:,} late, {self.malformed:,} malformed"
+        return f"{self.sent:,} records in {self.seconds:.1f} s ({rate:,.0f}/s): {kinds}"
 
 
-@dataclass
-class Events:
-    """An endless, seeded sequence of payloads. ``clock`` gives the event time of the next one."""
+def _with(name: str, value: str | None) -> Callable[[bytes], bytes]:
+    """The event with another JSON text for one field; None leaves the field out."""
+    found = re.compile(rf'"{name}": ("[^"]*"|\d+)(, )?'.encode())
+    new = b"" if value is None else f'"{name}": {value}'.encode()
+    return lambda event: found.sub(lambda m: new + (m[2] or b"") if new else b"", event, count=1)
 
-    seed: int | None
-    duplicates: float
-    late: float
-    malformed: float
-    clock: Callable[[int], datetime]
-    summary: ProduceSummary = field(default_factory=ProduceSummary)
 
-    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
-        """(key, value) of one record after another; the value None is a tombstone."""
-        random_ = random.Random(self.seed)
-        draw, users = random_.random, 100.0
-        sent: list[tuple[str, bytes]] = []
-        number = 0
-        while True:
-            share = draw()
-            time_ = self.clock(number)
-            number += 1
-            if share < self.duplicates and sent:
-                self.summary.duplicates += 1
-                recent = draw() < 0.5  # at once, as a retry does, or long after
-                yield sent[-1] if recent else sent[int(draw() * len(sent))]
+BREAKAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "not JSON": lambda event: b"not json",
+    "truncated": lambda event: event[: len(event) // 2],
+    "trailing garbage": lambda event: event + b" trailing",
+    "two documents": lambda event: event + b"\n" + event,
+    "single quotes": lambda event: event.replace(b'"', b"'"),
+    "an array": lambda event: b"[" + event + b"]",
+    "a string": lambda event: b'"login"',
+    "nothing": lambda event: b"",
+    "a tombstone": lambda event: None,
+    "invalid UTF-8": lambda event: event.replace(b'"/', b'"/\xff\xfe', 1),
+    "event_id missing": _with("event_id", None),
+    "user_id missing": _with("user_id", None),
+    "timestamp missing": _with("timestamp", None),
+    "page null": _with("page", "null"),
+    "user_id as text": _with("user_id", '"17"'),
+    "user_id with a fraction": _with("user_id", "17.5"),
+    "user_id NaN": _with("user_id", "NaN"),
+    "user_id true": _with("user_id", "true"),
+    "user_id beyond 64 bits": _with("user_id", "9223372036854775808"),
+    "page as a number": _with("page", "7"),
+    "NUL in page": _with("page", '"/home\\u0000"'),
+    "unknown event_type": _with("event_type", '"refund"'),
+    "unknown source": _with("source", '"television"'),
+    "timestamp in words": _with("timestamp", '"yesterday"'),
+    "timestamp without a zone": _with("timestamp", '"2026-01-01T10:00:00"'),
+    "timestamp that is no date": _with("timestamp", '"2026-02-30T10:00:00Z"'),
+    "timestamp as a number": _with("timestamp", "1767225600"),
+    "year 99999": _with("timestamp", '"99999-01-01T10:00:00Z"'),
+}
+
+
+def records(
+    seed: int | None, clock: Callable[[int], int], *, duplicates: float = 0.0, late: float = 0.0, malformed: float = 0.0
+) -> Iterator[Record]:
+    """An endless sequence of (kind, key, value); the value None is a tombstone.
+
+    ``clock(n)`` is the time of the n-th event in milliseconds since 1970, asked for when the record is taken. With the
+    same seed and shares the sequence is the same, timestamps aside.
+    """
+    random_ = random.Random(seed)
+    draw, breakages = random_.random, tuple(BREAKAGES.values())
+    memory: list[tuple[str, bytes]] = []
+    number, kept, second, moment = 0, 0, -1, ""
+    while True:
+        for share, user, before, after in _drawn(random_, number):
+            now, number = clock(number), number + 1
+            if share < duplicates and memory:
+                # At once, as a retry does, or long after.
+                yield "duplicate", *memory[(kept - 1) % MEMORY if draw() < 0.5 else int(draw() * len(memory))]
                 continue
-            share -= self.duplicates
-            is_late = 0 <= share < self.late
-            is_malformed = self.late <= share < self.late + self.malformed
-            if is_late:
-                self.summary.late += 1
-                long_ago = VERY_LATE if draw() < VERY_LATE_SHARE else timedelta(0)
-                low, high = LATE_MINUTES
-                time_ -= long_ago or timedelta(minutes=low + draw() * (high - low))
-            users += 0.0005  # new users sign up as time goes
-            active = int(users * 0.7)
-            user = 1 + int(draw() * active) if draw() < 0.8 else 1 + active + int(draw() * (int(users) - active))
-            key = str(user)
-            event_id = uuid.UUID(int=random_.getrandbits(128), version=4)
-            kind = random_.choices(TYPES, WEIGHTS)[0]
-            page = PAGES[int(draw() * len(PAGES))]
-            stamp = time_.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time_.microsecond // 1000:03d}Z"
-            source = "web" if draw() < 0.6 else "mobile"
-            text = (f'{{"event_id": "{event_id}", "user_id": {user}, "event_type": "{kind}", "page": "{page}",'
-                    f' "timestamp": "{stamp}", "source": "{source}"}}')  # fmt: skip
-            if is_malformed:
-                self.summary.malformed += 1
-                yield key, BREAKAGES[int(draw() * len(BREAKAGES))](text, user)
+            kind: Kind = "good"
+            if duplicates <= share < duplicates + late:
+                kind, now = "late", now - (VERY_LATE_MS if draw() < VERY_LATE_SHARE else random_.randint(*LATE_MS))
+            elif duplicates + late <= share < duplicates + late + malformed:
+                kind = "malformed"
+            if now // 1000 != second:
+                second = now // 1000
+                moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            value = f"{before}{moment}.{now % 1000:03d}{after}".encode()
+            if kind == "malformed":
+                yield kind, user, breakages[int(draw() * len(breakages))](value)
                 continue
-            value = text.encode()
-            if len(sent) < MEMORY:
-                sent.append((key, value))
+            if len(memory) < MEMORY:
+                memory.append((user, value))
             else:
-                sent[number % MEMORY] = (key, value)
-            yield key, value
+                memory[kept % MEMORY] = (user, value)
+            kept += 1
+            yield kind, user, value
 
 
-#: ways to break a good event (text, user) -> bytes
-BREAKAGES: tuple[Callable[[str, int], bytes | None], ...] = (
-    lambda text, _: b"not json",
-    lambda text, _: text[: len(text) // 2].encode(),
-    lambda text, _: text.encode() + b" trailing",
-    lambda text, _: text.replace('"', "'").encode(),
-    lambda text, user: text.replace(f'"user_id": {user}, ', "").encode(),
-    lambda text, user: text.replace(f'"user_id": {user}', f'"user_id": "{user}"').encode(),
-    lambda text, user: text.replace(f'"user_id": {user}', f'"user_id": {user}.5').encode(),
-    lambda text, user: text.replace(f'"user_id": {user}', '"user_id": NaN').encode(),
-    lambda text, user: text.replace(f'"user_id": {user}', '"user_id": true').encode(),
-    lambda text, _: text.replace('"page": "/', '"page": 7, "was": "/').encode(),
-    lambda text, _: text.replace('"page": "/', '"page": "/\\u0000').encode(),
-    lambda text, _: text.replace('"source": "', '"source": "tele').encode(),
-    lambda text, _: text.replace('"timestamp": "2', '"timestamp": "9999').encode(),
-    lambda text, _: text.replace('"timestamp": "', '"timestamp": "at ').encode(),
-    lambda text, _: text.replace('"timestamp": ', '"timestamp": 1767225600, "was": ').encode(),
-    lambda text, _: b"[" + text.encode() + b"]",
-    lambda text, _: text.encode().replace(b"/", b"\xff\xfe", 1),
-    lambda text, _: b"",
-    lambda text, _: None,
-)
+def _drawn(random_: random.Random, number: int) -> Iterator[tuple[float, str, str, str]]:
+    """What chance decides for the next events, drawn many at once: (share, user, text before the time, text after)."""
+    draw = random_.random
+    users = FIRST_USERS + number // EVENTS_PER_NEW_USER
+    active = int(users * ACTIVE_USERS)
+    types = random_.choices(TYPES, TYPE_WEIGHTS, k=BATCH)
+    pages = random_.choices(PAGES, PAGE_WEIGHTS, k=BATCH)
+    sources = random_.choices(SOURCES, SOURCE_WEIGHTS, k=BATCH)
+    digits = f"{random_.getrandbits(128 * BATCH):0{32 * BATCH}x}"
+    for i, (kind, page, source) in enumerate(zip(types, pages, sources, strict=True)):
+        h = digits[32 * i : 32 * i + 32]
+        event_id = f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
+        user = 1 + int(draw() * active if draw() < ACTIVE_EVENTS else active + draw() * (users - active))
+        before = f'{{"event_id": "{event_id}", "user_id": {user}, "event_type": "{kind}", "page": "{page}"'
+        yield draw(), str(user), f'{before}, "timestamp": "', f'Z", "source": "{source}"}}'
 
 
 def produce(
@@ -138,65 +176,106 @@ def produce(
     start: datetime | None = None,
     partitions: int = 3,
     report: Report = lambda text: None,
-    stopped: Callable[[], bool] = lambda: False,
+    stop: threading.Event | None = None,
 ) -> ProduceSummary:
-    """Sends ``events`` records (None: until stopped) at ``rate`` a second (None: as fast as the broker takes them).
+    """Send ``events`` records (None: until ``stop`` or Ctrl-C) at ``rate`` a second (None: as fast as can be).
 
-    ``start`` fixes event times: the n-th event happens n milliseconds after it. Else it happens now. The record's own
-    timestamp is the time of sending. Raises ``RunError`` KAFKA_UNREACHABLE, DELIVERY_FAILED; ``UsageError`` is not ours.
+    An event happens when it is sent; with ``start`` the n-th happens n / rate seconds after it (without a rate n
+    milliseconds). The record's own timestamp is the time of sending. A stop delivers what is under way, then returns.
+    Raises ``RunError`` KAFKA_UNREACHABLE, TOPIC_FAILED, DELIVERY_FAILED, ``UsageError`` BAD_VALUE.
     """
-    ensure_topic(bootstrap_servers, topic, partitions)
-
-    def now(number: int) -> datetime:
-        return start + timedelta(milliseconds=number) if start else datetime.now(timezone.utc)
-
-    source = Events(seed, duplicates, late, malformed, now)
-    failed: list[str] = []
-    producer = Producer({
-        "bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "acks": "all", "linger.ms": 20,
-        "queue.buffering.max.messages": 200_000, "log_level": 0,
-    })  # fmt: skip
+    if not (min(duplicates, late, malformed) >= 0 and duplicates + late + malformed <= 1):
+        raise UsageError("BAD_VALUE", "shares of duplicates, late and malformed lie between 0 and 1 in all")
+    if rate is not None and rate <= 0:
+        raise UsageError("BAD_VALUE", f"a rate is above 0, not {rate:g}")
+    _ensure_topic(bootstrap_servers, topic, partitions)
+    made = records(seed, _clock(start, rate), duplicates=duplicates, late=late, malformed=malformed)
+    counts: Counter[Kind] = Counter()
+    out = _Out(bootstrap_servers, topic, stop or threading.Event())
     began = told = time.monotonic()
+    sent = 0
     try:
-        records = iter(source)
-        while (events is None or source.summary.sent < events) and not stopped():
-            key, value = next(records)
-            if rate:
-                _pace(producer, began + source.summary.sent / rate)
-            _send(producer, topic, key, value, failed)
-            source.summary.sent += 1
-            if source.summary.sent % 1000 == 0 or rate:
-                producer.poll(0)
-                if time.monotonic() - told >= 2.0:
+        while (events is None or sent < events) and out.ready(began + sent / rate if rate else began):
+            kind, key, value = next(made)
+            out.send(key, value)
+            counts[kind] += 1
+            sent += 1
+            if sent % 256 == 0 or rate:
+                out.poll(0)
+                if time.monotonic() - told >= 1.0:
                     told = time.monotonic()
-                    report(f"{source.summary.sent:,} records sent")
-            if failed:
-                break
+                    report(f"{sent:,} records sent")
     except KeyboardInterrupt:
-        report("stopping: delivering what is on its way")
-    left = producer.flush(30)
-    source.summary.seconds = time.monotonic() - began
-    if failed or left:
-        reason = failed[0] if failed else f"{left} records were not acknowledged"
-        raise RunError("DELIVERY_FAILED", f"not every record reached {topic}: {reason}", where="connection kafka")
-    return source.summary
+        report("stopping: delivering what is under way")
+    out.finish(sent)
+    return ProduceSummary(sent, counts["duplicate"], counts["late"], counts["malformed"], time.monotonic() - began)
 
 
-def _pace(producer: Producer, due: float) -> None:
-    while (wait := due - time.monotonic()) > 0:
-        producer.poll(min(wait, 0.1))
+class _Out:
+    """One producer into one topic; failed deliveries are kept."""
 
+    def __init__(self, bootstrap_servers: str, topic: str, stop: threading.Event) -> None:
+        self._topic, self._stop = topic, stop
+        self._failures: list[str] = []
+        self._producer = Producer({**SETTINGS, "bootstrap.servers": bootstrap_servers, "on_delivery": self._told})
+        self.poll = self._producer.poll
 
-def _send(producer: Producer, topic: str, key: str, value: bytes | None, failed: list[str]) -> None:
-    def delivered(error: object, _: object) -> None:
+    def _told(self, error: KafkaError | None, _: Message) -> None:
         if error is not None:
-            failed.append(str(error))
+            self._failures.append(error.str())
 
-    while True:
-        try:
-            producer.produce(topic, value=value, key=key, on_delivery=delivered)
+    def ready(self, due: float) -> bool:
+        """Waits until ``due``; False when the end has come before: a stop was asked for, or a delivery failed."""
+        while not (self._stop.is_set() or self._failures):
+            left = due - time.monotonic()
+            if left <= 0:
+                return True
+            self.poll(min(left, 0.1))
+        return False
+
+    def send(self, key: str, value: bytes | None) -> None:
+        while not self._failures:
+            try:
+                self._producer.produce(self._topic, value, key)
+                return
+            except BufferError:  # the broker is slower than we are
+                self.poll(0.1)
+            except KafkaException as error:
+                self._failures.append(error.args[0].str())
+
+    def finish(self, sent: int) -> None:
+        """Delivers what is under way. Raises DELIVERY_FAILED."""
+        # Every record has had its verdict by then: delivered, or message.timeout.ms has passed.
+        left = self._producer.flush(2 * int(SETTINGS["message.timeout.ms"]) / 1000)
+        if self._failures or left:
+            reason = self._failures[0] if self._failures else "no answer"
+            number = len(self._failures) + left
+            text = f"{number:,} of {sent:,} records did not reach {self._topic}: {reason}"
+            raise RunError("DELIVERY_FAILED", text, where="connection kafka")
+
+
+def _clock(start: datetime | None, rate: float | None) -> Callable[[int], int]:
+    """The time of the n-th event, in milliseconds since 1970."""
+    if start is None:
+        return lambda number: time.time_ns() // 1_000_000
+    first = round((start if start.tzinfo else start.replace(tzinfo=timezone.utc)).timestamp() * 1000)
+    step = 1000 / rate if rate else 1.0
+    return lambda number: first + int(number * step)
+
+
+def _ensure_topic(bootstrap_servers: str, topic: str, partitions: int) -> None:
+    """Any broker may be meant, so this needs nothing of the embedded one. Raises KAFKA_UNREACHABLE, TOPIC_FAILED."""
+    client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    # Retention by time of arrival: a back-dated record would otherwise be deleted at once.
+    config = {"retention.ms": str(DAY_MS), "message.timestamp.type": "LogAppendTime"}
+    try:
+        if topic in client.list_topics(timeout=10).topics:
             return
-        except BufferError:
-            producer.poll(0.1)
-        except KafkaException as error:
-            raise RunError("DELIVERY_FAILED", str(error), where="connection kafka") from None
+    except KafkaException:
+        text = f"no broker answers at {bootstrap_servers}; check the connection, or start one with: lakehouse up"
+        raise RunError("KAFKA_UNREACHABLE", text, where="connection kafka") from None
+    try:
+        client.create_topics([NewTopic(topic, num_partitions=partitions, config=config)])[topic].result(30)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise RunError("TOPIC_FAILED", f"topic {topic}: {error.args[0].str()}", where="connection kafka") from None
