@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -176,9 +175,9 @@ def produce(
     start: datetime | None = None,
     partitions: int = 3,
     report: Report = lambda text: None,
-    stop: threading.Event | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> ProduceSummary:
-    """Send ``events`` records (None: until ``stop`` or Ctrl-C) at ``rate`` a second (None: as fast as can be).
+    """Send ``events`` records (None: until ``stopped()`` or Ctrl-C) at ``rate`` a second (None: as fast as can be).
 
     An event happens when it is sent; with ``start`` the n-th happens n / rate seconds after it (without a rate n
     milliseconds). The record's own timestamp is the time of sending. A stop delivers what is under way, then returns.
@@ -191,7 +190,7 @@ def produce(
     _ensure_topic(bootstrap_servers, topic, partitions)
     made = records(seed, _clock(start, rate), duplicates=duplicates, late=late, malformed=malformed)
     counts: Counter[Kind] = Counter()
-    out = _Out(bootstrap_servers, topic, stop or threading.Event())
+    out = _Out(bootstrap_servers, topic, stopped)
     began = told = time.monotonic()
     sent = 0
     try:
@@ -214,8 +213,8 @@ def produce(
 class _Out:
     """One producer into one topic; failed deliveries are kept."""
 
-    def __init__(self, bootstrap_servers: str, topic: str, stop: threading.Event) -> None:
-        self._topic, self._stop = topic, stop
+    def __init__(self, bootstrap_servers: str, topic: str, stopped: Callable[[], bool]) -> None:
+        self._topic, self._stopped = topic, stopped
         self._failures: list[str] = []
         self._producer = Producer({**SETTINGS, "bootstrap.servers": bootstrap_servers, "on_delivery": self._told})
         self.poll = self._producer.poll
@@ -226,7 +225,7 @@ class _Out:
 
     def ready(self, due: float) -> bool:
         """Waits until ``due``; False when the end has come before: a stop was asked for, or a delivery failed."""
-        while not (self._stop.is_set() or self._failures):
+        while not (self._stopped() or self._failures):
             left = due - time.monotonic()
             if left <= 0:
                 return True

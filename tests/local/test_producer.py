@@ -204,7 +204,7 @@ def test_a_stop_delivers_what_is_under_way(stack: Services, topic: str) -> None:
         told.append(text)
         stop.set()
 
-    summary = produce(stack.bootstrap_servers, topic, rate=500.0, stop=stop, report=report)
+    summary = produce(stack.bootstrap_servers, topic, rate=500.0, stopped=stop.is_set, report=report)
     assert told == [f"{summary.sent:,} records sent"]
     assert len(consume(stack.bootstrap_servers, topic)) == summary.sent
 
