@@ -1,0 +1,172 @@
+"""What tests run on, started when first needed and once for all: Spark, Kafka, PostgreSQL, a temporary folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lakehouse_engine import session
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sources import kafka
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
+
+Report = Callable[[str], None]
+Record = tuple[bytes | None, int]
+#: seconds that the broker may take to create a topic or to accept a batch
+PATIENCE = 20.0
+#: a topic keeps what it is given, whatever the clock of its records says
+_TOPIC = {"message.timestamp.type": "CreateTime", "retention.ms": "-1",
+          "message.timestamp.after.max.ms": str(2**63 - 1)}  # fmt: skip
+
+
+class Services(Protocol):
+    @property
+    def bootstrap_servers(self) -> str: ...
+    @property
+    def dsn(self) -> str: ...
+
+
+class Stack(Protocol):
+    """The module that starts and stops Kafka and PostgreSQL below a folder."""
+
+    def up(self, root: Path, kafka_port: None, postgres_port: None, report: Report, /) -> Services: ...
+    def down(self, root: Path, report: Report, /) -> bool: ...
+
+
+class Bench:
+    """``close`` stops whatever was started."""
+
+    def __init__(self, jars: Callable[[Report], Sequence[Path]], stack: Stack, report: Report) -> None:
+        self._jars, self._stack, self._report = jars, stack, report
+        # not closed to others: as root, PostgreSQL runs as another user
+        self.folder = Path(tempfile.mkdtemp(prefix="lakehouse-test-"))
+        self.folder.chmod(0o755)
+        self._spark: SparkSession | None = None
+        self._owns_spark = False
+        self._services: Services | None = None
+        self._asked_for_stack = False
+        #: columns of the tables that jobs read, by pipeline file and vars
+        self.schemas: dict[str, StructType] = {}
+
+    @property
+    def spark(self) -> SparkSession:
+        if self._spark is None:
+            from pyspark.sql import SparkSession
+
+            self._owns_spark = SparkSession.getActiveSession() is None
+            self._report("starting Spark")
+            self._spark = session.start("lakehouse-test", jars=self._jars(self._report))
+        return self._spark
+
+    @property
+    def services(self) -> Services:
+        if self._services is None:
+            self._asked_for_stack = True
+            self._services = self._stack.up(self.folder, None, None, self._report)
+        return self._services
+
+    def storage(self) -> Path:
+        """A new empty folder."""
+        return Path(tempfile.mkdtemp(prefix="storage-", dir=self.folder))
+
+    def topic(self, pipeline: str) -> str:
+        """A new topic of one partition that takes records of any time."""
+        from confluent_kafka.admin import AdminClient
+        from confluent_kafka.cimpl import NewTopic
+
+        name = f"test-{pipeline}-{uuid.uuid4().hex[:12]}"
+        admin = AdminClient({"bootstrap.servers": self.services.bootstrap_servers, "log_level": 0})
+        admin.create_topics([NewTopic(name, 1, 1, config=_TOPIC)])[name].result(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                kafka.describe(self.services.bootstrap_servers, name)
+                return name
+            except RunError:  # a broker answers before it knows of its own new topic
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def send(self, topic: str, records: Sequence[Record]) -> None:
+        """``records``: value and timestamp in milliseconds. Raises ``RunError`` NOT_DELIVERED."""
+        from confluent_kafka import Producer
+
+        failed: list[str] = []
+        producer = Producer({"bootstrap.servers": self.services.bootstrap_servers, "acks": "all", "log_level": 0})
+        for value, timestamp in records:
+            producer.produce(topic, value=value, partition=0, timestamp=timestamp,
+                             on_delivery=lambda error, _: failed.append(str(error)) if error else None)  # fmt: skip
+        if producer.flush(PATIENCE) or failed:
+            reason = failed[0] if failed else f"no answer in {PATIENCE:.0f} s"
+            raise RunError("NOT_DELIVERED", reason, where="connection kafka")
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The DSN of a new database, dropped at the end."""
+        from psycopg2.extensions import make_dsn
+
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        self._administer(f"create database {name}")
+        try:
+            yield make_dsn(self.services.dsn, dbname=name)
+        finally:
+            self._administer(f"drop database {name} with (force)")
+
+    def _administer(self, statement: str) -> None:
+        connection = postgres_sink.connect(self.services.dsn)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        try:
+            if self._spark is not None and self._owns_spark:
+                self._spark.stop()
+        finally:
+            try:
+                if self._asked_for_stack:
+                    self._stack.down(self.folder, self._report)
+            finally:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def opened(jars: Callable[[Report], Sequence[Path]], stack: Stack, report: Report) -> Iterator[Bench]:
+    """A bench that is closed whatever happens, SIGTERM included."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before: Any = signal.signal(signal.SIGTERM, end) if main else None
+    bench = Bench(jars, stack, report)
+    try:
+        yield bench
+    finally:
+        bench.close()
+        if main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def encoded(value: object) -> bytes | None:
+    """A row as Kafka gets it."""
+    if value is None or isinstance(value, str):
+        return value if value is None else value.encode()
+    return json.dumps(value, ensure_ascii=False).encode()

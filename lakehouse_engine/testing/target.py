@@ -1,0 +1,99 @@
+"""What a test looks at: the rows of the pipeline's table, of its side tables, and its counters."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.testing.bench import Bench
+
+Found = Mapping[str, Any]
+_SUFFIX = {"late": "late", "quarantined": "quarantine"}
+#: to the microsecond; Spark's own default ends at milliseconds
+_JSON = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
+
+
+class Target:
+    def __init__(self, bench: Bench, spec: PipelineSpec, storage: Path, dsn: str | None) -> None:
+        self._bench, self._spec, self._storage, self._dsn = bench, spec, storage, dsn
+        sink = spec.sink
+        self._table = sink.table if isinstance(sink, Postgres) and sink.table else spec.name
+
+    def rows(self) -> list[Found]:
+        """The table; empty while there is none."""
+        return self._read(self._table)
+
+    def aside(self, kind: str) -> list[Found]:
+        """Rows kept as ``late`` or ``quarantined``: the side table's columns, and the fields of the row itself."""
+        return [_flat(row) for row in self._read(postgres_sink.side_table(self._table, _SUFFIX[kind]))]
+
+    def counted(self, kind: str) -> int:
+        """A stream: its counter over all batches. A job: what it keeps aside now, as a run replaces its slices."""
+        if not self._spec.is_stream:
+            return len(self.aside(kind))
+        if self._dsn is not None:
+            query = f"select coalesce(sum({kind}), 0)::bigint as n from lakehouse.batches where pipeline = %s"
+            return int(self._ask(query, (self._spec.name,))[0]["n"]) if self._exists("lakehouse.batches") else 0
+        log = DeltaLog(delta_sink.table_path(self._storage, self._spec.name))
+        records = [log.record_of(version) for version in log.versions()]
+        return sum(int(record["counters"].get(kind, 0)) for record in records if record is not None)
+
+    def _read(self, table: str) -> list[Found]:
+        if self._dsn is None:
+            return self._delta(delta_sink.table_path(self._storage, table))
+        if not self._exists(table):
+            return []
+        schema, _, name = table.partition(".")
+        return self._ask(f'select * from "{schema}"."{name}"')
+
+    def _delta(self, path: Path) -> list[Found]:
+        from pyspark.sql import functions as F
+
+        if DeltaLog(path).version() is None:
+            return []
+        # as text: Python's own times would be in the zone of this machine
+        frame = self._bench.spark.read.format("delta").load(str(path))
+        return [json.loads(row[0]) for row in frame.select(F.to_json(F.struct("*"), _JSON)).collect()]
+
+    def _exists(self, table: str) -> bool:
+        schema, _, name = table.partition(".")
+        return bool(self._ask("select to_regclass(%s) is not null as n", (f'"{schema}"."{name}"',))[0]["n"])
+
+    def _ask(self, query: str, values: Sequence[object] = ()) -> list[Found]:
+        assert self._dsn is not None
+        connection = postgres_sink.connect(self._dsn)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(query, values)
+                names = [column.name for column in cursor.description or ()]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        finally:
+            connection.close()
+
+
+def _flat(row: Found) -> Found:
+    """The side table's columns over the row's own fields; ``key`` and ``value`` as text."""
+    sides = dict(row)
+    for column in ("key", "value"):
+        if sides.get(column) is not None:
+            raw = sides[column]
+            raw = base64.b64decode(raw) if isinstance(raw, str) else bytes(raw)
+            sides[column] = raw.decode(errors="replace")
+    return {**_fields(sides.get("value")), **_fields(sides.get("row")), **sides}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,87 @@
+"""The table that a job reads, with the columns, types and partitions that the pipeline writing it would give it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lakehouse_engine import jobs
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.plan import LANDING_COLUMNS, Member, compile_plan
+from lakehouse_engine.sinks import Delta
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import Kafka, kafka
+from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.loader import load
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.streams import inner_select
+from lakehouse_engine.testing.bench import Bench
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Delta table at ``path`` that a test appends to."""
+
+    path: Path
+    schema: StructType
+    partition_by: tuple[str, ...]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name and Spark type."""
+        return {field.name: field.dataType.simpleString() for field in self.schema.fields}
+
+    def append(self, spark: SparkSession, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One commit of rows as YAML has them: times and dates are ISO text. No row, no commit, but for the first."""
+        from pyspark.sql import functions as F
+
+        if not rows and DeltaLog(self.path).version() is not None:
+            return
+        texts = spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
+        # a value that does not fit its column is an error, not a null
+        parsed = F.from_json("row", self.schema, {"mode": "FAILFAST"}).alias("row")
+        writer = texts.select(parsed).select("row.*").write.format("delta").mode("append")
+        (writer.partitionBy(*self.partition_by) if self.partition_by else writer).save(str(self.path))
+
+
+def source(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage: Path) -> Source:
+    """The source table of a job below ``storage``. Raises ``RunError`` MISSING_TABLE when no pipeline writes it."""
+    assert not isinstance(spec.source, Kafka)
+    name = spec.source.table
+    layer, _, table = name.partition(".")
+    file = Path(spec.file).resolve().parent.parent / layer / f"{table}.yaml"
+    if not file.is_file():
+        raise RunError("MISSING_TABLE", f"no pipeline here writes {name}, so its columns are not known",
+                       where=spec.where("source"))  # fmt: skip
+    writer = load([file], environment=Environment(storage=str(storage), vars=dict(values)))[0]
+    if not isinstance(writer.sink, Delta):
+        raise RunError("MISSING_TABLE", f"{name} does not write a Delta table", where=spec.where("source"))
+    key = json.dumps([str(file), dict(values)], sort_keys=True)
+    if key not in bench.schemas:  # the same for every test of the session
+        bench.schemas[key] = _landed(bench, writer) if writer.is_stream else _computed(bench, writer, values)
+    return Source(delta_sink.table_path(storage, name), bench.schemas[key], tuple(writer.sink.partition_by))
+
+
+def _landed(bench: Bench, spec: PipelineSpec) -> StructType:
+    member: Member = compile_plan([spec]).scans[0].members[0]
+    columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
+    empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
+    chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
+    return bench.spark.sql(f"select {chosen} from ({inner_select(member.rows, f'(select {empty})')})").schema
+
+
+def _computed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> StructType:
+    """Found by running the job over an empty source: no second reading of what its steps mean."""
+    scratch = bench.storage()
+    source(bench, spec, values, scratch).append(bench.spark, [])
+    job = compile_plan([spec]).jobs[0]
+    jobs.run(bench.spark, job, jobs.decide(job, scratch), scratch, None)
+    return bench.spark.read.format("delta").load(str(delta_sink.table_path(scratch, spec.name))).schema
