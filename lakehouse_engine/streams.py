@@ -100,6 +100,8 @@ class ScanRun:
                  if isinstance(landing, _Landing)]  # fmt: skip
         if not held:
             return self.scan.source.start
+        # once more, after the claim: until then another process may have read on
+        self._topic = kafka.describe(self._to.bootstrap_servers, self.scan.source.topic)
         for member, positions in zip(self.scan.members, held, strict=False):
             kafka.check_held(self._topic, positions, member.name)
         return kafka.starting_offsets(self._topic, held)

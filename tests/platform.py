@@ -117,6 +117,7 @@ class Platform:
         while not condition():
             logs = "\n".join(self.log(p)[-1500:] for p in self.processes[-2:])
             assert time.monotonic() < deadline, f"{what} has not come true in {limit:.0f} s\n{logs}"
+            assert not self.processes or self.processes[-1].poll() is None, f"{what} will not come true\n{logs}"
             time.sleep(0.1)
 
     def kill(self, process: subprocess.Popen[str]) -> None:
