@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test faults lint clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ demo: setup  ## Everything real, end to end, with a reconciliation at the end
 
 test: setup  ## Run the whole suite on real services
 	@$(BIN)/python -m pytest
+
+faults: setup  ## More of what dies: ten kills in mid-stream
+	@LAKEHOUSE_KILLS=10 $(BIN)/python -m pytest tests/faults
 
 lint: setup  ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check .
