@@ -91,7 +91,9 @@ class Contract(Model):
             text = f"{name}: {reason}" if name else reason
             if text not in found:
                 found.append(text)
-        return found
+        types = {field.name: f"{field.name}: not {NOUNS[field.kind]}" for field in self.fields}
+        # a value of another type has that reason alone
+        return [text for text in found if text == (wrong := types.get(text.partition(": ")[0])) or wrong not in found]
 
     def _order(self, name: str) -> int:
         return next((i for i, field in enumerate(self.fields) if field.name == name), len(self.fields))

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
 from lakehouse_engine.component import Column, Component
-from lakehouse_engine.contract import Contract, Field
+from lakehouse_engine.contract import NOUNS, Contract, Field
 from lakehouse_engine.rows import QUARANTINED, Layer, Rows, Verdict
 
 _END = secrets.token_hex(8)
@@ -34,8 +34,6 @@ _TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
 _JSON_TYPE = {"string": "string", "timestamp": "string", "date": "string", "integer": "bigint", "number": "double",
               "boolean": "boolean"}  # fmt: skip
-_NOUN = {"string": "a string", "timestamp": "a date-time", "date": "a date", "integer": "an integer",
-         "number": "a number", "boolean": "a boolean"}  # fmt: skip
 
 
 class Parse(Component):
@@ -115,12 +113,19 @@ class _Json:
     def reasons(self, value: str) -> str:
         """SQL array<string>; evaluated for refused records only."""
         no_json = f"{self.alias}_json is null or not is_valid_utf8({self.text}) or not ({self.alias}.end <=> '{_END}')"
-        found = [f"if(not coalesce({good}, false), {sql.string(reason)}, null)"
-                 for field in self.contract.fields for reason, good in self._rules(field)]  # fmt: skip
+        found = [self._reason(field, reason, good) for field in self.contract.fields for reason, good in self._rules(field)]
         found += [f"if(not coalesce({good}, false), {sql.string(reason)}, null)" for reason, good in self._closed()]
         each = f"array_distinct(filter(array({', '.join(found)}), reason -> reason is not null))"
         return (f"case when {value} is null then array('tombstone') when {no_json} then array('json: not valid')"
                 f" when not ({self.variant_is('OBJECT%')}) then array('json: not an object') else {each} end")  # fmt: skip
+
+    def _reason(self, field: Field, reason: str, good: str) -> str:
+        """A value of another type has that reason alone: its other rules say nothing."""
+        wrong = f"{field.name}: not {NOUNS[field.kind]}"
+        text = sql.string(reason)
+        if field.kind == "string" and not reason.endswith(": missing"):
+            text = f"if({self.raw(field)} is null or {self._is_text(field)}, {text}, {sql.string(wrong)})"
+        return f"if(not coalesce({good}, false), {text}, null)"
 
     def variant_is(self, like: str) -> str:
         return f"coalesce(schema_of_variant({self.alias}_json), '') like '{like}'"
@@ -131,23 +136,26 @@ class _Json:
             yield ("unknown field", f"size(array_except(json_object_keys({self.text}), array({names}))) = 0")
 
     def _rules(self, field: Field) -> Iterator[tuple[str, str]]:
-        """(reason, SQL that is true for a good value): first presence and type, then the schema's own rules."""
+        """(reason, SQL that is true for a good value): presence, type, then the schema's own rules."""
         raw, variant = self.raw(field), self.variant(field)
-        wrong = f"{field.name}: not {_NOUN[field.kind]}"
+        wrong = f"{field.name}: not {NOUNS[field.kind]}"
         if field.required:
             yield (f"{field.name}: missing", f"({raw} is not null or {variant} is not null)")
-        allowed = [f"{raw} is not null", f"{variant} is null"] + (
-            [f"is_variant_null({variant})"] if field.nullable else []
-        )
+        allowed = [f"{raw} is not null", f"{variant} is null"]
+        allowed += [f"is_variant_null({variant})"] if field.nullable else []
         yield (wrong, f"({' or '.join(allowed)})")
         for reason, good in self._value_rules(field, raw, wrong):
             yield (reason, f"({raw} is null or {good})")
 
+    def _is_text(self, field: Field) -> str:
+        """SQL: the JSON has a string here, not another type that Spark turned into one."""
+        is_text = f"schema_of_variant({self.variant(field)}) = 'STRING'"
+        return f"(not {self.raw(field)} rlike {sql.string(_LOOKS_OTHER)} or {is_text})"
+
     def _value_rules(self, field: Field, raw: str, wrong: str) -> Iterator[tuple[str, str]]:
         if field.kind == "string":
-            if field.enum is None:
-                is_text = f"schema_of_variant({self.variant(field)}) = 'STRING'"
-                yield (wrong, f"(not {raw} rlike {sql.string(_LOOKS_OTHER)} or {is_text})")
+            if field.enum is None or any(re.match(_LOOKS_OTHER.replace(r"\z", r"\Z"), str(v)) for v in field.enum):
+                yield (wrong, self._is_text(field))
             yield (f"{field.name}: holds a NUL character", f"not contains({raw}, chr(0))")
         elif field.kind in ("timestamp", "date"):
             pattern = _TIMESTAMP if field.kind == "timestamp" else _DATE
