@@ -11,7 +11,7 @@ help:  ## Show this list
 $(VENV)/ready: setup.cfg pyproject.toml
 	@echo "building $(VENV) (a minute or two the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,demo,test,dev]'
 	@touch $@
 
 setup: $(VENV)/ready  ## Build .venv with the command at .venv/bin/lakehouse

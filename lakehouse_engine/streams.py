@@ -130,8 +130,9 @@ class ScanRun:
         """Lets the current batch commit and refuses the next."""
         self._stopping = True
         with self._busy:
-            if self.query is not None:
-                self.query.stop()
+            pass  # the current batch is over; the next may already wait here, and the query waits for it when it stops
+        if self.query is not None:
+            self.query.stop()
 
     def release(self) -> None:
         if self._windows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.testing import cases
 from lakehouse_engine.testing.bench import Bench, Report, Stack, opened
 from lakehouse_engine.testing.cases import Case
-from lakehouse_engine.testing.execute import Failed, run_case
+from lakehouse_engine.testing.execute import Failed, first_line, run_case
+
+#: tests that run side by side: one mostly waits for the driver, for a commit, for the broker
+AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,13 @@ def run(
     found = cases.find(paths)
     if not found:
         return []
-    with opened(jars, stack, report) as bench:
-        return [_result(bench, case, report) for case in found]
+    # the bench is closed first: without Spark, what still runs after an interruption ends at once
+    with ThreadPoolExecutor(AT_ONCE) as pool, opened(jars, stack, report) as bench:
+        running = [pool.submit(_result, bench, case, report) for case in found]
+        try:
+            return [future.result() for future in running]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _result(bench: Bench, case: Case, report: Report) -> Result:
@@ -56,6 +65,8 @@ def _result(bench: Bench, case: Case, report: Report) -> Result:
         line, message = case.line(failed.path), str(failed)
     except LakehouseError as error:
         message = str(error)
+    except Exception as error:  # a row that its column cannot hold, a service that went away: the others go on
+        message = f"{type(error).__name__}: {first_line(error)}"
     return Result(case.name, case.file, line, not message, message, time.monotonic() - began)
 
 

@@ -31,6 +31,8 @@ PATIENCE = 20.0
 #: a topic keeps what it is given, whatever the clock of its records says
 _TOPIC = {"message.timestamp.type": "CreateTime", "retention.ms": "-1",
           "message.timestamp.after.max.ms": str(2**63 - 1)}  # fmt: skip
+#: tests are over before the second compiler has paid for itself
+_SPARK = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}
 
 
 class Services(Protocol):
@@ -56,28 +58,41 @@ class Bench:
         self.folder = Path(tempfile.mkdtemp(prefix="lakehouse-test-"))
         self.folder.chmod(0o755)
         self._spark: SparkSession | None = None
-        self._owns_spark = False
+        self._spark_was_there = _spark_runs()
         self._services: Services | None = None
-        self._asked_for_stack = False
-        #: columns of the tables that jobs read, by pipeline file and vars
-        self.schemas: dict[str, StructType] = {}
+        self._asked_for_stack = self._closed = False
+        self._starting = threading.RLock()
+        self._schemas: dict[str, StructType] = {}
+        self._schemas_lock = threading.RLock()  # the columns of one table are found by those of another
 
     @property
     def spark(self) -> SparkSession:
-        if self._spark is None:
-            from pyspark.sql import SparkSession
-
-            self._owns_spark = SparkSession.getActiveSession() is None
-            self._report("starting Spark")
-            self._spark = session.start("lakehouse-test", jars=self._jars(self._report))
-        return self._spark
+        with self._starting:
+            if self._spark is None:
+                self._check_open()
+                self._report("starting Spark")
+                self._spark = session.start("lakehouse-test", jars=self._jars(self._report), settings=_SPARK)
+            return self._spark
 
     @property
     def services(self) -> Services:
-        if self._services is None:
-            self._asked_for_stack = True
-            self._services = self._stack.up(self.folder, None, None, self._report)
-        return self._services
+        with self._starting:
+            if self._services is None:
+                self._check_open()
+                self._asked_for_stack = True
+                self._services = self._stack.up(self.folder, None, None, self._report)
+            return self._services
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RunError("STOPPED", "the tests were asked to stop")
+
+    def schema(self, key: str, found: Callable[[], StructType]) -> StructType:
+        """The columns of a table that jobs read: found once for all tests."""
+        with self._schemas_lock:
+            if key not in self._schemas:
+                self._schemas[key] = found()
+            return self._schemas[key]
 
     def storage(self) -> Path:
         """A new empty folder."""
@@ -136,8 +151,10 @@ class Bench:
             connection.close()
 
     def close(self) -> None:
+        with self._starting:
+            self._closed = True
         try:
-            if self._spark is not None and self._owns_spark:
+            if self._spark is not None and not self._spark_was_there:
                 self._spark.stop()
         finally:
             try:
@@ -145,6 +162,12 @@ class Bench:
                     self._stack.down(self.folder, self._report)
             finally:
                 shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _spark_runs() -> bool:
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession() is not None
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
@@ -123,7 +122,7 @@ class _Stream:
         except Exception as error:
             if isinstance(run.error, LakehouseError):
                 raise run.error from error
-            raise RunError("STREAM_FAILED", _first_line(run.error or error), where=self._scan.name) from error
+            raise RunError("STREAM_FAILED", first_line(run.error or error), where=self._scan.name) from error
         finally:
             run.stop()
             run.release()
@@ -176,6 +175,6 @@ class _Job:
         return SpecError([Problem(self._case.file, self._case.line(path), code, message)])
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return json.dumps(lines[0][:300])[1:-1] if lines else type(error).__name__
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

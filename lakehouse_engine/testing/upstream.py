@@ -65,9 +65,8 @@ def source(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage:
     if not isinstance(writer.sink, Delta):
         raise RunError("MISSING_TABLE", f"{name} does not write a Delta table", where=spec.where("source"))
     key = json.dumps([str(file), dict(values)], sort_keys=True)
-    if key not in bench.schemas:  # the same for every test of the session
-        bench.schemas[key] = _landed(bench, writer) if writer.is_stream else _computed(bench, writer, values)
-    return Source(delta_sink.table_path(storage, name), bench.schemas[key], tuple(writer.sink.partition_by))
+    schema = bench.schema(key, lambda: _landed(bench, writer) if writer.is_stream else _computed(bench, writer, values))
+    return Source(delta_sink.table_path(storage, name), schema, tuple(writer.sink.partition_by))
 
 
 def _landed(bench: Bench, spec: PipelineSpec) -> StructType:
