@@ -1,0 +1,135 @@
+"""Where services and storage are: a wrong file is refused with a code, and a secret is never a value in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from lakehouse_engine.errors import RunError, SpecError, UsageError
+from lakehouse_engine.spec.environment import Environment, load_environment
+
+GOOD = """\
+storage: /srv/lake
+connections:
+  kafka: {bootstrap_servers: "broker:9092"}
+  postgres: {host: db, database: lake, user: engine, password: {env: LAKEHOUSE_TEST_PASSWORD}, tls: verify-full}
+vars: {least: 0.02, prefix: prod-}
+spark: {spark.sql.shuffle.partitions: 8}
+"""
+
+
+def environment(root: Path, text: str, name: str = "production") -> Environment:
+    folder = root / "environments"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+    return load_environment(name, root)
+
+
+def test_an_environment_is_what_its_file_says(tmp_path: Path) -> None:
+    found = environment(tmp_path, GOOD)
+    assert (found.name, found.storage, found.kafka_bootstrap) == ("production", "/srv/lake", "broker:9092")
+    assert found.vars == {"least": 0.02, "prefix": "prod-"}
+    assert found.spark == {"spark.sql.shuffle.partitions": "8"}
+
+
+def test_a_secret_is_read_from_the_environment_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = environment(tmp_path, GOOD)
+    monkeypatch.setenv("LAKEHOUSE_TEST_PASSWORD", "it's 'secret' \\ host=elsewhere")
+    assert parse_dsn(found.postgres_dsn()) == {
+        "host": "db", "port": "5432", "dbname": "lake", "user": "engine", "sslmode": "verify-full",
+        "password": "it's 'secret' \\ host=elsewhere"}  # fmt: skip
+    assert "secret" not in f"{found!r} {found}"
+
+
+def test_a_secret_in_a_file_ends_before_its_last_line_break(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(" s3cret \n")
+    found = environment(tmp_path, GOOD.replace("{env: LAKEHOUSE_TEST_PASSWORD}", f"{{file: {tmp_path}/password}}"))
+    assert parse_dsn(found.postgres_dsn())["password"] == " s3cret "
+
+
+@pytest.mark.parametrize("reference", ["{env: LAKEHOUSE_TEST_UNSET}", "{file: /nowhere/password}"])
+def test_a_secret_that_is_not_there_is_named_where_it_is_needed(tmp_path: Path, reference: str) -> None:
+    found = environment(tmp_path, GOOD.replace("{env: LAKEHOUSE_TEST_PASSWORD}", reference))
+    with pytest.raises(RunError) as caught:
+        found.postgres_dsn()
+    assert (caught.value.code, caught.value.where) == ("SECRET_MISSING", "connection postgres")
+
+
+WRONG = [
+    ("a literal password", "{env: LAKEHOUSE_TEST_PASSWORD}", "hunter2", "LITERAL_SECRET"),
+    ("a quoted password", "{env: LAKEHOUSE_TEST_PASSWORD}", '"12345"', "LITERAL_SECRET"),
+    ("a numeric password", "{env: LAKEHOUSE_TEST_PASSWORD}", "12345", "LITERAL_SECRET"),
+    ("a secret of nothing", "{env: LAKEHOUSE_TEST_PASSWORD}", "{}", "LITERAL_SECRET"),
+    ("two secrets in one", "{env: LAKEHOUSE_TEST_PASSWORD}", "{env: A, file: b}", "LITERAL_SECRET"),
+    ("a storage of a later version", "/srv/lake", "s3a://lake", "NOT_YET"),
+    ("no storage", "storage: /srv/lake", "", "BAD_VALUE"),
+    ("a key that is not known", "vars:", "vrs:", "BAD_VALUE"),
+    ("a connection that is not known", "kafka:", "kafak:", "BAD_VALUE"),
+    ("a port that is none", "host: db", "host: db, port: many", "BAD_VALUE"),
+    ("a kind of TLS that is none", "verify-full", "perhaps", "BAD_VALUE"),
+    ("no YAML", "{least: 0.02, prefix: prod-}", "{least: [}", "YAML_SYNTAX"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_a_wrong_environment_is_refused_with_a_code(tmp_path: Path, old: str, new: str, code: str) -> None:
+    assert old in GOOD
+    with pytest.raises(SpecError) as caught:
+        environment(tmp_path, GOOD.replace(old, new))
+    assert [(p.file, p.code) for p in caught.value.problems] == [("environments/production.yaml", code)]
+
+
+def test_a_literal_password_is_not_repeated_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        environment(tmp_path, GOOD.replace("{env: LAKEHOUSE_TEST_PASSWORD}", "hunter2"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "text\n"])
+def test_an_environment_that_is_no_map_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        environment(tmp_path, text)
+    assert [p.code for p in caught.value.problems] == ["BAD_VALUE"]
+
+
+@pytest.mark.parametrize("name", ["missing", "../production", "Production", ""])
+def test_an_environment_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, name: str) -> None:
+    environment(tmp_path, GOOD)
+    with pytest.raises(UsageError, match="there are: production") as caught:
+        load_environment(name, tmp_path)
+    assert caught.value.code == "ENVIRONMENT_MISSING"
+
+
+def test_a_service_without_a_connection_is_named(tmp_path: Path) -> None:
+    found = environment(tmp_path, "storage: x\n")
+    for read in (lambda: found.kafka_bootstrap, found.postgres_dsn):
+        with pytest.raises(RunError) as caught:
+            read()
+        assert caught.value.code == "NO_CONNECTION"
+
+
+def test_without_a_name_it_is_the_embedded_stack(tmp_path: Path) -> None:
+    folder = tmp_path / ".lakehouse"
+    folder.mkdir()
+    services = {
+        "kafka": {"bootstrap_servers": "127.0.0.1:1"},
+        "postgres": {"dsn": "postgresql://u:hidden@127.0.0.1:2/x"},
+    }
+    (folder / "services.json").write_text(json.dumps(services))
+    found = load_environment(None, tmp_path)
+    assert (found.storage, found.kafka_bootstrap) == (str(folder / "storage"), "127.0.0.1:1")
+    assert found.postgres_dsn() == "postgresql://u:hidden@127.0.0.1:2/x"
+    assert "hidden" not in repr(found)
+
+
+def test_an_embedded_stack_that_was_not_started_has_a_storage_and_no_services(tmp_path: Path) -> None:
+    found = load_environment(None, tmp_path)
+    assert found.storage == str(tmp_path / ".lakehouse" / "storage")
+    with pytest.raises(RunError) as caught:
+        _ = found.kafka_bootstrap
+    assert caught.value.code == "STACK_DOWN"

@@ -1,0 +1,149 @@
+"""A Delta log is read as it lies there; what it no longer tells is answered with None, never guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lakehouse_engine.deltalog import Change, DeltaLog
+
+SCHEMA = {"type": "struct", "fields": [
+    {"name": "id", "type": "string", "nullable": True, "metadata": {}},
+    {"name": "n", "type": "long", "nullable": True, "metadata": {}},
+    {"name": "at", "type": "timestamp", "nullable": True, "metadata": {}},
+    {"name": "price", "type": "decimal(18,2)", "nullable": True, "metadata": {}},
+    {"name": "tags", "type": {"type": "array", "elementType": "string", "containsNull": True}, "nullable": True,
+     "metadata": {}}]}  # fmt: skip
+METADATA = {"metaData": {"id": "first", "partitionColumns": ["day"], "schemaString": json.dumps(SCHEMA)}}
+PROTOCOL = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}
+
+
+def commit(table: Path, version: int, *actions: dict[str, Any]) -> None:
+    folder = table / "_delta_log"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{version:020d}.json").write_text("".join(json.dumps(action) + "\n" for action in actions))
+
+
+def add(day: str | None, **more: Any) -> dict[str, Any]:
+    return {"add": {"path": "x.parquet", "partitionValues": {"day": day}, "dataChange": True, **more}}
+
+
+def remove(day: str | None, **more: Any) -> dict[str, Any]:
+    return {"remove": {"path": "x.parquet", "partitionValues": {"day": day}, "dataChange": True, **more}}
+
+
+def note(text: str) -> dict[str, Any]:
+    return {"commitInfo": {"operation": "WRITE", "userMetadata": text}}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Versions 0 to 3: created, two days added, one removed."""
+    commit(tmp_path, 0, PROTOCOL, METADATA)
+    commit(tmp_path, 1, note('{"pipeline": "bronze.x", "batch_id": 1}'), add("2026-01-01"))
+    commit(tmp_path, 2, add("2026-01-02"), add(None))
+    commit(tmp_path, 3, remove("2026-01-01"))
+    return tmp_path
+
+
+def test_there_is_no_version_where_there_is_no_table(tmp_path: Path) -> None:
+    log = DeltaLog(tmp_path / "missing")
+    assert (log.versions(), log.version(), log.record(), log.table_id(), log.columns()) == ([], None, None, None, None)
+
+
+def test_versions_are_the_json_commits_in_order_and_nothing_else(table: Path) -> None:
+    for other in ("00000000000000000002.checkpoint.parquet", "_last_checkpoint", "00000000000000000009.json.tmp",
+                  ".00000000000000000009.json.crc", "9.json", "00000000000000000004.crc"):  # fmt: skip
+        (table / "_delta_log" / other).write_text("{}")
+    assert DeltaLog(table).versions() == [0, 1, 2, 3]
+    assert DeltaLog(table).version() == 3
+
+
+def test_versions_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for version in (10, 9, 100):
+        commit(tmp_path, version)
+    assert DeltaLog(tmp_path).versions() == [9, 10, 100]
+
+
+def test_an_empty_line_is_no_action(tmp_path: Path) -> None:
+    commit(tmp_path, 0, METADATA)
+    with (tmp_path / "_delta_log" / f"{0:020d}.json").open("a") as file:
+        file.write("\n  \n")
+    assert list(DeltaLog(tmp_path).actions(0)) == [METADATA]
+
+
+def test_the_record_is_the_newest_of_ours_with_its_version(table: Path) -> None:
+    assert DeltaLog(table).record() == {"pipeline": "bronze.x", "batch_id": 1, "version": 1}
+    commit(table, 4, note('{"pipeline": "bronze.x", "batch_id": 2}'))
+    commit(table, 5, add("2026-01-05"))
+    assert DeltaLog(table).record() == {"pipeline": "bronze.x", "batch_id": 2, "version": 4}
+
+
+@pytest.mark.parametrize("text", ["", "by hand", "5", "[]", "null", '{"other": 1}'])
+def test_somebody_elses_note_is_no_record(table: Path, text: str) -> None:
+    commit(table, 4, note(text))
+    assert DeltaLog(table).record_of(4) is None
+    assert DeltaLog(table).record() == {"pipeline": "bronze.x", "batch_id": 1, "version": 1}
+
+
+def test_the_columns_are_those_of_the_newest_metadata_by_spark_type(table: Path) -> None:
+    columns = {"id": "string", "n": "bigint", "at": "timestamp", "price": "decimal(18,2)", "tags": ""}
+    assert DeltaLog(table).columns() == columns
+    schema = json.dumps({"type": "struct", "fields": [{"name": "m", "type": "integer"}]})
+    commit(table, 4, {"metaData": {"id": "first", "partitionColumns": [], "schemaString": schema}})
+    assert DeltaLog(table).columns() == {"m": "int"}
+
+
+def test_the_tables_id_is_unknown_when_its_commit_is_gone(table: Path) -> None:
+    assert DeltaLog(table).table_id() == "first"
+    (table / "_delta_log" / f"{0:020d}.json").unlink()
+    assert DeltaLog(table).table_id() is None
+    assert DeltaLog(table).columns() is None
+
+
+@pytest.mark.parametrize(("since", "slices"), [
+    (0, {"2026-01-01", "2026-01-02", None}), (1, {"2026-01-01", "2026-01-02", None}), (2, {"2026-01-01"}), (3, set()),
+])  # fmt: skip
+def test_the_slices_that_changed_are_those_of_added_and_removed_files(
+    table: Path, since: int, slices: set[str | None]
+) -> None:
+    assert DeltaLog(table).changed(since, "day") == Change(frozenset(slices))
+
+
+def test_a_compaction_changes_nothing(table: Path) -> None:
+    commit(table, 4, remove("2026-01-02", dataChange=False), add("2026-01-02", dataChange=False))
+    assert DeltaLog(table).changed(3, "day") == Change(frozenset())
+
+
+def test_a_file_that_does_not_say_whether_it_changes_data_does(table: Path) -> None:
+    commit(table, 4, {"add": {"path": "x", "partitionValues": {"day": "2026-01-04"}}})
+    assert DeltaLog(table).changed(3, "day") == Change(frozenset({"2026-01-04"}))
+
+
+UNKNOWN = [
+    ("the schema", METADATA),
+    ("the protocol", PROTOCOL),
+    ("a file without the column", {"add": {"path": "x", "partitionValues": {"other": "1"}}}),
+    ("a file without values", {"remove": {"path": "x", "dataChange": True}}),
+]
+
+
+@pytest.mark.parametrize("action", [u[1] for u in UNKNOWN], ids=[u[0] for u in UNKNOWN])
+def test_what_changed_cannot_be_told_from(table: Path, action: dict[str, Any]) -> None:
+    commit(table, 4, add("2026-01-04"), action)
+    assert DeltaLog(table).changed(3, "day") is None
+
+
+def test_a_change_before_the_versions_asked_for_does_not_matter(table: Path) -> None:
+    commit(table, 4, METADATA)
+    commit(table, 5, add("2026-01-05"))
+    assert DeltaLog(table).changed(4, "day") == Change(frozenset({"2026-01-05"}))
+
+
+def test_what_changed_cannot_be_told_when_a_commit_in_between_is_gone(table: Path) -> None:
+    (table / "_delta_log" / f"{2:020d}.json").unlink()
+    assert DeltaLog(table).changed(1, "day") is None
+    assert DeltaLog(table).changed(2, "day") == Change(frozenset({"2026-01-01"}))
