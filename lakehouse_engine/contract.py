@@ -5,7 +5,8 @@ Two readers must agree on it, payload by payload: ``Contract.judge`` here, by ``
 
 - An object with ``properties`` of type string (``format`` date-time, date), integer, number or boolean, and
   ``[type, "null"]``; ``required``; ``additionalProperties: false``; ``enum``, ``const``, ``pattern``, bounds, lengths.
-- The bytes are UTF-8 and strict JSON (RFC 8259): no byte order mark, no NaN, nothing after the object, no key twice.
+- The bytes are UTF-8 and strict JSON (RFC 8259): no byte order mark, no NaN, nothing after the object. Of a key that
+  stands twice the last value counts; an earlier one must have the type of an integer, a number or a boolean all the same.
 - Nothing is coerced. An integer is written without fraction or exponent and fits 64 bits; a number is finite.
 - A date-time is ``YYYY-MM-DDTHH:MM:SS[.1 to 9 digits](Z|+hh:mm|-hh:mm)``, a real time in the years 1900 to 2200.
 - A string holds no NUL character, which PostgreSQL cannot store.
@@ -48,7 +49,7 @@ class Field(Model):
     def spark_type(self) -> str:
         return SPARK_TYPES[self.kind]
 
-    def schema_(self) -> dict[str, Any]:
+    def as_schema(self) -> dict[str, Any]:
         """The field as JSON Schema."""
         kind = "string" if self.kind in ("timestamp", "date") else self.kind
         form = {"timestamp": {"format": "date-time"}, "date": {"format": "date"}}.get(self.kind, {})
@@ -65,9 +66,9 @@ class Contract(Model):
     fields: tuple[Field, ...]
     closed: bool = False
 
-    def schema(self) -> dict[str, Any]:
+    def as_schema(self) -> dict[str, Any]:
         """The contract as JSON Schema again, with what ``judge`` needs."""
-        return {"type": "object", "properties": {f.name: f.schema_() for f in self.fields},
+        return {"type": "object", "properties": {f.name: f.as_schema() for f in self.fields},
                 "required": [f.name for f in self.fields if f.required],
                 **({"additionalProperties": False} if self.closed else {})}  # fmt: skip
 
@@ -91,9 +92,16 @@ class Contract(Model):
             text = f"{name}: {reason}" if name else reason
             if text not in found:
                 found.append(text)
+        if not found and self._overwritten_wrong(value):
+            return ["json: not valid"]
         types = {field.name: f"{field.name}: not {NOUNS[field.kind]}" for field in self.fields}
         # a value of another type has that reason alone
         return [text for text in found if text == (wrong := types.get(text.partition(": ")[0])) or wrong not in found]
+
+    def _overwritten_wrong(self, value: Any) -> bool:
+        """A value that a later one of the same key replaced is read all the same, strings and times as any text."""
+        typed = {f.name: {"type": [f.kind, "null"]} for f in self.fields if f.kind in ("integer", "number", "boolean")}
+        return any(not _types().evolve(schema=typed[name]).is_valid(old) for name, old in value.overwritten if name in typed)
 
     def _order(self, name: str) -> int:
         return next((i for i, field in enumerate(self.fields) if field.name == name), len(self.fields))
@@ -152,19 +160,22 @@ def is_date(text: object) -> bool:
     return True
 
 
-def _strict_json(payload: bytes) -> Any:
-    """RFC 8259 without what readers disagree on: no NaN, no repeated key, no unpaired surrogate, no byte order mark."""
+class _Object(dict[str, Any]):
+    """A JSON object; ``overwritten`` holds the pairs whose key stands again later."""
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            raise ValueError("repeated key")
-        return found
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        last = {name: index for index, (name, _) in enumerate(pairs)}
+        self.overwritten = [pair for index, pair in enumerate(pairs) if last[pair[0]] != index]
+
+
+def _strict_json(payload: bytes) -> Any:
+    """RFC 8259 without what readers disagree on: no NaN, no unpaired surrogate, no byte order mark."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(constant)
 
-    value = json.loads(payload.decode("utf-8"), object_pairs_hook=pairs, parse_constant=refuse)
+    value = json.loads(payload.decode("utf-8"), object_pairs_hook=_Object, parse_constant=refuse)
     json.dumps(value, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be encoded
     return value
 
@@ -172,7 +183,18 @@ def _strict_json(payload: bytes) -> Any:
 @lru_cache(maxsize=64)
 def _validator(contract: Contract) -> Any:
     """The contract's schema again, for ``jsonschema``, with the engine's idea of an integer and of a time."""
-    from jsonschema import Draft202012Validator, FormatChecker
+    from jsonschema import FormatChecker
+
+    checker = FormatChecker(formats=())
+    checker.checks("date-time")(lambda v: not isinstance(v, str) or is_date_time(v))
+    checker.checks("date")(lambda v: not isinstance(v, str) or is_date(v))
+    return _types().evolve(schema=contract.as_schema(), format_checker=checker)
+
+
+@lru_cache(maxsize=1)
+def _types() -> Any:
+    """A validator with the engine's idea of an integer and of a number."""
+    from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
     def integer(_: object, value: object) -> bool:
@@ -181,11 +203,9 @@ def _validator(contract: Contract) -> Any:
     def number(_: object, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
-    checker = FormatChecker(formats=())
-    checker.checks("date-time")(lambda v: not isinstance(v, str) or is_date_time(v))
-    checker.checks("date")(lambda v: not isinstance(v, str) or is_date(v))
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", integer).redefine("number", number)
-    return extend(Draft202012Validator, type_checker=types)(contract.schema(), format_checker=checker)
+    validator: Any = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
+    return validator({})
 
 
 _KEYWORDS = {"pattern": "pattern", "minimum": "minimum", "maximum": "maximum", "exclusiveMinimum": "exclusive_minimum",

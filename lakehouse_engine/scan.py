@@ -117,15 +117,19 @@ class ScanQuery:
         return f"_start{self._micros(member)}_{member.window.every}"
 
     def text(self, view: str, watermarks: Sequence[int | None], floors: Sequence[Mapping[int, int] | None]) -> str:
-        """The batch's SQL over ``view``. ``floors``: a member's next offset per partition where it is ahead of the scan."""
-        inner = f"select * from {view}"
+        """The batch's SQL over ``view``. ``floors``: a member's next offset per partition where it is ahead of the scan.
+
+        What changes from batch to batch stands in one map literal alone: Spark hands a map to the generated code by
+        reference, so the code stays the same, compiled and warm. A number would be written into it.
+        """
+        inner = f"select *, {_parameters(watermarks, floors)} as _batch from {view}"
         for layer in self.layers():
             inner = f"select *, {layer.sql} as {layer.alias} from ({inner})"
         for index, member in enumerate(self.members):
-            outcome = self._outcome(member, watermarks[index], floors[index])
+            outcome = self._outcome(index, member)
             inner = f"select *, {outcome} as _outcome{index} from ({inner})"
-        structs = [f"array({', '.join([self._position(), *self._rowwise(watermarks)])})"]
-        structs += [self._windows(i, watermarks[i]) for i, m in enumerate(self.members) if m.window.sliding]
+        structs = [f"array({', '.join([self._position(), *self._rowwise()])})"]
+        structs += [self._windows(i) for i, m in enumerate(self.members) if m.window.sliding]
         array = structs[0] if len(structs) == 1 else f"concat({', '.join(structs)})"
         keys = ", ".join(["m", "o", "w", *(f"k{i}" for i in range(self._width)), "detail"])
         # an exact type for sums of whole numbers is the user's: Spark widens int to bigint and keeps double
@@ -134,15 +138,11 @@ class ScanQuery:
         aggregates += [f"{s.function}(_{s.column}) as {s.column}" for s in self._slots]
         return f"select {keys}, {', '.join(aggregates)} from (select inline({array}) from ({inner})) group by {keys}"
 
-    def _outcome(self, member: WindowMember, watermark: int | None, floor: Mapping[int, int] | None) -> str:
+    def _outcome(self, index: int, member: WindowMember) -> str:
         codes = {outcomes.FILTERED: FILTERED, outcomes.QUARANTINED: QUARANTINED}
         cases = "".join(f" when {self._verdicts[v.refused]} then {codes[v.outcome]}" for v in member.rows.verdicts)
-        if floor:
-            seen = "".join(f" when {partition} then _offset < {offset}L" for partition, offset in sorted(floor.items()))
-            cases = f" when case _partition{seen} else false end then {SEEN}" + cases
-        if watermark is not None:
-            cases += f" when {self._start(member)} + {member.window.size} <= {watermark}L then {LATE}"
-        return f"case{cases} else {COUNTED} end" if cases else str(COUNTED)
+        closed = f"{self._start(member)} + {member.window.size} <= {_watermark(index)}"
+        return f"case when _offset < {_floor(index)} then {SEEN}{cases} when {closed} then {LATE} else {COUNTED} end"
 
     def _struct(self, m: int, o: str, w: str, keys: Sequence[str], detail: str, extra: Mapping[str, str]) -> str:
         pairs = {"m": str(m), "o": o, "w": w, **{f"k{i}": "cast(null as string)" for i in range(self._width)}}
@@ -158,18 +158,18 @@ class ScanQuery:
         none = "cast(null as string)"
         return self._struct(POSITION, "0", "cast(_partition as bigint)", [], none, {"_at": "_offset", **times})
 
-    def _rowwise(self, watermarks: Sequence[int | None]) -> list[str]:
+    def _rowwise(self) -> list[str]:
         found = []
         for index, member in enumerate(self.members):
             outcome = f"_outcome{index}"
             counted = f"{outcome} = {COUNTED}"
             if member.window.sliding:
-                aside = self._aside(index, member, watermarks[index])
+                aside = self._aside(index, member)
                 found.append(self._struct(index, outcome, "cast(null as bigint)", [], aside, {}))
                 continue
             keys = [f"if({counted}, cast({key} as string), null)" for key in member.keys]
             start = f"if({counted}, {self._start(member)}, null)"
-            aside = self._aside(index, member, watermarks[index])
+            aside = self._aside(index, member)
             found.append(self._struct(index, outcome, start, keys, aside, self._values(index, counted)))
         return found
 
@@ -177,7 +177,7 @@ class ScanQuery:
         measured = [m for _, m in self._measured[index] if m is not None]
         return {f"_{m.column}": f"if({counted}, {m.argument}, null)" for m in measured}
 
-    def _windows(self, index: int, watermark: int | None) -> str:
+    def _windows(self, index: int) -> str:
         """The windows of a sliding member that a row counts in: those that are not closed."""
         member = self.members[index]
         window = member.window
@@ -186,27 +186,25 @@ class ScanQuery:
         struct = self._struct(index, str(WINDOW), start, keys, "cast(null as string)", self._values(index, "true"))
         count = window.size // window.every
         newest = f"transform(sequence(0L, {count - 1}L), i -> {struct})"
-        open_ = f"filter({newest}, s -> s.w + {window.size} > {watermark}L)" if watermark is not None else newest
+        open_ = f"filter({newest}, s -> s.w + {window.size} > {_watermark(index)})"
         return f"if(_outcome{index} = {COUNTED}, {open_}, array())"
 
-    def _aside(self, index: int, member: WindowMember, watermark: int | None) -> str:
+    def _aside(self, index: int, member: WindowMember) -> str:
         """JSON of a row that is kept aside (which makes it a group of its own), null for every other."""
         micros = self._micros(member)
         stored = ", ".join(f"{sql.string(n)}, {text}" for n, text in member.rows.stored.items())
         place = "'p', _partition, 'o', _offset"
         row = f"'row', to_json(named_struct({stored}))" if stored else "'row', '{}'"
-        cases = ""
         late = f"_outcome{index} = {LATE}"
-        if watermark is not None and member.window.sliding:  # closed for some windows, open for others
+        if member.window.sliding:  # closed for some windows, open for others
             # the oldest window ends `every` after the newest one begins
             oldest_end = f"{self._start(member)} + {member.window.every}"
-            late += f" or (_outcome{index} = {COUNTED} and {oldest_end} <= {watermark}L)"
-        if watermark is not None:
-            cases += f" when {late} then to_json(named_struct({place}, 'time', {micros}, {row}))"
+            late += f" or (_outcome{index} = {COUNTED} and {oldest_end} <= {_watermark(index)})"
+        cases = f" when {late} then to_json(named_struct({place}, 'time', {micros}, {row}))"
         kept = [v for v in member.rows.verdicts if v.outcome == outcomes.QUARANTINED and v.step in member.keeps]
         for verdict in kept:
             cases += f" when _outcome{index} = {QUARANTINED} and {self._first(member, verdict)} then {_refused(verdict, place)}"
-        return f"case{cases} end" if cases else "cast(null as string)"
+        return f"case{cases} end"
 
     def _first(self, member: WindowMember, verdict: Verdict) -> str:
         before = []
@@ -248,6 +246,33 @@ class ScanQuery:
     def time_index(self, index: int) -> int:
         """Which of the event times of ``read`` is the member's."""
         return self._times.index(self._time(self.members[index]))
+
+
+#: a watermark that closes no window
+_NONE = -(2**62)
+
+
+def _parameters(watermarks: Sequence[int | None], floors: Sequence[Mapping[int, int] | None]) -> str:
+    """SQL array<bigint> of a record's partition: per member its watermark and the offset below which it has all."""
+
+    def values(partition: int | None) -> str:
+        found = []
+        for watermark, floor in zip(watermarks, floors, strict=True):
+            held = floor.get(partition, 0) if floor and partition is not None else 0
+            found += [f"{_NONE if watermark is None else watermark}L", f"{held}L"]
+        return f"array({', '.join(found)})"
+
+    partitions = sorted({0, *(p for floor in floors if floor for p in floor)})
+    entries = ", ".join(f"{partition}, {values(partition)}" for partition in partitions)
+    return f"coalesce(try_element_at(map({entries}), _partition), {values(None)})"
+
+
+def _watermark(index: int) -> str:
+    return f"get(_batch, {2 * index})"
+
+
+def _floor(index: int) -> str:
+    return f"get(_batch, {2 * index + 1})"
 
 
 def _refused(verdict: Verdict, place: str) -> str:

@@ -20,11 +20,13 @@ _FIXED = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
+    "spark.sql.variant.allowDuplicateKeys": "true",  # the last counts, as with from_json and with jsonschema
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # other readers take INT96 for another thing
 }
 #: fitted to one machine; an environment's `spark:` goes over them
 _DEFAULTS = {
     "spark.sql.shuffle.partitions": "2",
+    "spark.sql.subexpressionElimination.skipForShortcutExpr": "true",  # what few rows need is not computed for all
     "spark.sql.adaptive.enabled": "false",  # small batches: planning again costs more than it gains
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.streaming.checkpointFileManagerClass": _CHECKPOINTS,  # the default forks five processes a file
@@ -59,6 +61,7 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
         options["spark.driver.extraClassPath"] = ":".join(str(jar) for jar in jars)
         options["spark.driver.extraJavaOptions"] = " ".join([
             "-Duser.timezone=UTC", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}", "-XX:+UseParallelGC",
+            "-XX:-DontCompileHugeMethods",  # a scan's generated code is one large method: else it stays interpreted
             options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
     for key, value in options.items():
         builder = builder.config(key, value)

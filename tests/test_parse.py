@@ -59,11 +59,24 @@ def payloads() -> list[bytes | None]:
     found += [good.replace("5", text, 1).encode() for text in ("NaN", "05", "5.0", "5e0", "Infinity", "0x5", "-0", "+5")]
     found += [(good + tail).encode() for tail in (" ", "\n", "}", ",", " x", "{}", '"', "//")]
     found += [(head + good).encode() for head in (" ", "\n", "x", "[", "\ufeff")]
+    for name in GOOD:  # a key twice
+        found += [(json.dumps({name: value})[:-1] + ", " + good[1:]).encode() for value in _VALUES]
+        found += [(good[:-1] + ", " + json.dumps({name: value})[1:]).encode() for value in _VALUES]
     for _ in range(400):  # one byte dropped, doubled or replaced
         at = random_.randrange(len(good))
         piece = random_.choice(["", good[at] * 2, random_.choice('{}[]",:0\\ \u00e9tfn')])
         found.append((good[:at] + piece + good[at + 1 :]).encode())
     return found
+
+
+def twice(payload: bytes | None) -> bool:
+    """Whether a key stands twice in the record."""
+    found = []
+    try:
+        json.loads(payload or b"", object_pairs_hook=lambda pairs: found.append(len(dict(pairs)) < len(pairs)))
+    except ValueError:
+        return False
+    return any(found)
 
 
 @pytest.mark.parametrize("contract", [ALL, CLOSED], ids=["open", "closed"])
@@ -86,7 +99,9 @@ def test_spark_and_jsonschema_give_the_same_verdict_and_reasons_payload_by_paylo
     for number, value in enumerate(values):
         judged = contract.judge(value)
         accepted += not judged
-        if verdicts[number] != (not judged, sorted(judged)):
+        good, reasons_ = verdicts[number]
+        # of two values under one key the readers may name different reasons; the verdict is the same
+        if (good, [] if twice(value) else reasons_) != (not judged, [] if twice(value) else sorted(judged)):
             differ.append((value, judged, verdicts[number]))
     assert differ == []
     assert accepted > 20, "the table must hold good payloads too"

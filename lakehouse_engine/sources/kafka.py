@@ -50,7 +50,7 @@ class Kafka(Component):
 
 @dataclass(frozen=True)
 class TopicState:
-    """A topic as the broker describes it: its id (a recreated topic has another) and (first, next) offset per partition."""
+    """A topic as the broker describes it: its id (a recreated topic has another), per partition (first, next) offset."""
 
     name: str
     id: str
@@ -62,7 +62,7 @@ def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> Top
     from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
     from confluent_kafka.admin import AdminClient
 
-    quiet = {"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 4000}
+    quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 4000}
     admin = AdminClient(quiet)
     try:
         future = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic]
@@ -108,5 +108,8 @@ def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: s
     stream = (spark.readStream.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
               .option("subscribe", source.topic).option("startingOffsets", starting)
               .option("maxOffsetsPerTrigger", source.max_per_trigger).option("kafka.isolation.level", "read_committed")
-              .option("failOnDataLoss", "true").option("kafkaConsumer.pollTimeoutMs", "60000").load())  # fmt: skip
+              .option("failOnDataLoss", "true").option("kafkaConsumer.pollTimeoutMs", "60000")
+              # Spark seeks before each poll, which throws away what was fetched and not yet given out
+              .option("kafka.max.poll.records", 100_000).option("kafka.max.partition.fetch.bytes", 4 << 20)
+              .option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
     return stream.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])

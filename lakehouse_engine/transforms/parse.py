@@ -4,10 +4,11 @@ Adds the contract's columns. A record that does not keep the contract is quarant
 reason; nothing is coerced. ``Contract.judge`` is the same verdict in Python, by ``jsonschema``; tests hold both to one
 another, payload by payload.
 
-Spark's ``from_json`` alone is not JSON: it takes trailing garbage, a number where a string is due, and the last of two
-equal keys. So the text is wrapped into an object that ends with a value nobody else knows (trailing garbage breaks or
-hides it), a second strict parse into VARIANT refuses repeated keys and unpaired surrogates, and a string that looks
-like another type is looked up in that VARIANT.
+Spark's ``from_json`` alone is not JSON: it takes trailing garbage, a number where a string is due, and unpaired
+surrogates. So the text is wrapped into an object that ends with a value nobody else knows (trailing garbage breaks or
+hides it). What only few records need is looked up in a second, strict parse into VARIANT, which costs as much as the
+first: a text with a backslash (surrogates come escaped only), a string that looks like another type, a field that is
+null or missing, and the reasons of a refused record.
 """
 
 from __future__ import annotations
@@ -64,8 +65,7 @@ class Parse(Component):
         alias = f"_{contract.name}_of{self.column}"
         json = _Json(contract, f"cast({value} as string)", alias)
         ok = f"{alias}_ok"
-        layers = (Layer(alias, json.struct()), Layer(f"{alias}_json", f"try_parse_json({json.text})"),
-                  *json.times(), Layer(ok, json.accepted()))  # fmt: skip
+        layers = (Layer(alias, json.struct()), *json.times(), Layer(ok, json.accepted()))
         verdict = Verdict(step, QUARANTINED, f"not {ok}", json.reasons(value))
         columns = {**rows.columns, **{field.name: json.column(field) for field in contract.fields}}
         types = {**rows.types, **{field.name: field.spark_type for field in contract.fields}}
@@ -97,12 +97,16 @@ class _Json:
             if field.kind in ("timestamp", "date"):
                 yield Layer(f"{self.alias}_{field.name}", f"try_cast({self.raw(field)} as {field.kind})")
 
+    @property
+    def json(self) -> str:
+        return f"try_parse_json({self.text})"
+
     def variant(self, field: Field) -> str:
-        return f"try_variant_get({self.alias}_json, {sql.string('$.' + field.name)}, 'variant')"
+        return f"try_variant_get({self.json}, {sql.string('$.' + field.name)}, 'variant')"
 
     def well_formed(self) -> str:
-        return (f"({self.alias}_json is not null and {self.alias}.v is not null and {self.alias}._corrupt is null"
-                f" and {self.alias}.end = '{_END}' and is_valid_utf8({self.text}))")  # fmt: skip
+        return (f"({self.alias}.v is not null and {self.alias}._corrupt is null and {self.alias}.end = '{_END}'"
+                f" and is_valid_utf8({self.text}) and (not contains({self.text}, '\\\\') or {self.json} is not null))")  # fmt: skip
 
     def accepted(self) -> str:
         """SQL boolean, never null: the record keeps the contract."""
@@ -112,10 +116,11 @@ class _Json:
 
     def reasons(self, value: str) -> str:
         """SQL array<string>; evaluated for refused records only."""
-        no_json = f"{self.alias}_json is null or not is_valid_utf8({self.text}) or not ({self.alias}.end <=> '{_END}')"
+        no_json = f"{self.json} is null or not is_valid_utf8({self.text}) or not ({self.alias}.end <=> '{_END}')"
         found = [self._reason(field, reason, good) for field in self.contract.fields for reason, good in self._rules(field)]
         found += [f"if(not coalesce({good}, false), {sql.string(reason)}, null)" for reason, good in self._closed()]
         each = f"array_distinct(filter(array({', '.join(found)}), reason -> reason is not null))"
+        each = f"if(size({each}) > 0, {each}, array('json: not valid'))"  # a value that a later one of its key replaced
         return (f"case when {value} is null then array('tombstone') when {no_json} then array('json: not valid')"
                 f" when not ({self.variant_is('OBJECT%')}) then array('json: not an object') else {each} end")  # fmt: skip
 
@@ -128,7 +133,7 @@ class _Json:
         return f"if(not coalesce({good}, false), {text}, null)"
 
     def variant_is(self, like: str) -> str:
-        return f"coalesce(schema_of_variant({self.alias}_json), '') like '{like}'"
+        return f"coalesce(schema_of_variant({self.json}), '') like '{like}'"
 
     def _closed(self) -> Iterator[tuple[str, str]]:
         if self.contract.closed:
