@@ -84,7 +84,8 @@ class Bed:
         checkpoint = tempfile.mkdtemp(dir=self.root)
         jars = ",".join(map(str, engine_jars()))
         return [sys.executable, str(HERE / "plain.py"), mode, "--jars", jars, "--bootstrap-servers",
-                self.bootstrap_servers, "--topic", topic, "--jdbc", self.jdbc(), "--checkpoint", checkpoint, *more]  # fmt: skip
+                self.bootstrap_servers, "--topic", topic, "--jdbc", self.jdbc(), "--checkpoint", checkpoint,
+                *more]  # fmt: skip
 
 
 @contextmanager

@@ -182,12 +182,12 @@ def status(env: str | None, as_json: bool) -> None:
 @JSON
 def test(specs: tuple[Path, ...], as_json: bool) -> None:
     """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""
-    from lakehouse_engine import testing
     from lakehouse_engine.local import jars as local
     from lakehouse_engine.local import stack
+    from lakehouse_engine.testing import run as run_tests
 
     began = time.monotonic()
-    results = testing.run(list(specs or [Path("pipelines")]), jars=local.engine_jars, stack=stack, report=report)
+    results = run_tests(list(specs or [Path("pipelines")]), jars=local.engine_jars, stack=stack, report=report)
     failed = [result for result in results if not result.passed]
     if as_json:
         click.echo(json.dumps([vars(result) for result in results], default=str))

@@ -6,7 +6,7 @@ Two readers must agree on it, payload by payload: ``Contract.judge`` here, by ``
 - An object with ``properties`` of type string (``format`` date-time, date), integer, number or boolean, and
   ``[type, "null"]``; ``required``; ``additionalProperties: false``; ``enum``, ``const``, ``pattern``, bounds, lengths.
 - The bytes are UTF-8 and strict JSON (RFC 8259): no byte order mark, no NaN, nothing after the object. Of a key that
-  stands twice the last value counts; an earlier one must have the type of an integer, a number or a boolean all the same.
+  stands twice the last value counts; the earlier ones of an integer, a number or a boolean must have its type, too.
 - Nothing is coerced. An integer is written without fraction or exponent and fits 64 bits; a number is finite.
 - A date-time is ``YYYY-MM-DDTHH:MM:SS[.1 to 9 digits](Z|+hh:mm|-hh:mm)``, a real time in the years 1900 to 2200.
 - A string holds no NUL character, which PostgreSQL cannot store.
@@ -101,7 +101,8 @@ class Contract(Model):
     def _overwritten_wrong(self, value: Any) -> bool:
         """A value that a later one of the same key replaced is read all the same, strings and times as any text."""
         typed = {f.name: {"type": [f.kind, "null"]} for f in self.fields if f.kind in ("integer", "number", "boolean")}
-        return any(not _types().evolve(schema=typed[name]).is_valid(old) for name, old in value.overwritten if name in typed)
+        old = [(typed[name], item) for name, item in value.overwritten if name in typed]
+        return any(not _types().evolve(schema=kind).is_valid(item) for kind, item in old)
 
     def _order(self, name: str) -> int:
         return next((i for i, field in enumerate(self.fields) if field.name == name), len(self.fields))
@@ -133,7 +134,7 @@ YEARS = range(1900, 2201)
 
 
 def is_date_time(text: object) -> bool:
-    """``YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`` with a real date between 1900 and 2200, offset up to 18:00."""
+    """``YYYY-MM-DDTHH:MM:SS[.fraction](Z|+hh:mm|-hh:mm)`` with a real date from 1900 to 2200, offset up to 18:00."""
     match = _DATE_TIME.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         return False

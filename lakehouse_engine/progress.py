@@ -185,7 +185,8 @@ def commit(cursor: Any, record: Record, writer: str) -> None:
         "insert into lakehouse.batches (pipeline, epoch, batch_id, started_at, topic_id, ranges, watermark,"
         f" {', '.join(COUNTERS)}, warnings) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (record.pipeline, record.epoch, record.batch_id, from_micros(record.started_at), record.topic_id,
-         json.dumps(record.ranges()), from_micros(record.watermark), *counters, json.dumps(dict(record.warnings))))  # fmt: skip
+         json.dumps(record.ranges()), from_micros(record.watermark), *counters,
+         json.dumps(dict(record.warnings))))  # fmt: skip
 
 
 def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Position]]:

@@ -117,7 +117,7 @@ class ScanQuery:
         return f"_start{self._micros(member)}_{member.window.every}"
 
     def text(self, view: str, watermarks: Sequence[int | None], floors: Sequence[Mapping[int, int] | None]) -> str:
-        """The batch's SQL over ``view``. ``floors``: a member's next offset per partition where it is ahead of the scan.
+        """The batch's SQL over ``view``. ``floors``: a member's next offset per partition where it is ahead of others.
 
         What changes from batch to batch stands in one map literal alone: Spark hands a map to the generated code by
         reference, so the code stays the same, compiled and warm. A number would be written into it.
@@ -203,7 +203,8 @@ class ScanQuery:
         cases = f" when {late} then to_json(named_struct({place}, 'time', {micros}, {row}))"
         kept = [v for v in member.rows.verdicts if v.outcome == outcomes.QUARANTINED and v.step in member.keeps]
         for verdict in kept:
-            cases += f" when _outcome{index} = {QUARANTINED} and {self._first(member, verdict)} then {_refused(verdict, place)}"
+            here = f"_outcome{index} = {QUARANTINED} and {self._first(member, verdict)}"
+            cases += f" when {here} then {_refused(verdict, place)}"
         return f"case{cases} end"
 
     def _first(self, member: WindowMember, verdict: Verdict) -> str:

@@ -248,7 +248,8 @@ class _Windows:
         if result.late:
             assert record.watermark is not None
             step = f"transforms[{len(member.spec.transforms) - 1}].window"
-            late = [(now, record.batch_id, step, progress.from_micros(d["time"]), progress.from_micros(record.watermark),
+            watermark = progress.from_micros(record.watermark)
+            late = [(now, record.batch_id, step, progress.from_micros(d["time"]), watermark,
                      [progress.from_micros(w) for w in missed_windows(member.window, d["time"], record.watermark)],
                      self._topic.name, d["p"], d["o"], d["row"]) for d in result.late]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "late"), _LATE, late)
@@ -347,8 +348,8 @@ class _Landing:
         chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
         chosen += [f"{warning.failed} as _warned{i}" for i, warning in enumerate(member.rows.warnings)]
         ahead = {p: q.next_offset for p, q in self.positions.items()}
-        text = f"select {', '.join(chosen)}, if(_key is null, null, _key) as _key, _value from ({inner_select(member.rows, view)})"
-        text += f" where {not_before(ahead)}"
+        inner = inner_select(member.rows, view)
+        text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
         parsed = frame.sparkSession.sql(text).persist()
         try:
             return self._write(parsed, list(columns), started_at)
@@ -388,7 +389,8 @@ class _Landing:
         kept = refused.coalesce(1).selectExpr(
             f"timestamp'{time}' as quarantined_at", f"{record.batch_id}L as batch_id", "_step as step",
             "_reasons as reasons", "_topic as origin", "_partition as partition", "_offset as offset",
-            "_key as key", "_value as value", "cast(null as string) as row", "cast(null as string) as unit")  # fmt: skip
+            "_key as key", "_value as value", "cast(null as string) as row",
+            "cast(null as string) as unit")  # fmt: skip
         delta_sink.append(kept, self._aside, record.user_metadata())
         self._aside_positions = dict(record.after)
 

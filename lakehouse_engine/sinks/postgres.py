@@ -53,11 +53,13 @@ def pg_type(spark_type: str, where: str) -> str:
     return TYPES[spark_type]
 
 
+_OPTIONS = "-c timezone=UTC -c statement_timeout=600000 -c lock_timeout=60000"
+
+
 def connect(dsn: str) -> Connection:
     """A connection in UTC that does not wait for ever. Raises ``RunError`` POSTGRES_UNREACHABLE, POSTGRES_REFUSED."""
     try:
-        return psycopg2.connect(dsn, connect_timeout=5, application_name="lakehouse",
-                                options="-c timezone=UTC -c statement_timeout=600000 -c lock_timeout=60000")  # fmt: skip
+        return psycopg2.connect(dsn, connect_timeout=5, application_name="lakehouse", options=_OPTIONS)
     except psycopg2.OperationalError as error:
         lines = str(error).strip().splitlines()
         reason = lines[-1].strip() if lines else "no answer"
@@ -107,7 +109,7 @@ def _short(kind: str) -> str:
 
 
 def replace(cursor: Any, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> int:
-    """Writes the rows in place of the table's, in the caller's transaction; readers see the old rows until it commits."""
+    """Writes the rows in place of the table's, in the caller's transaction: until it commits, readers see the old."""
     cursor.execute(sql.SQL("delete from {}").format(identifier(table)))
     return copy(cursor, identifier(table), columns, rows)
 
@@ -211,10 +213,13 @@ class Merge:
                 updates.append(sql.SQL("updated_at = excluded.updated_at"))
                 source = sql.SQL("select {names}, now() from {stage} order by {keys}").format(
                     names=names, stage=stage, keys=keys)  # fmt: skip
-            return sql.SQL("insert into {table} as t ({names}{stamp}) {source} on conflict ({keys}) do update set {set}").format(
+            return sql.SQL(
+                "insert into {table} as t ({names}{stamp}) {source} on conflict ({keys}) do update set {set}"
+            ).format(
                 table=identifier(self.table), names=names, stamp=stamp, source=source, keys=keys,
                 set=sql.SQL(", ").join(updates))  # fmt: skip
-        finals, columns = [], [*self.keys, *self.measures]
+        finals: list[Composable] = []
+        columns = [*self.keys, *self.measures]
         for name, (function, kind) in self.measures.items():
             if function == "avg":
                 finals.append(sql.SQL("({} / nullif({}, 0))::{}").format(

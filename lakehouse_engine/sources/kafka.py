@@ -50,7 +50,7 @@ class Kafka(Component):
 
 @dataclass(frozen=True)
 class TopicState:
-    """A topic as the broker describes it: its id (a recreated topic has another), per partition (first, next) offset."""
+    """A topic as the broker describes it: its id (a recreated one has another), per partition (first, next) offset."""
 
     name: str
     id: str
@@ -62,7 +62,8 @@ def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> Top
     from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
     from confluent_kafka.admin import AdminClient
 
-    quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 4000}
+    quiet: dict[str, str | int | float | bool] = {
+        "bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 4000}  # fmt: skip
     admin = AdminClient(quiet)
     try:
         future = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic]
@@ -97,7 +98,8 @@ def check_held(topic: TopicState, positions: Mapping[int, int], pipeline: str) -
         first, after = topic.offsets.get(partition, (0, 0))
         if offset < first:
             raise RunError("DATA_LOST", f"{topic.name} partition {partition} no longer holds offsets {offset} to"
-                           f" {first - 1}, which {pipeline} has not read: retention has passed", where=pipeline)  # fmt: skip
+                           f" {first - 1}, which {pipeline} has not read: retention has passed",
+                           where=pipeline)  # fmt: skip
         if offset > after:
             raise RunError("POSITION_BEYOND_TOPIC", f"{pipeline} has read {topic.name} partition {partition} up to"
                            f" {offset}, and the topic ends at {after}: it was truncated", where=pipeline)  # fmt: skip

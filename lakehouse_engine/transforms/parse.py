@@ -105,8 +105,9 @@ class _Json:
         return f"try_variant_get({self.json}, {sql.string('$.' + field.name)}, 'variant')"
 
     def well_formed(self) -> str:
+        strict = f"(not contains({self.text}, {sql.string(chr(92))}) or {self.json} is not null)"
         return (f"({self.alias}.v is not null and {self.alias}._corrupt is null and {self.alias}.end = '{_END}'"
-                f" and is_valid_utf8({self.text}) and (not contains({self.text}, '\\\\') or {self.json} is not null))")  # fmt: skip
+                f" and is_valid_utf8({self.text}) and {strict})")  # fmt: skip
 
     def accepted(self) -> str:
         """SQL boolean, never null: the record keeps the contract."""
@@ -117,12 +118,14 @@ class _Json:
     def reasons(self, value: str) -> str:
         """SQL array<string>; evaluated for refused records only."""
         no_json = f"{self.json} is null or not is_valid_utf8({self.text}) or not ({self.alias}.end <=> '{_END}')"
-        found = [self._reason(field, reason, good) for field in self.contract.fields for reason, good in self._rules(field)]
+        rules = [(field, *rule) for field in self.contract.fields for rule in self._rules(field)]
+        found = [self._reason(*rule) for rule in rules]
         found += [f"if(not coalesce({good}, false), {sql.string(reason)}, null)" for reason, good in self._closed()]
         each = f"array_distinct(filter(array({', '.join(found)}), reason -> reason is not null))"
         each = f"if(size({each}) > 0, {each}, array('json: not valid'))"  # a value that a later one of its key replaced
         return (f"case when {value} is null then array('tombstone') when {no_json} then array('json: not valid')"
-                f" when not ({self.variant_is('OBJECT%')}) then array('json: not an object') else {each} end")  # fmt: skip
+                f" when not ({self.variant_is('OBJECT%')}) then array('json: not an object')"
+                f" else {each} end")  # fmt: skip
 
     def _reason(self, field: Field, reason: str, good: str) -> str:
         """A value of another type has that reason alone: its other rules say nothing."""
@@ -177,8 +180,9 @@ class _Json:
             yield (f"{field.name}: too short", f"length({raw}) >= {field.min_length}")
         if field.max_length is not None:
             yield (f"{field.name}: too long", f"length({raw}) <= {field.max_length}")
-        for bound, operator, side in ((field.minimum, ">=", "low"), (field.maximum, "<=", "high"),
-                                      (field.exclusive_minimum, ">", "low"), (field.exclusive_maximum, "<", "high")):  # fmt: skip
+        bounds = ((field.minimum, ">=", "low"), (field.maximum, "<=", "high"),
+                  (field.exclusive_minimum, ">", "low"), (field.exclusive_maximum, "<", "high"))  # fmt: skip
+        for bound, operator, side in bounds:
             if bound is not None:
                 yield (f"{field.name}: too {side}", f"{raw} {operator} {_literal(bound)}")
 

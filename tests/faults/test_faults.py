@@ -56,7 +56,9 @@ def test_a_lost_checkpoint_is_no_loss_and_no_question(lake: Platform) -> None:
     assert off(lake, "realtime", "bronze") == []
 
 
-def test_a_second_run_is_refused_on_the_same_storage_and_takes_over_from_another(lake: Platform, tmp_path: Path) -> None:
+def test_a_second_run_is_refused_on_the_same_storage_and_takes_over_from_another(
+    lake: Platform, tmp_path: Path
+) -> None:
     stop = threading.Event()
     producing = produce_in_background(lake, stop, rate=300)
     try:
