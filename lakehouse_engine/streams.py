@@ -397,8 +397,11 @@ class _Landing:
 
 def not_before(held: Mapping[int, int]) -> str:
     """SQL: the record is not below the position of its partition."""
-    cases = "".join(f" when {partition} then _offset >= {offset}L" for partition, offset in sorted(held.items()))
-    return f"case _partition{cases} else true end" if cases else "true"
+    if not held:
+        return "true"
+    # a map, as in scan.py: the generated code stays the same from batch to batch
+    entries = ", ".join(f"{partition}, {offset}L" for partition, offset in sorted(held.items()))
+    return f"_offset >= coalesce(try_element_at(map({entries}), _partition), 0L)"
 
 
 @dataclass(frozen=True)

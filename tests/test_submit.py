@@ -37,7 +37,8 @@ def test_without_the_jars_the_line_to_use_is_printed(lake: Platform) -> None:
     result = submit(lake, PROJECT / "lakehouse_engine" / "runner.py", "--conf", "spark.ui.enabled=false", "--conf",
                     "spark.app.name=x", "pipelines/bronze/user_events.yaml", "--available-now")  # fmt: skip
     assert result.returncode == 1
-    lines = [line for line in result.stderr.splitlines() if line.startswith("MISSING_JARS")]
-    assert len(lines) == 1, result.stderr[-3000:]
+    said = result.stdout + result.stderr  # spark-submit relays what its script says to standard output
+    lines = [line for line in said.splitlines() if line.startswith("MISSING_JARS")]
+    assert len(lines) == 1, said[-3000:]
     assert '--driver-class-path "$(lakehouse jars --dir)/*" --jars "$(lakehouse jars --list)"' in lines[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in said
