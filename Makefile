@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint clean
+.PHONY: help setup demo test faults bench lint clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ test: setup  ## Run the whole suite on real services
 
 faults: setup  ## More of what dies: ten kills in mid-stream
 	@LAKEHOUSE_KILLS=10 $(BIN)/python -m pytest tests/faults
+
+bench: setup  ## Beside hand-written PySpark, in one run (about 12 minutes)
+	@$(BIN)/python benchmarks/compare.py
 
 lint: setup  ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check .

@@ -56,7 +56,7 @@ def _checked(text: str) -> str:
     try:
         sql.check(text)
     except sql.ExpressionError as error:
-        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None  # type: ignore[arg-type]
+        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
     return text
 
 

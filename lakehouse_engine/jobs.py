@@ -109,6 +109,8 @@ class _Run:
         self._counters: dict[str, int] = {}
         self._warnings: dict[str, int] = {}
         self._persisted: list[DataFrame] = []
+        self._run_id = uuid.uuid4().hex
+        self._deduped: DataFrame | None = None  # the rows as they came into the dedupe
         self._started = datetime.now(timezone.utc)
         self._where = self._slices()
 
@@ -157,10 +159,9 @@ class _Run:
         for index, transform in enumerate(self._spec.transforms):
             if isinstance(transform, Aggregate | Dedupe):
                 frame, current = self._project(frame, current), None
-                before = frame
-                frame = transform.apply(frame)
                 if isinstance(transform, Dedupe):
-                    self._deduped = (before, frame)
+                    self._deduped = frame
+                frame = transform.apply(frame)
             else:
                 current = plans.row_step(self._spec, current or Rows.identity(dict(frame.dtypes)), index)
         current = plans.with_checks(current or Rows.identity(dict(frame.dtypes)), self._spec)
@@ -185,27 +186,25 @@ class _Run:
         judged = frame.selectExpr(*stored, *extra, *warned, f"{rows.outcome(current.verdicts)} as _outcome",
                                   f"{step} as _step", f"{reasons} as _reasons").persist()  # fmt: skip
         self._persisted.append(judged)
-        self._judged = (judged, current)
-        self._place = place
+        self._judged, self._place = (judged, current), place
         result = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*[sql.name(n) for n in current.stored])
         return result, judged.filter(f"_outcome = '{rows.QUARANTINED}'")
 
     def _read(self, result: DataFrame, refused: DataFrame | None, count: int) -> int:
         """Counts what became of every source row; returns ``counted``."""
-        has_aggregate = any(isinstance(t, Aggregate) for t in self._spec.transforms)
+        quarantined = 0
         if refused is not None:
-            self._counters[rows.QUARANTINED] = refused.count()
+            quarantined = self._counters[rows.QUARANTINED] = refused.count()
             self._warn()
-        if not has_aggregate:
-            total = self._source.count()
-            if hasattr(self, "_deduped"):
-                before = self._deduped[0].count()
-                self._counters[rows.FILTERED] = total - before
-                after = count + self._counters.get(rows.QUARANTINED, 0)
-                self._counters[rows.DUPLICATE] = before - after
-            else:
-                self._counters[rows.FILTERED] = total - count - self._counters.get(rows.QUARANTINED, 0)
-            return count
+        if any(isinstance(t, Aggregate) for t in self._spec.transforms):
+            return count  # a row of the result stands for many of the source
+        total = self._source.count()
+        if self._deduped is not None:
+            before = self._deduped.count()
+            self._counters[rows.FILTERED] = total - before
+            self._counters[rows.DUPLICATE] = before - count - quarantined
+        else:
+            self._counters[rows.FILTERED] = total - count - quarantined
         return count
 
     def _warn(self) -> None:
@@ -231,17 +230,12 @@ class _Run:
     def _record(self) -> str:
         decision = self._decision
         return json.dumps({
-            "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id(), "kind": "job",
+            "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id, "kind": "job",
             "started_at": self._started.isoformat(), "fingerprint": self._job.fingerprint,
             "sources": {self._job.source: {"id": decision.table_id, "version": decision.version}},
             "slices": list(decision.slices) if decision.kind == "slices" else None, "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
         })  # fmt: skip
-
-    def _run_id(self) -> str:
-        if not hasattr(self, "_id"):
-            self._id = uuid.uuid4().hex
-        return self._id
 
     def _keep_aside(self, refused: DataFrame) -> None:
         """Refused rows replace those of the same slices, in a commit before the main one."""
@@ -269,7 +263,7 @@ class _Run:
         delta_sink.replace(kept.coalesce(1), path, self._record(), where=where, run=self._txn())
 
     def _txn(self) -> str:
-        return f"{self._job.name}/{EPOCH}/{self._run_id()}"
+        return f"{self._job.name}/{EPOCH}/{self._run_id}"
 
     def _write(self, result: DataFrame) -> None:
         from pyspark.sql import functions as F

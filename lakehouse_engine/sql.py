@@ -149,7 +149,7 @@ def rewrite(text: str, replace: Mapping[str, str]) -> str:
         for part in parts[1:]:
             value = exp.Dot(this=value, expression=part.copy())
         column.replace(value)
-    return wrapped.this.sql(dialect="spark")
+    return str(wrapped.this.sql(dialect="spark"))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Select(Component):
         try:
             names = [sql.select_item(item).name for item in items]
         except sql.ExpressionError as error:
-            raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None  # type: ignore[arg-type]
+            raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise PydanticCustomError("BAD_EXPRESSION", "two columns are named {name}", {"name": min(twice)})

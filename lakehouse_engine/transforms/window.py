@@ -64,7 +64,7 @@ class Window(Component):
             try:
                 sql.measure(text)
             except sql.ExpressionError as error:
-                raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None  # type: ignore[arg-type]
+                raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
         return measures
 
     @property
