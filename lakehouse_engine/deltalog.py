@@ -97,6 +97,8 @@ class DeltaLog:
         versions = self.versions()
         newest = versions[-1] if versions else -1
         wanted = range(since + 1, newest + 1)
+        if since > newest:
+            return None  # another table, or an older state of it
         if not set(wanted) <= set(versions):
             return None
         slices: set[str | None] = set()

@@ -69,7 +69,8 @@ def advance(position: Position, next_offset: int, max_event_time: int | None, st
     ``max_event_time`` is the greatest event time that reached the watermark step in this batch, None for no such row.
     """
     if max_event_time is not None:
-        greatest = max(max_event_time, position.max_event_time or max_event_time)
+        before = position.max_event_time
+        greatest = max_event_time if before is None else max(max_event_time, before)
         return Position(next_offset, greatest, False, started_at)
     silent = position.last_row_at is not None and started_at - position.last_row_at >= IDLE_AFTER
     return replace(position, next_offset=next_offset, idle=position.idle or silent)

@@ -57,6 +57,8 @@ def check(text: str) -> None:
     Raises ``ExpressionError`` BAD_EXPRESSION, UNSTABLE_EXPRESSION, UNSAFE_EXPRESSION.
     """
     tree = _tree(text)
+    if any(node.comments for node in tree.walk()):  # it would swallow what the engine writes after it
+        raise ExpressionError("BAD_EXPRESSION", f"`{text}` holds a comment; write it into the YAML")
     if tree.find(exp.Subquery, exp.Select) is not None:
         raise ExpressionError("UNSAFE_EXPRESSION", f"`{text}` holds a query; an expression reads columns only")
     calls = _calls(tree)
@@ -91,14 +93,14 @@ def check_stream(text: str, known: Mapping[str, str] | None = None) -> None:
                 hint = "write try_divide (or a divisor that is a number)"
         elif isinstance(node, exp.Bracket):
             hint = "write try_element_at"
-        elif isinstance(node, exp.TsOrDsToDate | exp.StrToTime | exp.StrToDate | exp.Date | exp.Timestamp) or (
-            isinstance(node, exp.Func) and _calls_one(node) in _THROWING_CALLS
-        ):
-            if not safe_time(node.this if isinstance(node.this, exp.Expr) else None):
-                hint = f"write {_THROWING_CALLS.get(_calls_one(node), 'the try_ form')}"
+        elif (
+            isinstance(node, exp.TsOrDsToDate | exp.StrToTime | exp.StrToDate | exp.Date | exp.Timestamp)
+            or (isinstance(node, exp.Func) and _calls_one(node) in _THROWING_CALLS)
+        ) and not safe_time(node.this if isinstance(node.this, exp.Expr) else None):
+            hint = f"write {_THROWING_CALLS.get(_calls_one(node), 'the try_ form')}"
         if hint:
-            raise ExpressionError("THROWING_EXPRESSION",
-                                  f"`{text}` can throw on data, and one such row would stop the stream: {hint}")  # fmt: skip
+            reason = f"`{text}` can throw on data, and one such row would stop the stream: {hint}"
+            raise ExpressionError("THROWING_EXPRESSION", reason)
 
 
 def _calls_one(node: exp.Expr) -> str:

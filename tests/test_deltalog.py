@@ -147,3 +147,7 @@ def test_what_changed_cannot_be_told_when_a_commit_in_between_is_gone(table: Pat
     (table / "_delta_log" / f"{2:020d}.json").unlink()
     assert DeltaLog(table).changed(1, "day") is None
     assert DeltaLog(table).changed(2, "day") == Change(frozenset({"2026-01-01"}))
+
+
+def test_what_changed_cannot_be_told_of_a_table_that_has_gone_back(table: Path) -> None:
+    assert DeltaLog(table).changed(99, "day") is None

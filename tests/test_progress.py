@@ -164,3 +164,7 @@ def test_a_commits_metadata_gives_the_batch_and_the_offsets_back(offsets: dict[i
     assert from_user_metadata(stored) == (7, after)
     assert stored["counters"] == {"counted": 3}
     assert stored["warnings"] == {"not_null(a)": 1}
+
+
+def test_a_greatest_event_time_at_the_epoch_is_one() -> None:
+    assert advance(Position(0, 0), 1, -5, started_at=7).max_event_time == 0

@@ -152,15 +152,16 @@ def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
 
 def output_columns(spec: PipelineSpec, upstream: Upstream) -> Columns | None:
     """What the pipeline's table holds, by name and Spark type ('' unknown); None when its source cannot be known."""
-    columns = _Columns(spec, upstream).result()
-    return columns
+    return _Columns(spec, upstream).result()
 
 
 class _Columns:
     """Follows the columns through the steps."""
 
-    def __init__(self, spec: PipelineSpec, upstream: Upstream) -> None:
+    def __init__(self, spec: PipelineSpec, upstream: Upstream, readers: frozenset[str] = frozenset()) -> None:
+        """``readers`` are the pipelines on the way here: in a cycle they would be asked again."""
         self._spec, self._upstream = spec, upstream
+        self._readers = readers | {spec.name}
         self.problems: list[Problem] = []
 
     def result(self) -> Columns | None:
@@ -180,9 +181,9 @@ class _Columns:
         if isinstance(source, Kafka):
             return dict(kafka_source.COLUMNS)
         writer = self._upstream.find(source.table, self._spec.file)
-        if writer is None or writer.name == self._spec.name:
+        if writer is None or writer.name in self._readers:
             return None
-        columns = output_columns(writer, self._upstream)
+        columns = _Columns(writer, self._upstream, self._readers).result()
         return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
 
     def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml as pyyaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Model
@@ -72,9 +72,9 @@ class Environment(Model):
     name: str = ""
     storage: str
     connections: Connections = Connections()
-    vars: dict[str, Any] = {}
-    spark: dict[str, str] = {}
-    embedded: dict[str, str] = {}
+    vars: dict[str, Any] = Field(default_factory=dict)
+    spark: dict[str, str] = Field(default_factory=dict)
+    embedded: dict[str, str] = Field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Environment({self.name or 'embedded'})"
@@ -103,7 +103,8 @@ class Environment(Model):
         where = f"connection {service}"
         if self.name:
             raise RunError("NO_CONNECTION", f"environments/{self.name}.yaml has no connection {service}", where=where)
-        raise RunError("STACK_DOWN", "the embedded stack has not been started here; start it with: lakehouse up", where=where)
+        raise RunError("STACK_DOWN", "the embedded stack has not been started here; start it with: lakehouse up",
+                       where=where)  # fmt: skip
 
 
 def load_environment(name: str | None, root: Path) -> Environment:
@@ -122,7 +123,8 @@ def load_environment(name: str | None, root: Path) -> Environment:
     path = root / "environments" / f"{name}.yaml"
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not path.is_file():
         there = sorted(p.stem for p in (root / "environments").glob("*.yaml"))
-        raise UsageError("ENVIRONMENT_MISSING", f"there is no environments/{name}.yaml; there are: {', '.join(there) or 'none'}")
+        known = ", ".join(there) or "none"
+        raise UsageError("ENVIRONMENT_MISSING", f"there is no environments/{name}.yaml; there are: {known}")
     shown = f"environments/{name}.yaml"
     try:
         content = pyyaml.safe_load(path.read_text(encoding="utf-8"))

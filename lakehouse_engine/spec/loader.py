@@ -295,7 +295,8 @@ class _Reader:
                 return None, None
             made = self._model(Trigger, trigger, "trigger")
             return (made if isinstance(made, Trigger) else None), None
-        if schedule not in _SCHEDULES and not re.fullmatch(rf"{_CRON_FIELD}(\s+{_CRON_FIELD}){{4}}", str(schedule)):
+        cron = rf"{_CRON_FIELD}(\s+{_CRON_FIELD}){{4}}"
+        if not isinstance(schedule, str) or (schedule not in _SCHEDULES and not re.fullmatch(cron, schedule)):
             close = get_close_matches(str(schedule), _SCHEDULES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not daily, hourly, weekly, manual, upstream or a"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from lakehouse_engine.checks import Check
 from lakehouse_engine.component import Columns, Duration, Model
 from lakehouse_engine.contract import Contract
@@ -29,7 +31,7 @@ class Airflow(Model):
 
 
 class PipelineSpec(Model):
-    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines`` maps a path like ``transforms[1].window`` to its line."""
+    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: the line of a path (``transforms[1].window``)."""
 
     name: str
     file: str
@@ -44,7 +46,7 @@ class PipelineSpec(Model):
     trigger: Trigger | None = None
     schedule: str | None = None
     airflow: Airflow = Airflow()
-    contracts: dict[str, Contract] = {}
+    contracts: dict[str, Contract] = Field(default_factory=dict)
 
     def where(self, path: str = "") -> str:
         """``file:line`` of a path, or of the nearest one above it that is in the file."""

@@ -53,6 +53,10 @@ WRONG = [
     ("a wrong duration", "bronze", "trigger", "trigger: {every: soon}", "6 BAD_DURATION"),
     ("a wrong duration far down", "realtime", "- watermark",
      "  - watermark:\n      column: at\n      delay: 2 parsecs", "6 BAD_DURATION"),
+    ("a list as schedule", "silver", "schedule", "schedule: [daily]", "8 BAD_SCHEDULE"),
+    ("a comment in an expression", "realtime", "- filter", "  - filter: amount > 0 -- all", "5 BAD_EXPRESSION"),
+    ("a number as duration", "bronze", "trigger", "trigger: {every: 5}", "6 BAD_DURATION"),
+    ("a duration beyond all time", "bronze", "trigger", "trigger: {every: 9999999999 days}", "6 BAD_DURATION"),
     ("a wrong schedule", "silver", "schedule", "schedule: dayly", "8 BAD_SCHEDULE"),
     ("a name that is no topic", "bronze", "source", "source: {kafka: {topic: a b}}", "1 BAD_NAME"),
     ("a name that is no table", "realtime", "sink", "sink: {postgres: {table: clicks}}", "7 BAD_NAME"),
@@ -176,6 +180,10 @@ MORE = [
      ["contracts/click.yaml:5: NOT_YET"]),
     ("a contract without an object", {"contracts/click.yaml": "type: array\n"},
      ["contracts/click.yaml:1: BAD_CONTRACT"]),
+    ("two jobs that read one another",
+     {"silver/a.yaml": JOB.replace("bronze.clicks", "silver.b"),
+      "silver/b.yaml": JOB.replace("bronze.clicks", "silver.a")},
+     ["silver/a.yaml:1: CYCLE", "silver/b.yaml:1: CYCLE"]),
     ("a wrong default", {"bronze/defaults.yaml": "\nairflow: {retires: 1}\n"}, ["bronze/defaults.yaml:2: UNKNOWN_KEY"]),
 ]  # fmt: skip
 
