@@ -31,7 +31,7 @@ class Airflow(Model):
 
 
 class PipelineSpec(Model):
-    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: the line of a path (``transforms[1].window``)."""
+    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: a path's line (``transforms[1].window``)."""
 
     name: str
     file: str
