@@ -113,5 +113,5 @@ def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: s
               .option("failOnDataLoss", "true").option("kafkaConsumer.pollTimeoutMs", "60000")
               # Spark seeks before each poll, which throws away what was fetched and not yet given out
               .option("kafka.max.poll.records", 100_000).option("kafka.max.partition.fetch.bytes", 4 << 20)
-              .option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
+              .option("kafka.fetch.max.wait.ms", 20).option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
     return stream.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
