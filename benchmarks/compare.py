@@ -34,7 +34,7 @@ PROJECT = HERE.parent
 sys.path.insert(0, str(PROJECT))
 
 from lakehouse_engine import session  # noqa: E402
-from lakehouse_engine.local import stack  # noqa: E402
+from lakehouse_engine.local import classes, stack  # noqa: E402
 from lakehouse_engine.local.jars import engine_jars  # noqa: E402
 from lakehouse_engine.local.java import find_java  # noqa: E402
 from lakehouse_engine.local.kafka import ensure_topic  # noqa: E402
@@ -93,6 +93,7 @@ def bed() -> Iterator[Bed]:
     root = Path(tempfile.mkdtemp(prefix="lakehouse-bench-"))
     root.chmod(0o755)
     try:
+        classes.prepare(engine_jars(), say)  # as `lakehouse up` does
         services = stack.up(root, report=say)
         shutil.copytree(PROJECT / "pipelines", root / "pipelines")
         yield Bed(root, services.bootstrap_servers, services.dsn)

@@ -56,9 +56,11 @@ def report(text: str) -> None:
 @click.option("--postgres-port", type=int)
 def up(kafka_port: int | None, postgres_port: int | None) -> None:
     """Start a real Kafka broker and a real PostgreSQL under .lakehouse/."""
-    from lakehouse_engine.local import jars, stack
+    from lakehouse_engine.local import classes, jars, stack
+    from lakehouse_engine.local.java import find_java
 
-    jars.engine_jars(report)
+    os.environ.update(find_java().environment())
+    classes.prepare(jars.engine_jars(report), report)
     services = stack.up(Path.cwd(), kafka_port, postgres_port, report)
     click.echo(f"Kafka on {services.bootstrap_servers}; PostgreSQL: see .lakehouse/services.json")
 

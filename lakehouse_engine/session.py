@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ _DEFAULTS = {
     "spark.log.level": "ERROR",
 }
 _LOG4J = Path(__file__).parent / "log4j2.properties"
+#: Java says nothing when an archive of classes does not fit
+QUIET_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 
 
 def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | None = None,
@@ -61,6 +64,7 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
         options["spark.driver.extraClassPath"] = ":".join(str(jar) for jar in jars)
         options["spark.driver.extraJavaOptions"] = " ".join([
             "-Duser.timezone=UTC", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}", "-XX:+UseParallelGC",
+            *_archived(jars),
             "-XX:-DontCompileHugeMethods",  # a scan's generated code is one large method: else it stays interpreted
             options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
     for key, value in options.items():
@@ -69,6 +73,28 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
     spark.sparkContext.setLogLevel(options["spark.log.level"])
     _require_delta(spark)
     return spark
+
+
+def class_archive(jars: Sequence[Path]) -> Path | None:
+    """Where an archive of Java's loaded classes lies for these jars, this Java and this pyspark, if there is one.
+
+    None without jars or without a full Java in ``JAVA_HOME``.
+    """
+    modules = Path(os.environ.get("JAVA_HOME", ""), "lib", "modules")
+    if not jars or not modules.is_file():
+        return None
+    import pyspark
+
+    parts = [str(modules), str(modules.stat().st_mtime_ns), str(pyspark.__file__), pyspark.__version__]
+    folder = jars[0].parent
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}.jsa")
+
+
+def _archived(jars: Sequence[Path]) -> list[str]:
+    archive = class_archive(jars)
+    if archive is None or not archive.exists():
+        return []
+    return [f'"-XX:SharedArchiveFile={archive}"', "-Xshare:auto", QUIET_ARCHIVE]
 
 
 def _require_delta(spark: SparkSession) -> None:
