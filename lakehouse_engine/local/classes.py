@@ -74,6 +74,8 @@ def _made(archive: Path, jars: Sequence[Path], report: Report) -> Path | None:
         if reason or not made.exists():
             report(f"Spark starts two seconds slower, without an archive of classes: {reason or 'none was written'}")
             return None
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # Java crashes on an archive that a power cut has shortened
         os.replace(made, archive)
     return archive
 

@@ -58,7 +58,8 @@ def test_spark_takes_its_classes_from_the_archive(copied: list[Path], tmp_path: 
     assert len(said) == 1
 
     archive.chmod(0o644)
-    archive.write_bytes(archive.read_bytes()[:100_000])
+    with archive.open("r+b") as file:
+        file.write(bytes(4096))  # its header
     assert "shared objects file (top)" not in start(copied, tmp_path / "broken")
 
 
