@@ -56,11 +56,9 @@ def report(text: str) -> None:
 @click.option("--postgres-port", type=int)
 def up(kafka_port: int | None, postgres_port: int | None) -> None:
     """Start a real Kafka broker and a real PostgreSQL under .lakehouse/."""
-    from lakehouse_engine.local import classes, jars, stack
-    from lakehouse_engine.local.java import find_java
+    from lakehouse_engine.local import classes, stack
 
-    os.environ.update(find_java().environment())
-    classes.prepare(jars.engine_jars(report), report)
+    classes.prepare(_engine_jars(), report)
     services = stack.up(Path.cwd(), kafka_port, postgres_port, report)
     click.echo(f"Kafka on {services.bootstrap_servers}; PostgreSQL: see .lakehouse/services.json")
 
@@ -202,23 +200,24 @@ def test(specs: tuple[Path, ...], as_json: bool) -> None:
 
 
 def with_runner(specs: Sequence[Path], env: str | None, action: Any) -> None:
-    from lakehouse_engine.local import jars as local
-    from lakehouse_engine.local import java
     from lakehouse_engine.runner import Runner
 
     environment = _environment(env)
     planned = _plan(specs, env)
-
-    def engine_jars() -> list[Path]:
-        os.environ.update(java.find_java().environment())
-        return local.engine_jars(report)
-
-    runner = Runner(environment, engine_jars, report)
+    runner = Runner(environment, _engine_jars, report)
     try:
         code = action(runner, planned)
     finally:
         runner.close()
     sys.exit(code)
+
+
+def _engine_jars() -> list[Path]:
+    """The jars, with a Java that can run them in the environment."""
+    from lakehouse_engine.local import jars, java
+
+    os.environ.update(java.find_java().environment())
+    return jars.engine_jars(report)
 
 
 def _environment(env: str | None) -> Environment:

@@ -78,10 +78,11 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
 def class_archive(jars: Sequence[Path]) -> Path | None:
     """Where an archive of Java's loaded classes lies for these jars, this Java and this pyspark, if there is one.
 
-    None without jars or without a full Java in ``JAVA_HOME``.
+    None without jars, or without a Java in ``JAVA_HOME`` that has an archive of its own classes to build on.
     """
-    modules = Path(os.environ.get("JAVA_HOME", ""), "lib", "modules")
-    if not jars or not modules.is_file():
+    library = Path(os.environ.get("JAVA_HOME", ""), "lib")
+    modules = library / "modules"
+    if not jars or not modules.is_file() or not (library / "server" / "classes.jsa").is_file():
         return None
     import pyspark
 

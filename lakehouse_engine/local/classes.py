@@ -40,18 +40,19 @@ select m, w, k, detail, count(1) as n, max(_at) as at, sum(_x) as x from (
 group by m, w, k, detail
 """
 _DEADLINE = 180
+_FILE = "classes.jsa"
 
 
 def prepare(jars: Sequence[Path], report: Report = silent) -> Path | None:
-    """The archive for these jars and ``JAVA_HOME``, made when there is none; None where Java cannot have one.
+    """The archive for these jars and ``JAVA_HOME``, made when there is none; None where Java cannot have one
+    or the cache is read-only.
 
     Takes about 20 s the first time. A failed training run is reported, not raised: Spark runs without an archive.
     """
     archive = session.class_archive(jars)
     if archive is None or archive.exists():
         return archive
-    base = Path(os.environ["JAVA_HOME"], "lib", "server", "classes.jsa")
-    if not base.exists() or not os.access(archive.parent, os.W_OK):
+    if not os.access(archive.parent, os.W_OK):
         return None
     busy = RunError("CLASSES_BUSY", "another process has been preparing Java's classes for minutes", where=str(archive))
     with locked(archive.with_suffix(".lock"), deadline=_DEADLINE, busy=busy, report=report):
@@ -70,7 +71,7 @@ def _made(archive: Path, jars: Sequence[Path], report: Report) -> Path | None:
             reason = "" if done.returncode == 0 else (done.stderr.strip() or "no output").splitlines()[-1]
         except subprocess.TimeoutExpired:
             reason = f"no end within {_DEADLINE} s"
-        made = _file(scratch)
+        made = Path(scratch, _FILE)
         if reason or not made.exists():
             report(f"Spark starts two seconds slower, without an archive of classes: {reason or 'none was written'}")
             return None
@@ -80,13 +81,9 @@ def _made(archive: Path, jars: Sequence[Path], report: Report) -> Path | None:
     return archive
 
 
-def _file(folder: str) -> Path:
-    return Path(folder, "classes.jsa")
-
-
 def train(folder: str, jars: Sequence[Path]) -> None:
     """Loads the classes that pipelines use, in a JVM that writes them down when it ends."""
-    settings = {"spark.driver.extraJavaOptions": f'"-XX:ArchiveClassesAtExit={_file(folder)}" {session.QUIET_ARCHIVE}'}
+    settings = {"spark.driver.extraJavaOptions": f'"-XX:ArchiveClassesAtExit={folder}/{_FILE}" {session.QUIET_ARCHIVE}'}
     spark = session.start("training", jars=jars, settings=settings)
     gateway = spark.sparkContext._gateway
     assert gateway is not None

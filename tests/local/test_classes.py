@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,16 @@ print(spark.sql("select 1 + 1 as two").collect()[0]["two"])
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     """The engine's jars in a folder of their own, and ``JAVA_HOME`` for this module."""
     folder = tmp_path_factory.mktemp("cache") / "engine"
     folder.mkdir()
-    os.environ.update(find_java().environment())
-    return [Path(shutil.copy2(jar, folder)) for jar in jars.engine_jars()]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in find_java().environment().items():
+            patch.setenv(name, value)
+        if not Path(os.environ["JAVA_HOME"], "lib", "server", "classes.jsa").exists():
+            pytest.skip("this Java has no archive of its own classes to build on")
+        yield [Path(shutil.copy2(jar, folder)) for jar in jars.engine_jars()]
 
 
 def start(paths: list[Path], log: Path) -> str:
@@ -42,8 +47,6 @@ def start(paths: list[Path], log: Path) -> str:
 
 
 def test_spark_takes_its_classes_from_the_archive(copied: list[Path], tmp_path: Path) -> None:
-    if not Path(os.environ["JAVA_HOME"], "lib", "server", "classes.jsa").exists():
-        pytest.skip("this Java has no archive of its own classes to build on")
     said: list[str] = []
     archive = classes.prepare(copied, said.append)
     assert archive is not None, said
@@ -63,13 +66,12 @@ def test_spark_takes_its_classes_from_the_archive(copied: list[Path], tmp_path: 
     assert "shared objects file (top)" not in start(copied, tmp_path / "broken")
 
 
-def test_a_failed_training_run_is_said_and_leaves_nothing(copied: list[Path], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("copied")
+def test_a_failed_training_run_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "engine"
     folder.mkdir()
     broken = folder / "broken.jar"
     broken.write_text("no jar")
-    if not Path(os.environ["JAVA_HOME"], "lib", "server", "classes.jsa").exists():
-        pytest.skip("this Java has no archive of its own classes to build on")
     said: list[str] = []
     assert classes.prepare([broken], said.append) is None
     assert len(said) == 2
