@@ -13,10 +13,12 @@ In Delta the same record stands in ``userMetadata`` of the commit (``Record.json
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
+
+from psycopg2.extras import execute_values
 
 from lakehouse_engine.errors import FencedError
 
@@ -138,8 +140,10 @@ def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, sta
           writer: str) -> Claim:  # fmt: skip
     """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``.
 
-    From its commit on, a batch of any other writer fails on the fence.
+    From its commit on, a batch of any other writer fails on the fence. No batch commits until then: its positions and
+    these would be locked in two orders.
     """
+    cursor.execute("lock table lakehouse.positions in share row exclusive mode")
     for partition, offset in sorted(starts.items()):
         cursor.execute(
             "insert into lakehouse.positions (pipeline, epoch, topic_id, partition, topic, next_offset, writer)"
@@ -158,36 +162,60 @@ def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, sta
     return Claim(positions, batch_id, to_micros(watermark))
 
 
-def commit(cursor: Any, record: Record, writer: str) -> None:
-    """Moves the positions and appends the batch, inside the caller's transaction.
+_MOVE = """
+update lakehouse.positions p set next_offset = v.next_offset, max_event_time = v.max_event_time, idle = v.idle,
+  last_row_at = v.last_row_at
+from (values %s) as v (pipeline, epoch, topic_id, partition, writer, next_offset, max_event_time, idle, last_row_at,
+  before)
+where (p.pipeline, p.epoch, p.topic_id, p.partition) = (v.pipeline, v.epoch, v.topic_id, v.partition)
+  and p.next_offset = v.before and p.writer = v.writer
+returning p.pipeline, p.partition"""
+_MOVED = "(%s, %s, %s, %s, %s, %s::bigint, %s::timestamptz, %s, %s::timestamptz, %s::bigint)"
+#: a partition that was added to the topic while the pipeline ran
+_ADD = """
+insert into lakehouse.positions (pipeline, epoch, topic_id, partition, writer, next_offset, max_event_time, idle,
+  last_row_at, topic)
+values %s on conflict do nothing returning pipeline, partition"""
+_APPEND = f"""
+insert into lakehouse.batches (pipeline, epoch, batch_id, started_at, topic_id, ranges, watermark,
+  {", ".join(COUNTERS)}, warnings)
+values %s"""
+
+
+def commit(cursor: Any, records: Sequence[Record], writer: str) -> None:
+    """Moves the positions and appends the batches inside the caller's transaction, all of them in two statements.
 
     Raises ``FencedError`` FENCED when a position is not where this writer left it: another process reads on.
     """
-    for partition, position in record.after.items():
-        before = record.before.get(partition)
-        values = (position.next_offset, from_micros(position.max_event_time), position.idle,
-                  from_micros(position.last_row_at))  # fmt: skip
-        key = (record.pipeline, record.epoch, record.topic_id, partition)
-        if before is None:  # a partition that was added to the topic while the pipeline ran
-            cursor.execute(
-                "insert into lakehouse.positions (next_offset, max_event_time, idle, last_row_at, pipeline, epoch,"
-                " topic_id, partition, topic, writer) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-                " on conflict do nothing", (*values, *key, record.topic, writer))  # fmt: skip
-        else:
-            cursor.execute(
-                "update lakehouse.positions set next_offset = %s, max_event_time = %s, idle = %s, last_row_at = %s"
-                " where pipeline = %s and epoch = %s and topic_id = %s and partition = %s and next_offset = %s"
-                " and writer = %s", (*values, *key, before.next_offset, writer))  # fmt: skip
-        if cursor.rowcount != 1:
-            raise FencedError("FENCED", f"{record.pipeline} is being written by another process; this one stops."
-                              " Nothing was lost or doubled", where=f"postgres {record.pipeline}")  # fmt: skip
-    counters = [record.counters.get(name, 0) for name in COUNTERS]
-    cursor.execute(
-        "insert into lakehouse.batches (pipeline, epoch, batch_id, started_at, topic_id, ranges, watermark,"
-        f" {', '.join(COUNTERS)}, warnings) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        (record.pipeline, record.epoch, record.batch_id, from_micros(record.started_at), record.topic_id,
-         json.dumps(record.ranges()), from_micros(record.watermark), *counters,
-         json.dumps(dict(record.warnings))))  # fmt: skip
+    moved: list[tuple[Any, ...]] = []
+    added: list[tuple[Any, ...]] = []
+    for record in records:
+        for partition, position in record.after.items():
+            greatest, last = from_micros(position.max_event_time), from_micros(position.last_row_at)
+            key = (record.pipeline, record.epoch, record.topic_id, partition, writer)
+            values = (*key, position.next_offset, greatest, position.idle, last)
+            before = record.before.get(partition)
+            if before is None:
+                added.append((*values, record.topic))
+            else:
+                moved.append((*values, before.next_offset))
+    done = {*_write(cursor, _MOVE, moved, _MOVED), *_write(cursor, _ADD, added)}
+    fenced = sorted({row[0] for row in (*moved, *added) if (row[0], row[3]) not in done})
+    if fenced:
+        raise FencedError("FENCED", f"{', '.join(fenced)}: written by another process; this one stops."
+                          " Nothing was lost or doubled", where="connection postgres")  # fmt: skip
+    _write(cursor, _APPEND, [
+        (r.pipeline, r.epoch, r.batch_id, from_micros(r.started_at), r.topic_id, json.dumps(r.ranges()),
+         from_micros(r.watermark), *(r.counters.get(name, 0) for name in COUNTERS), json.dumps(dict(r.warnings)))
+        for r in records])  # fmt: skip
+
+
+def _write(cursor: Any, statement: str, values: Sequence[Sequence[Any]], template: str | None = None) -> Any:
+    """One statement for all the rows; what it returns."""
+    if not values:
+        return []
+    execute_values(cursor, statement, values, template, page_size=len(values))
+    return cursor.fetchall() if cursor.description else []
 
 
 def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Position]]:

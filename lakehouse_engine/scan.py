@@ -87,6 +87,10 @@ class ScanQuery:
                 self._verdicts.setdefault(verdict.refused, f"_refused{len(self._verdicts)}")
             if self._time(member) not in self._times:
                 self._times.append(self._time(member))
+        self._keys = ["m", "o", "w", *(f"k{i}" for i in range(self._width)), "detail"]
+        columns = [*self._keys, "n", "at", *(f"t{i}" for i in range(len(self._times)))]
+        columns += [slot.column for slot in self._slots]
+        self._place = {column: index for index, column in enumerate(columns)}  # a row's fields are slow by name
 
     def _time(self, member: WindowMember) -> tuple[str, str]:
         time = member.rows.event_time
@@ -131,7 +135,7 @@ class ScanQuery:
         structs = [f"array({', '.join([self._position(), *self._rowwise()])})"]
         structs += [self._windows(i) for i, m in enumerate(self.members) if m.window.sliding]
         array = structs[0] if len(structs) == 1 else f"concat({', '.join(structs)})"
-        keys = ", ".join(["m", "o", "w", *(f"k{i}" for i in range(self._width)), "detail"])
+        keys = ", ".join(self._keys)
         # an exact type for sums of whole numbers is the user's: Spark widens int to bigint and keeps double
         aggregates = ["count(1) as n", "max(_at) as at"]
         aggregates += [f"max(_t{i}) as t{i}" for i in range(len(self._times))]
@@ -220,29 +224,29 @@ class ScanQuery:
         ends: dict[int, int] = {}
         greatest: list[dict[int, int]] = [{} for _ in self._times]
         results = [Result() for _ in self.members]
+        times = slice(self._place["at"] + 1, self._place["at"] + 1 + len(self._times))
         for row in rows:
-            if row["m"] == POSITION:
-                ends[row["w"]] = row["at"] + 1
-                for index, seen in enumerate(greatest):
-                    if row[f"t{index}"] is not None:
-                        seen[row["w"]] = row[f"t{index}"]
+            member, outcome, window, *keys = row[: self._place["detail"]]
+            if member != POSITION:
+                self._member(member, outcome, window, keys, row, results[member])
                 continue
-            self._member(results[row["m"]], row)
+            ends[window] = row[self._place["at"]] + 1
+            for seen, time in zip(greatest, row[times], strict=True):
+                if time is not None:
+                    seen[window] = time
         return ends, greatest, results
 
-    def _member(self, result: Result, row: Any) -> None:
-        index, outcome = row["m"], row["o"]
-        window = self.members[index].window
+    def _member(self, index: int, outcome: int, window: int, keys: list[str], row: Any, result: Result) -> None:
+        detail, count = row[self._place["detail"]], row[self._place["n"]]
         if outcome in _COUNTER:
             name = _COUNTER[outcome]
-            result.counters[name] = result.counters.get(name, 0) + row["n"]
-        if row["detail"] is not None:
-            detail = json.loads(row["detail"])
-            (result.refused if outcome == QUARANTINED else result.late).append(detail)
-        elif outcome == WINDOW or (outcome == COUNTED and not window.sliding):
-            keys = [row[f"k{i}"] for i in range(len(window.by))]
-            values = [row["n"] if m is None else row[m.column] for _, m in self._measured[index]]
-            result.partials.append([row["w"], *keys, *values])
+            result.counters[name] = result.counters.get(name, 0) + count
+        if detail is not None:
+            (result.refused if outcome == QUARANTINED else result.late).append(json.loads(detail))
+        elif outcome == WINDOW or (outcome == COUNTED and not self.members[index].window.sliding):
+            width = len(self.members[index].window.by)
+            values = [count if m is None else row[self._place[m.column]] for _, m in self._measured[index]]
+            result.partials.append([window, *keys[:width], *values])
 
     def time_index(self, index: int) -> int:
         """Which of the event times of ``read`` is the member's."""

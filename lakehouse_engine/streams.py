@@ -172,6 +172,7 @@ class _Windows:
             cursor.execute(progress.DDL)
             for member, merge in zip(self._members, self._merges, strict=True):
                 merge.ensure(cursor, member.spec.where("sink"))
+                merge.stage(cursor)
             starts = _starts(topic, source)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
                             for m in self._members]  # fmt: skip
@@ -214,13 +215,13 @@ class _Windows:
                 cursor.execute("savepoint member")
                 try:
                     self._write_member(cursor, index, results[index], record)
-                    progress.commit(cursor, record, self._to.writer)
                     records[index] = record
                 except psycopg2.Error as error:
                     if self._connection.closed or isinstance(error, psycopg2.OperationalError):
                         raise  # the database, not this member: the batch comes again
                     cursor.execute("rollback to savepoint member")
                     errors[index] = f"{member.name}: {str(error).strip().splitlines()[0]}"
+            progress.commit(cursor, list(records.values()), self._to.writer)
         return {"records": records, "errors": errors}
 
     def _record(self, index: int, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],

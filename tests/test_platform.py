@@ -35,7 +35,7 @@ def test_live_events_with_late_repeated_and_malformed_ones_reconcile_to_the_last
     ran(lake.lakehouse("run", "--available-now", "pipelines"))
     ran(lake.lakehouse("serve"))
     assert off(lake) == []
-    (late, quarantined), = lake.query("select sum(late), sum(quarantined) from lakehouse.batches")
+    ((late, quarantined),) = lake.query("select sum(late), sum(quarantined) from lakehouse.batches")
     assert late > 0
     assert quarantined > 0
 

