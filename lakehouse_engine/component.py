@@ -50,12 +50,15 @@ def _expression(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-def _checked(text: str) -> str:
-    try:
-        sql.check(text)
-    except sql.ExpressionError as error:
-        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
-    return text
+def _checked(*, aggregates: bool = False, named: bool = False) -> AfterValidator:
+    def check(text: str) -> str:
+        try:
+            sql.check(text, aggregates=aggregates, named=named)
+        except sql.ExpressionError as error:
+            raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
+        return text
+
+    return AfterValidator(check)
 
 
 def _column(text: str) -> str:
@@ -76,7 +79,9 @@ def _listed(value: object) -> object:
 
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
-Expression = Annotated[str, BeforeValidator(_expression), AfterValidator(_checked)]
+Expression = Annotated[str, BeforeValidator(_expression), _checked()]
+Aggregation = Annotated[str, BeforeValidator(_expression), _checked(aggregates=True)]
+SelectItem = Annotated[str, BeforeValidator(_expression), _checked(named=True)]
 Column = Annotated[str, AfterValidator(_column)]
 Table = Annotated[str, AfterValidator(_table)]
 Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed)]

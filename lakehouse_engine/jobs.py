@@ -218,7 +218,7 @@ class _Run:
 
     def _table_checks(self, result: DataFrame) -> None:
         for check in plans.table_checks(self._spec):
-            columns = check.columns or plans.keys_of(self._spec)
+            columns = check.columns or self._spec.key_columns
             frame = result.filter(check.where) if check.where else result
             twice = frame.groupBy(*[sql.name(c) for c in columns]).count().filter("count > 1").count()
             name = check.name or f"unique({', '.join(columns)})"

@@ -174,18 +174,6 @@ def table_checks(spec: PipelineSpec) -> list[Unique]:
     return [check for check in spec.checks if isinstance(check, Unique)]
 
 
-def keys_of(spec: PipelineSpec) -> tuple[str, ...]:
-    """The columns that identify a row of the result: ``keys``, or what the last step that has any says."""
-    if spec.keys:
-        return spec.keys
-    for transform in reversed(spec.transforms):
-        if isinstance(transform, Select):
-            return ()
-        if isinstance(transform, Window | Aggregate | Dedupe):
-            return transform.keys
-    return ()
-
-
 def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
     """Members with the same source (``history`` aside) and trigger share a scan."""
     grouped: dict[tuple[str, str, int, int, bool], list[Member]] = {}

@@ -7,6 +7,7 @@ rewriting reaches Spark as the user wrote it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,46 @@ _UNSTABLE = {"rand", "randn", "random", "uuid", "monotonically_increasing_id", "
              "input_file_name"}  # fmt: skip
 #: runs code or reads files
 _UNSAFE = {"reflect", "java_method", "try_reflect"}
-_THROWING_CALLS = {"element_at": "try_element_at", "to_date": "try_to_date", "to_timestamp": "try_to_timestamp",
-                   "to_number": "try_to_number", "raise_error": "nothing: it always throws",
-                   "assert_true": "a check"}  # fmt: skip
+#: what throws on data in ANSI mode, and what to write instead
+_THROWING_CALLS = {
+    **{name: f"write try_{name}" for name in (
+        "element_at", "to_date", "to_timestamp", "to_number", "to_binary", "to_time", "make_timestamp",
+        "make_timestamp_ltz", "make_timestamp_ntz", "make_interval", "parse_json", "parse_url", "url_decode",
+        "aes_decrypt", "variant_get", "validate_utf8", "mod")},
+    **dict.fromkeys(("raise_error", "assert_true"), "write a check"),
+    **dict.fromkeys(("bigint", "smallint", "tinyint", "decimal", "float", "binary", "boolean"), "write try_cast"),
+    **dict.fromkeys(("unix_timestamp", "to_unix_timestamp", "make_date", "next_day", "conv", "elt", "pmod"),
+                    "guard it with what cannot throw, e.g. try_to_timestamp"),
+}  # fmt: skip
+_TIMES = ("timestamp", "timestamp_ltz", "timestamp_ntz", "date")
+_TO_TIME = (exp.TsOrDsToDate, exp.StrToTime, exp.StrToDate, exp.StrToUnix, exp.Date, exp.Timestamp)
+#: Spark's aggregate functions that sqlglot reads as any call
+_AGGREGATES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    any any_value approx_count_distinct approx_percentile approx_top_k approx_top_k_accumulate approx_top_k_combine
+    array_agg avg bit_and bit_or bit_xor bitmap_and_agg bitmap_construct_agg bitmap_or_agg bool_and bool_or collect_list
+    collect_set corr count count_if count_min_sketch covar_pop covar_samp every first first_value grouping grouping_id
+    histogram_numeric hll_sketch_agg hll_union_agg kll_merge_agg_bigint kll_merge_agg_double kll_merge_agg_float
+    kll_sketch_agg_bigint kll_sketch_agg_double kll_sketch_agg_float
+    kurtosis last last_value listagg max max_by mean measure median min min_by mode percentile percentile_approx
+    percentile_cont percentile_disc regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy
+    regr_syy schema_of_variant_agg skewness some std stddev stddev_pop stddev_samp string_agg sum theta_intersection_agg
+    theta_sketch_agg theta_union_agg try_avg try_sum tuple_intersection_agg_double
+    tuple_intersection_agg_integer tuple_sketch_agg_double tuple_sketch_agg_integer tuple_union_agg_double
+    tuple_union_agg_integer var_pop var_samp variance""",
+    )
+)
+#: one row in, several out
+_GENERATORS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    collations explode explode_outer inline inline_outer json_tuple posexplode posexplode_outer sql_keywords stack
+    variant_explode variant_explode_outer""",
+    )
+)
 
 
 class ExpressionError(ValueError):
@@ -51,22 +89,72 @@ def _calls(tree: exp.Expr) -> set[str]:
     return names
 
 
-def check(text: str) -> None:
-    """Refuses what is not one expression and what no pipeline may say.
+def check(text: str, *, aggregates: bool = False, named: bool = False) -> None:
+    """Refuses what is not one expression over a row and what no pipeline may say.
 
+    ``aggregates``: a measure, which may aggregate rows; ``named``: a select item, which may end in ``as name``.
     Raises ``ExpressionError`` BAD_EXPRESSION, UNSTABLE_EXPRESSION, UNSAFE_EXPRESSION.
     """
     tree = _tree(text)
+
+    def bad(reason: str) -> ExpressionError:
+        return ExpressionError("BAD_EXPRESSION", f"`{text}` {reason}")
+
     if any(node.comments for node in tree.walk()):  # it would swallow what the engine writes after it
-        raise ExpressionError("BAD_EXPRESSION", f"`{text}` holds a comment; write it into the YAML")
+        raise bad("holds a comment; write it into the YAML")
+    if isinstance(tree, exp.Alias) and not named:
+        raise bad(f"is an expression and a second word, {tree.alias}, which would be its name")
+    if any(not isinstance(star.parent, exp.Count) for star in tree.find_all(exp.Star)):
+        raise bad("holds a *; name the columns")
     if tree.find(exp.Subquery, exp.Select) is not None:
         raise ExpressionError("UNSAFE_EXPRESSION", f"`{text}` holds a query; an expression reads columns only")
+    if tree.find(exp.Window) is not None:
+        raise bad("looks at other rows (over ...); an expression sees one row")
     calls = _calls(tree)
+    if calls & _GENERATORS:
+        raise bad(f"makes several rows of one ({min(calls & _GENERATORS)}), which comes with a later version")
+    if not aggregates and is_aggregate(text):
+        raise bad("aggregates rows; this step sees one row at a time: use window or aggregate")
     if calls & _UNSAFE:
         raise ExpressionError("UNSAFE_EXPRESSION", f"`{text}`: {sorted(calls & _UNSAFE)[0]} runs code and is refused")
     if calls & _UNSTABLE:
         name = sorted(calls & _UNSTABLE)[0]
         raise ExpressionError("UNSTABLE_EXPRESSION", f"`{text}`: {name} gives other rows at a replay")
+
+
+def kind(text: str, known: Mapping[str, str]) -> str:
+    """The Spark type of an expression where it shows, else ''. ``known`` maps columns (lower case) to theirs."""
+    return _kind(_tree(text), known)
+
+
+def _kind(node: object, known: Mapping[str, str]) -> str:
+    if isinstance(node, exp.Paren | exp.Alias):
+        return _kind(node.this, known)
+    if isinstance(node, exp.Column):
+        return known.get(node.name.lower(), "") if len(node.parts) == 1 else ""
+    if isinstance(node, exp.Literal):
+        return "string" if node.is_string else "double" if "." in node.name else "int"
+    if isinstance(node, exp.Cast):
+        return str(node.args["to"].sql(dialect="spark")).lower()
+    if isinstance(node, exp.Coalesce | exp.If):
+        branches = [node.this, *node.expressions] if isinstance(node, exp.Coalesce) else [
+            node.args.get("true"), node.args.get("false")]  # fmt: skip
+        kinds = {_kind(branch, known) for branch in branches if branch is not None and not isinstance(branch, exp.Null)}
+        return kinds.pop() if len(kinds) == 1 else ""
+    called = _calls_one(node) if isinstance(node, exp.Expr) else ""
+    return _KINDS.get(called, "")
+
+
+_KINDS = {
+    **dict.fromkeys(("to_date", "try_to_date", "ts_or_ds_to_date", "current_date", "curdate", "date_add", "date_sub",
+                     "ts_or_ds_add", "last_day", "next_day", "make_date", "trunc", "date_trunc"), "date"),
+    **dict.fromkeys(("to_timestamp", "try_to_timestamp", "str_to_time", "timestamp_trunc", "now", "current_timestamp",
+                     "timestamp_seconds", "timestamp_millis", "timestamp_micros", "make_timestamp",
+                     "try_make_timestamp"), "timestamp"),
+    **dict.fromkeys(("concat", "concat_ws", "lower", "upper", "trim", "substring", "regexp_extract", "regexp_replace",
+                     "get_json_object", "date_format", "time_to_str", "base64", "hex", "md5"), "string"),
+    **dict.fromkeys(("year", "month", "day", "hour", "minute", "second", "length"), "int"),
+}  # fmt: skip
 
 
 def check_stream(text: str, known: Mapping[str, str] | None = None) -> None:
@@ -75,32 +163,44 @@ def check_stream(text: str, known: Mapping[str, str] | None = None) -> None:
     ``known`` maps a column to its Spark type where it is known: ``to_date(timestamp)`` of a TIMESTAMP cannot throw.
     Raises ``ExpressionError`` THROWING_EXPRESSION.
     """
-    known = known or {}
-    tree = _tree(text)
-
-    def safe_time(node: exp.Expr | None) -> bool:
-        return isinstance(node, exp.Column) and known.get(node.name.lower(), "") in ("timestamp", "date")
-
-    for node in tree.walk():
-        hint = None
-        if isinstance(node, exp.Cast) and not (isinstance(node, exp.TryCast) and node.args.get("safe")):
-            to_text = node.args["to"].this in (exp.DataType.Type.TEXT, exp.DataType.Type.VARCHAR)
-            if not to_text and not safe_time(node.this) and not isinstance(node.this, exp.Literal):
-                hint = "write try_cast"
-        elif isinstance(node, exp.Div | exp.IntDiv | exp.Mod):
-            divisor = node.expression
-            if not (isinstance(divisor, exp.Literal) and divisor.name.strip("0.") != ""):
-                hint = "write try_divide (or a divisor that is a number)"
-        elif isinstance(node, exp.Bracket):
-            hint = "write try_element_at"
-        elif (
-            isinstance(node, exp.TsOrDsToDate | exp.StrToTime | exp.StrToDate | exp.Date | exp.Timestamp)
-            or (isinstance(node, exp.Func) and _calls_one(node) in _THROWING_CALLS)
-        ) and not safe_time(node.this if isinstance(node.this, exp.Expr) else None):
-            hint = f"write {_THROWING_CALLS.get(_calls_one(node), 'the try_ form')}"
+    for node in _tree(text).walk():
+        hint = _throws(node, known or {})
         if hint:
             reason = f"`{text}` can throw on data, and one such row would stop the stream: {hint}"
             raise ExpressionError("THROWING_EXPRESSION", reason)
+
+
+def _throws(node: exp.Expr, known: Mapping[str, str]) -> str | None:
+    """What to write instead, when the node's own operation can throw."""
+    if isinstance(node, exp.Cast):
+        safe = (isinstance(node, exp.TryCast) and node.args.get("safe")) or isinstance(node.this, exp.Literal)
+        to_text = node.args["to"].this in (exp.DataType.Type.TEXT, exp.DataType.Type.VARCHAR)
+        return None if safe or to_text or _kind(node.this, known) in _TIMES else "write try_cast"
+    if isinstance(node, exp.Div | exp.IntDiv | exp.Mod) and not _nonzero(node.expression):
+        instead = "try_mod" if isinstance(node, exp.Mod) else "try_divide"
+        return f"write {instead} (or a divisor that is a number)"
+    if isinstance(node, exp.Bracket):
+        return None if node.args.get("safe") else "write try_element_at"
+    if isinstance(node, exp.Add | exp.Sub | exp.Mul | exp.Div | exp.Neg | exp.Predicate):
+        kinds = {_kind(operand, known) for operand in node.iter_expressions()}
+        if "string" in kinds and (not isinstance(node, exp.Predicate) or kinds & {"int", "bigint", "double"}):
+            return "a text stands for a number here; write try_cast"
+    if isinstance(node, exp.Func):
+        if isinstance(node, exp.Anonymous) and _calls_one(node) == "pmod" and _nonzero(node.expressions[-1]):
+            return None
+        if isinstance(node, _TO_TIME):
+            return None if _kind(node.this, known) in _TIMES else "write try_to_date or try_to_timestamp"
+        if _calls_one(node) in _THROWING_CALLS:
+            return _THROWING_CALLS[_calls_one(node)]
+        if isinstance(node, exp.TimeUnit | exp.Hour | exp.Minute | exp.Second) and _kind(node.this, known) == "string":
+            return "write try_to_timestamp"
+    return None
+
+
+def _nonzero(node: object) -> bool:
+    if isinstance(node, exp.Neg | exp.Paren):
+        return _nonzero(node.this)
+    return isinstance(node, exp.Literal) and node.name.strip("0.") != ""
 
 
 def _calls_one(node: exp.Expr) -> str:
@@ -115,7 +215,9 @@ def _free_columns(tree: exp.Expr) -> list[exp.Column]:
     for column in tree.find_all(exp.Column):
         bound, node = False, column.parent
         while node is not None:
-            if isinstance(node, exp.Lambda) and any(column.parts[0].name == p.name for p in node.expressions):
+            if isinstance(node, exp.Lambda) and any(
+                column.parts[0].name.lower() == parameter.name.lower() for parameter in node.expressions
+            ):
                 bound = True
             node = node.parent
         if not bound:
@@ -166,13 +268,22 @@ def select_item(text: str) -> SelectItem:
     """Raises ``ExpressionError`` BAD_EXPRESSION when the item has no name of its own."""
     tree = _tree(text)
     if isinstance(tree, exp.Alias):
-        return SelectItem(tree.alias, text[: text.lower().rindex(" as ")] if " as " in text.lower() else
-                          tree.this.sql(dialect="spark"))  # fmt: skip
+        before = re.fullmatch(r"(?is)(.*\S)\s+as\s+\S.*", text)
+        if before is not None and _parses_to(before[1], tree.this):
+            return SelectItem(tree.alias, before[1])  # as it was written
+        return SelectItem(tree.alias, str(tree.this.sql(dialect="spark")))
     if isinstance(tree, exp.Column):
         return SelectItem(tree.parts[-1].name, text)
     if isinstance(tree, exp.Dot):
         return SelectItem(tree.expression.name, text)
     raise ExpressionError("BAD_EXPRESSION", f"`{text}` needs a name: {text} as <column>")
+
+
+def _parses_to(text: str, tree: exp.Expr) -> bool:
+    try:
+        return _tree(text) == tree
+    except ExpressionError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -200,10 +311,12 @@ def measure(text: str) -> Measure:
     argument = tree.this
     if isinstance(argument, exp.Distinct):
         raise ExpressionError("BAD_MEASURE", f"`{text}`: count(distinct) does not merge; aggregate it in a job")
-    if isinstance(tree, exp.Count) and (isinstance(argument, exp.Star) or argument is None):
+    if isinstance(tree, exp.Count) and isinstance(argument, exp.Star):
         return Measure("count", None)
-    if isinstance(tree, exp.Count) and tree.args.get("expressions"):
-        raise ExpressionError("BAD_MEASURE", f"`{text}`: count takes one argument here")
+    if argument is None or isinstance(argument, exp.Star) or tree.args.get("expressions"):
+        raise ExpressionError("BAD_MEASURE", f"`{text}`: {function} takes one argument here")
+    if _aggregates(argument):
+        raise ExpressionError("BAD_MEASURE", f"`{text}` aggregates what is aggregated already")
     inner = argument.sql(dialect="spark")
     if isinstance(tree, exp.CountIf):
         return Measure("count", f"if({inner}, 1, null)")
@@ -212,9 +325,15 @@ def measure(text: str) -> Measure:
 
 def is_aggregate(text: str) -> bool:
     """Whether the expression aggregates at its top or below (as a job's measure must)."""
-    return _tree(text).find(exp.AggFunc, exp.AnonymousAggFunc) is not None or bool(
-        _calls(_tree(text)) & {"count_if", "any_value", "approx_count_distinct", "percentile", "bool_or", "every"}
-    )
+    return _aggregates(_tree(text))
+
+
+def _aggregates(tree: exp.Expr) -> bool:
+    return any(
+        isinstance(node, exp.AggFunc | exp.AnonymousAggFunc) or _calls_one(node) in _AGGREGATES
+        or (isinstance(node, exp.Any) and not isinstance(node.parent, exp.Binary))  # not of `like any`
+        for node in tree.walk()
+    )  # fmt: skip
 
 
 def string(value: str) -> str:

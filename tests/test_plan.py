@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lakehouse_engine.plan import compile_plan, fingerprint, keys_of
+from lakehouse_engine.plan import compile_plan, fingerprint
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from tests.spec.project import JOB, LANDING, STREAM, changed, spec, write
@@ -148,7 +148,7 @@ KEYS = [
 
 @pytest.mark.parametrize(("text", "keys"), [k[1:] for k in KEYS], ids=[k[0] for k in KEYS])
 def test_the_keys_of_a_result_are_what_its_last_step_says(text: str, keys: tuple[str, ...], tmp_path: Path) -> None:
-    assert keys_of(spec(tmp_path, "made.up", text)) == keys
+    assert spec(tmp_path, "made.up", text).key_columns == keys
 
 
 @pytest.fixture

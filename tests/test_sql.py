@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lakehouse_engine import sql
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 REFUSED = [
     ("", "BAD_EXPRESSION"),
@@ -29,6 +34,17 @@ REFUSED = [
     ("shuffle(a)", "UNSTABLE_EXPRESSION"),
     ("monotonically_increasing_id()", "UNSTABLE_EXPRESSION"),
     ("transform(a, x -> x + rand())", "UNSTABLE_EXPRESSION"),
+    ("count(*) > 1", "BAD_EXPRESSION"),
+    ("a > avg(a)", "BAD_EXPRESSION"),
+    ("try_sum(a)", "BAD_EXPRESSION"),
+    ("any(a)", "BAD_EXPRESSION"),
+    ("row_number() over (order by a)", "BAD_EXPRESSION"),
+    ("a as b", "BAD_EXPRESSION"),
+    ("a desc", "BAD_EXPRESSION"),
+    ("*", "BAD_EXPRESSION"),
+    ("struct(*)", "BAD_EXPRESSION"),
+    ("s.*", "BAD_EXPRESSION"),
+    ("explode(a)", "BAD_EXPRESSION"),
 ]
 
 
@@ -40,7 +56,7 @@ def test_what_no_pipeline_may_say_is_refused(text: str, code: str) -> None:
 
 
 TAKEN = ["a", "1", "'text'", "null", "a.b", "`a b`", "a is not null and b like '%x'", "case when a then 1 else 2 end",
-         "timestamp <= _timestamp + interval 1 hour", "transform(a, x -> x + 1)", "count(distinct if(a, b, null))",
+         "timestamp <= _timestamp + interval 1 hour", "transform(a, x -> x + 1)",
          "'rand()'", "`uuid`", "a in ('select 1')"]  # fmt: skip
 
 
@@ -50,8 +66,23 @@ def test_one_expression_is_taken(text: str) -> None:
 
 
 #: a clock of the source, a day, a number; everything else is of no known type
-TYPES = {"at": "timestamp", "day": "date", "n": "double"}
+TYPES = {"at": "timestamp", "day": "date", "n": "double", "id": "string"}
 THROWING = [
+    "a / -0",
+    "pmod(a, b)",
+    "make_date(a, 1, 1)",
+    "parse_json(a)",
+    "bigint(a)",
+    "id + 1",
+    "-id",
+    "id > 5",
+    "5 in (id)",
+    "id between 1 and 2",
+    "hour(id)",
+    "date_trunc('day', id)",
+    "unix_timestamp(id)",
+    "year(id)",
+    "year(a)",
     "cast(a as int)",
     "a::date",
     "int(a)",
@@ -88,7 +119,11 @@ def test_what_throws_on_data_is_refused_in_a_stream(text: str) -> None:
 CALM = ["cast(a as string)", "cast(at as date)", "CAST(AT AS DATE)", "try_cast(a as int)", "to_date(at)",
         "to_date(day)", "to_timestamp(at)", "try_to_timestamp(a)", "a / 2", "a % 1.5", "try_divide(a, b)",
         "date_trunc('day', at)", "timestamp '2026-01-01'", "cast('1' as int)", "a + b * 2",
-        "s.b", "'a / b'"]  # fmt: skip
+        "s.b", "'a / b'", "a / -2", "a % (3)", "pmod(a, 7)", "try_element_at(a, 1)", "year(at)", "year(day)",
+        "datediff(day, at)", "hour(at)", "unix_timestamp(at)", "id = '5'", "id like '5%'", "n > 5",
+        "day > '2026-01-01'", "id in ('1', '2')", "transform(a, X -> x + 1)", "cast(try_cast(id as timestamp) as date)",
+        "year(try_to_date(id))", "to_date(coalesce(at, timestamp '2026-01-01'))", "concat(id, 1)",
+        "id || 'x'"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", CALM)
@@ -195,6 +230,9 @@ ITEMS = [
     ("cast(a as int) as b", "b", "cast(a as int)"),
     ("concat(' as ', a) as b", "b", "concat(' as ', a)"),
     ("a b", "b", "a"),
+    ("cast(a as int) b", "b", "CAST(a AS INT)"),
+    ("concat(a, ' as ') b", "b", "CONCAT(a, ' as ')"),
+    ("concat(' as b', a)\nAS\tc", "c", "concat(' as b', a)"),
     ("a + 1 as `b c`", "b c", "a + 1"),
 ]
 
@@ -230,7 +268,8 @@ def test_a_measure_is_one_base_aggregate_that_merges(text: str, function: str, a
 
 @pytest.mark.parametrize("text", ["a", "count(distinct a)", "sum(distinct a)", "count(a, b)", "count(*) + 1",
                                   "sum(a) / count(*)", "stddev(a)", "max_by(a, b)", "sum(a) over ()", "sum(a) as b",
-                                  "approx_count_distinct(a)"])  # fmt: skip
+                                  "approx_count_distinct(a)", "count()", "min(a, b)", "sum(*)",
+                                  "sum(max(a))"])  # fmt: skip
 def test_a_measure_that_does_not_merge_is_refused(text: str) -> None:
     with pytest.raises(sql.ExpressionError) as caught:
         sql.measure(text)
@@ -239,11 +278,46 @@ def test_a_measure_that_does_not_merge_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("count(*)", True), ("sum(a) / count(*)", True), ("collect_list(a)", True), ("count_if(a)", True),
+    ("some(a)", True), ("any(a)", True), ("a like any ('x', 'y')", False),
     ("bool_or(a)", True), ("max_by(a, b)", True), ("any_value(a)", True),
     ("a", False), ("coalesce(a, 1)", False), ("'count(*)'", False), ("size(a)", False),
 ])  # fmt: skip
 def test_an_aggregate_is_told_from_an_expression_over_one_row(text: str, expected: bool) -> None:
     assert sql.is_aggregate(text) is expected
+
+
+def test_every_aggregate_function_of_spark_is_told(spark: SparkSession) -> None:
+    jvm: Any = spark._jvm
+    infos = jvm.org.apache.spark.sql.api.python.PythonSQLUtils.listBuiltinFunctionInfos()
+    names = [info.getName() for info in infos if info.getGroup() == "agg_funcs"]
+    assert len(names) > 50
+    assert [name for name in names if not told(name)] == []
+
+
+def told(name: str) -> bool:
+    """Whether the function is known as an aggregate, with as many arguments as sqlglot wants."""
+    for arguments in ("a", "a, b", "a, b, c"):
+        try:
+            return sql.is_aggregate(f"{name}({arguments})")
+        except sql.ExpressionError:
+            continue
+    return False
+
+
+KINDS = [
+    ("at", "timestamp"), ("AT", "timestamp"), ("x", ""), ("s.at", ""), ("(day)", "date"), ("'a'", "string"),
+    ("cast(id as bigint)", "bigint"), ("try_cast(id as timestamp)", "timestamp"), ("to_date(at)", "date"),
+    ("date_trunc('day', at)", "timestamp"), ("coalesce(at, null)", "timestamp"), ("coalesce(at, day)", ""),
+    ("if(n > 1, at, at)", "timestamp"), ("lower(id)", "string"), ("n + 1", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), KINDS)
+def test_the_type_of_an_expression_is_told_where_it_shows(text: str, expected: str, spark: SparkSession) -> None:
+    assert sql.kind(text, TYPES) == expected
+    if expected:  # and Spark says the same
+        columns = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in TYPES.items())
+        assert spark.sql(f"select {text} as x from (select {columns})").dtypes == [("x", expected)]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Component, Table
@@ -45,7 +45,7 @@ class Kafka(Component):
     topic: Topic
     history: Table | None = None
     start: Literal["earliest", "latest"] = "earliest"
-    max_per_trigger: int = 200_000
+    max_per_trigger: Annotated[int, Field(ge=1)] = 200_000
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,17 @@ def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
                       " - watermark: {column: timestamp, delay: 2 minutes}")  # fmt: skip
 
 
+def windows_have_names_of_their_own(spec: PipelineSpec) -> Iterator[Problem]:
+    """An average is kept as ``n__sum`` and ``n__count``; names that differ in case alone are one column to Spark."""
+    for index, transform in enumerate(spec.transforms):
+        if isinstance(transform, Window):
+            taken = {*transform.by, *transform.measures, "window_start", "updated_at"}
+            averages = [name for name, text in transform.measures.items() if sql.measure(text).function == "avg"]
+            for name in sorted(taken & {f"{name}__{part}" for name in averages for part in ("sum", "count")}):
+                yield _at(spec, _step(spec, index), "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
+                          " rename yours")  # fmt: skip
+
+
 def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
     for index, transform in enumerate(spec.transforms):
         place = _step(spec, index)
@@ -93,28 +104,6 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield _at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
 
 
-def stream_expressions_cannot_throw(spec: PipelineSpec) -> Iterator[Problem]:
-    if not spec.is_stream:
-        return
-    types: Columns = dict(kafka_source.COLUMNS)
-    for index, transform in enumerate(spec.transforms):
-        for text in transform.expressions():
-            try:
-                sql.check_stream(text, {name.lower(): kind for name, kind in types.items()})
-            except sql.ExpressionError as error:
-                yield _at(spec, _step(spec, index), error.code, str(error))
-        if isinstance(transform, Parse) and transform.contract in spec.contracts:
-            types |= spec.contracts[transform.contract].columns
-        if isinstance(transform, Derive):
-            types = {name: kind for name, kind in types.items() if name not in transform.columns}
-    for index, check in enumerate(spec.checks):
-        for text in check.expressions():
-            try:
-                sql.check_stream(text, {name.lower(): kind for name, kind in types.items()})
-            except sql.ExpressionError as error:
-                yield _at(spec, f"checks[{index}]", error.code, str(error))
-
-
 def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
     if spec.is_stream or not (isinstance(spec.sink, Delta) and spec.sink.replace_by):
         return
@@ -129,6 +118,10 @@ def unique_only_in_jobs(spec: PipelineSpec) -> Iterator[Problem]:
     for index, check in enumerate(spec.checks):
         if isinstance(check, Unique) and spec.is_stream:
             yield _at(spec, f"checks[{index}]", "JOB_ONLY", "unique is for jobs; it judges a whole result")
+        elif isinstance(check, Unique) and not (check.columns or spec.key_columns):
+            yield _at(
+                spec, f"checks[{index}]", "MISSING_KEY", "unique of what? name its columns, or the pipeline's keys"
+            )
 
 
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
@@ -136,9 +129,9 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     watermark_once_and_before_window,
     steps_fit_streams_and_jobs,
     sink_fits,
-    stream_expressions_cannot_throw,
     slices_do_not_depend_on_the_clock,
     unique_only_in_jobs,
+    windows_have_names_of_their_own,
 )
 
 
@@ -171,28 +164,53 @@ class _Columns:
             return None
         for index, transform in enumerate(spec.transforms):
             self._read(transform.expressions(), columns, _step(spec, index))
-            columns = self._after(transform, columns)
+            if isinstance(transform, Watermark):
+                self._event_time(transform, columns, _step(spec, index))
+            before, columns = columns, self._after(transform, columns)
+            self._one_case(columns.keys() - before.keys(), columns, _step(spec, index))
         for index, check in enumerate(spec.checks):
             self._read(check.expressions() if isinstance(check, RowCheck | Unique) else [], columns, f"checks[{index}]")
         return self._stored(columns)
+
+    def _event_time(self, watermark: Watermark, columns: Columns, path: str) -> None:
+        kind = {name.lower(): kind for name, kind in columns.items()}.get(watermark.column.lower(), "")
+        if kind not in ("", "timestamp"):
+            self.problems.append(_at(self._spec, path, "COLUMN_TYPE", f"{watermark.column} is {kind}; event time is a"
+                                     f" timestamp: derive one, e.g. try_to_timestamp({watermark.column})"))  # fmt: skip
+
+    def _one_case(self, new: Iterable[str], columns: Columns, path: str) -> None:
+        for name in sorted(new):
+            others = [other for other in columns if other != name and other.lower() == name.lower()]
+            if others:
+                self.problems.append(_at(self._spec, path, "SAME_COLUMN", f"{others[0]} and {name} are one column to"
+                                         " Spark, which does not tell cases apart"))  # fmt: skip
 
     def _source(self) -> Columns | None:
         source = self._spec.source
         if isinstance(source, Kafka):
             return dict(kafka_source.COLUMNS)
         writer = self._upstream.find(source.table, self._spec.file)
+        if writer is not None and not isinstance(writer.sink, Delta):
+            self.problems.append(_at(self._spec, "source", "MISSING_TABLE", f"{source.table} writes to"
+                                     f" {writer.sink.key}; a job reads tables of Delta"))  # fmt: skip
+            return None
         if writer is None or writer.name in self._readers:
             return None
         columns = _Columns(writer, self._upstream, self._readers).result()
         return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
 
     def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
-        known = {name.lower() for name in columns}
+        known = {name.lower(): kind for name, kind in columns.items()}
         for text in expressions:
-            for missing in sorted(sql.columns(text) - known):
+            for missing in sorted(sql.columns(text) - known.keys()):
                 close = get_close_matches(missing, list(columns), n=1)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(columns))}"
                 self.problems.append(_at(self._spec, path, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
+            if self._spec.is_stream:
+                try:
+                    sql.check_stream(text, known)
+                except sql.ExpressionError as error:
+                    self.problems.append(_at(self._spec, path, error.code, str(error)))
 
     def _after(self, transform: object, columns: Columns) -> Columns:
         spec = self._spec
@@ -200,7 +218,8 @@ class _Columns:
             found = spec.contracts.get(transform.contract)
             return {**columns, **(found.columns if found else {})}
         if isinstance(transform, Derive):
-            return {**columns, **dict.fromkeys(transform.columns, "")}
+            known = {name.lower(): kind for name, kind in columns.items()}
+            return columns | {name: sql.kind(text, known) for name, text in transform.columns.items()}
         if isinstance(transform, Select):
             items = [sql.select_item(item) for item in transform.items]
             hidden = {name: kind for name, kind in columns.items() if name.startswith("_")}

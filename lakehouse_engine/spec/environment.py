@@ -6,14 +6,22 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml as pyyaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Model
 from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
+from lakehouse_engine.spec import yaml
+
+
+def _setting(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool | int | float) else value
+
+
+#: a Spark setting is text; YAML may write it as a number or a boolean
+Setting = Annotated[str, BeforeValidator(_setting)]
 
 
 class Secret(Model):
@@ -73,7 +81,7 @@ class Environment(Model):
     storage: str
     connections: Connections = Connections()
     vars: dict[str, Any] = Field(default_factory=dict)
-    spark: dict[str, str] = Field(default_factory=dict)
+    spark: dict[str, Setting] = Field(default_factory=dict)
     embedded: dict[str, str] = Field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -110,36 +118,44 @@ class Environment(Model):
 def load_environment(name: str | None, root: Path) -> Environment:
     """``environments/<name>.yaml`` below ``root``; without a name the embedded stack of ``.lakehouse/services.json``.
 
-    Raises ``UsageError`` ENVIRONMENT_MISSING, ``SpecError`` for a wrong file.
+    Raises ``UsageError`` ENVIRONMENT_MISSING, ``SpecError`` for a wrong file, ``RunError`` STACK_DOWN.
     """
     if name is None:
         folder = root / ".lakehouse"
+        services = folder / "services.json"
         try:
-            services = json.loads((folder / "services.json").read_text(encoding="utf-8"))
+            found = json.loads(services.read_text(encoding="utf-8"))
+            embedded = {"kafka": found["kafka"]["bootstrap_servers"], "postgres": found["postgres"]["dsn"]}
         except FileNotFoundError:
-            return Environment(storage=str(folder / "storage"))
-        return Environment(storage=str(folder / "storage"), embedded={
-            "kafka": services["kafka"]["bootstrap_servers"], "postgres": services["postgres"]["dsn"]})  # fmt: skip
+            embedded = {}
+        except (ValueError, KeyError, TypeError):
+            raise RunError("STACK_DOWN", "the file is damaged; start the embedded stack again with: lakehouse up",
+                           where=str(services)) from None  # fmt: skip
+        return Environment(storage=str(folder / "storage"), embedded=embedded)
     path = root / "environments" / f"{name}.yaml"
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not path.is_file():
         there = sorted(p.stem for p in (root / "environments").glob("*.yaml"))
         known = ", ".join(there) or "none"
         raise UsageError("ENVIRONMENT_MISSING", f"there is no environments/{name}.yaml; there are: {known}")
     shown = f"environments/{name}.yaml"
-    try:
-        content = pyyaml.safe_load(path.read_text(encoding="utf-8"))
-    except (pyyaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError([Problem(shown, 1, "YAML_SYNTAX", str(error).splitlines()[0])]) from None
+    document = yaml.read(path, shown)
+    if document.problems:
+        raise SpecError(document.problems)
+    content, lines = document.value, document.lines
+
+    def problem(place: str, code: str, message: str) -> Problem:
+        while place and place not in lines:
+            place = place.rpartition(".")[0]
+        return Problem(shown, lines.get(place, 1), code, message)
+
     if not isinstance(content, dict):
-        raise SpecError([Problem(shown, 1, "BAD_VALUE", "an environment is a map")])
-    storage = str(content.get("storage", ""))
-    if "://" in storage:
-        raise SpecError([Problem(shown, 1, "NOT_YET", "storage other than a local path comes with a later version")])
-    content["spark"] = {key: str(value) for key, value in (content.get("spark") or {}).items()}
+        raise SpecError([problem("", "BAD_VALUE", "an environment is a map")])
+    if "://" in str(content.get("storage", "")):
+        raise SpecError([problem("storage", "NOT_YET", "storage other than a local path comes with a later version")])
     try:
         return Environment.model_validate({"name": name, **content})
     except ValidationError as error:
         raise SpecError([
-            Problem(shown, 1, one["type"] if one["type"].isupper() else "BAD_VALUE",
-                    f"{'.'.join(map(str, one['loc']))}: {one['msg']}") for one in error.errors(include_input=False)
+            problem(place := ".".join(map(str, one["loc"])), one["type"] if one["type"].isupper() else "BAD_VALUE",
+                    f"{place}: {one['msg']}") for one in error.errors(include_input=False)
         ]) from None  # fmt: skip

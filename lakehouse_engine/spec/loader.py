@@ -24,7 +24,8 @@ from lakehouse_engine.spec.pipeline import Airflow, PipelineSpec, Trigger
 _KEYS = ("description", "source", "transforms", "checks", "keys", "sink", "serve", "trigger", "schedule", "airflow")
 _LATER_KEYS = {"inputs", "use", "params", "maintain", "panel"}
 _SCHEDULES = {"daily", "hourly", "weekly", "manual", "upstream"}
-_CRON_FIELD = r"(\*|[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)(/[0-9]+)?"
+#: minute, hour, day of the month, month, day of the week (0 and 7 are Sunday)
+_CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
 
 
@@ -62,7 +63,7 @@ def _files(path: Path, problems: list[Problem]) -> Iterable[Path]:
         found = [
             file for file in sorted(path.rglob("*.yaml"))
             if not file.name.endswith(".test.yaml") and file.name != "defaults.yaml"
-            and not {"contracts", "templates"} & set(file.relative_to(path).parts[:-1])
+            and file.resolve().parent.name not in ("contracts", "templates")
         ]  # fmt: skip
         if not found:
             problems.append(Problem(str(path), 0, "NO_PIPELINES", "there is no pipeline in this folder"))
@@ -119,7 +120,7 @@ class _Reader:
 
     def _problem(self, path: str, code: str, message: str) -> None:
         while path and path not in self._lines:
-            path = re.sub(r"(\.[^.\[\]]*|\[\d+\]|^[^.\[]*)$", "", path)
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
         file, line = self._lines.get(path, (self.shown, 1))
         self.problems.append(Problem(file, line, code, message))
 
@@ -129,7 +130,9 @@ class _Reader:
             return content
         document = yaml.read(file, str(file))
         self.problems += document.problems
-        if not isinstance(document.value, dict):
+        if document.problems or not isinstance(document.value, dict):
+            if not document.problems:
+                self.problems.append(Problem(str(file), 1, "BAD_VALUE", "defaults are a map"))
             return content
         clock = {"trigger", "schedule"}
         for key, value in document.value.items():
@@ -295,8 +298,7 @@ class _Reader:
                 return None, None
             made = self._model(Trigger, trigger, "trigger")
             return (made if isinstance(made, Trigger) else None), None
-        cron = rf"{_CRON_FIELD}(\s+{_CRON_FIELD}){{4}}"
-        if not isinstance(schedule, str) or (schedule not in _SCHEDULES and not re.fullmatch(cron, schedule)):
+        if not isinstance(schedule, str) or (schedule not in _SCHEDULES and not _is_cron(schedule)):
             close = get_close_matches(str(schedule), _SCHEDULES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not daily, hourly, weekly, manual, upstream or a"
@@ -363,6 +365,23 @@ class _Reader:
             if candidate and candidate.lstrip(".") in self._lines:
                 return candidate.lstrip(".")
         return path
+
+
+def _is_cron(text: str) -> bool:
+    fields = text.split()
+    return len(fields) == len(_CRON) and all(map(_is_cron_field, fields, _CRON))
+
+
+def _is_cron_field(text: str, bounds: tuple[int, int]) -> bool:
+    """``*``, a number, a range or a list of those, each with ``/step`` or without."""
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/([1-9]\d?))?", part)
+        if match is None:
+            return False
+        ends = [int(end) for end in match.group(1, 2) if end is not None]
+        if ends != sorted(ends) or any(not bounds[0] <= end <= bounds[1] for end in ends):
+            return False
+    return True
 
 
 def _owner(model: type[BaseModel], location: Sequence[Any]) -> type[Model]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from lakehouse_engine.component import Columns, Duration, Model
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.sinks import Sink
 from lakehouse_engine.sources import Source
-from lakehouse_engine.transforms import Transform
+from lakehouse_engine.transforms import Aggregate, Dedupe, Select, Transform, Window
 
 
 class Trigger(Model):
@@ -25,7 +25,7 @@ class Airflow(Model):
 
     dag: str = "lakehouse_bronze_to_gold"
     task_id: str | None = None
-    retries: int = 2
+    retries: Annotated[int, Field(ge=0)] = 2
     owner: str = "lakehouse"
     timeout: Duration | None = None
 
@@ -61,6 +61,18 @@ class PipelineSpec(Model):
     @property
     def is_stream(self) -> bool:
         return self.trigger is not None
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """What identifies a row of the result: ``keys``, or what the last step that has any says."""
+        if self.keys:
+            return self.keys
+        for transform in reversed(self.transforms):
+            if isinstance(transform, Select):
+                return ()
+            if isinstance(transform, Window | Aggregate | Dedupe):
+                return transform.keys
+        return ()
 
     def model_post_init(self, _: Any) -> None:
         """Nothing is computed here: a spec is what the file says."""

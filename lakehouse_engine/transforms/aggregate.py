@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Column, Columns, Component, Expression
+from lakehouse_engine.component import Aggregation, Column, Columns, Component
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -18,7 +18,7 @@ class Aggregate(Component):
     """Result: the columns of ``by``, then the measures. Null is a group like any other."""
 
     by: Columns = ()
-    measures: dict[Column, Expression]
+    measures: dict[Column, Aggregation]
 
     @model_validator(mode="after")
     def _distinct(self) -> Aggregate:

@@ -8,14 +8,14 @@ from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Component, Expression
+from lakehouse_engine.component import Component, SelectItem
 from lakehouse_engine.rows import Rows
 
 
 class Select(Component):
     """Spark SQL select items, in order. Columns that begin with ``_`` travel on."""
 
-    items: tuple[Expression, ...]
+    items: tuple[SelectItem, ...]
 
     @classmethod
     def short(cls, value: object) -> object:

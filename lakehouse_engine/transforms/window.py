@@ -16,7 +16,7 @@ from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Column, Columns, Component, Duration, Expression, Model
+from lakehouse_engine.component import Aggregation, Column, Columns, Component, Duration, Model
 
 
 class Sliding(Model):
@@ -40,7 +40,7 @@ class Window(Component):
     tumbling: Duration | None = None
     sliding: Sliding | None = None
     by: Columns = ()
-    measures: dict[Column, Expression]
+    measures: dict[Column, Aggregation]
     emit: Literal["updates", "final"] = "updates"
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ connections:
   kafka: {bootstrap_servers: "broker:9092"}
   postgres: {host: db, database: lake, user: engine, password: {env: LAKEHOUSE_TEST_PASSWORD}, tls: verify-full}
 vars: {least: 0.02, prefix: prod-}
-spark: {spark.sql.shuffle.partitions: 8}
+spark: {spark.sql.shuffle.partitions: 8, spark.ui.enabled: true}
 """
 
 
@@ -32,7 +32,7 @@ def test_an_environment_is_what_its_file_says(tmp_path: Path) -> None:
     found = environment(tmp_path, GOOD)
     assert (found.name, found.storage, found.kafka_bootstrap) == ("production", "/srv/lake", "broker:9092")
     assert found.vars == {"least": 0.02, "prefix": "prod-"}
-    assert found.spark == {"spark.sql.shuffle.partitions": "8"}
+    assert found.spark == {"spark.sql.shuffle.partitions": "8", "spark.ui.enabled": "true"}
 
 
 def test_a_secret_is_read_from_the_environment_when_it_is_needed(
@@ -72,6 +72,9 @@ WRONG = [
     ("a connection that is not known", "kafka:", "kafak:", "BAD_VALUE"),
     ("a port that is none", "host: db", "host: db, port: many", "BAD_VALUE"),
     ("a kind of TLS that is none", "verify-full", "perhaps", "BAD_VALUE"),
+    ("a key twice", "vars:", "storage: /other\nvars:", "DUPLICATE_KEY"),
+    ("settings that are no map", "{spark.sql.shuffle.partitions: 8, spark.ui.enabled: true}", "5", "BAD_VALUE"),
+    ("a setting that is a list", "shuffle.partitions: 8", "shuffle.partitions: [8]", "BAD_VALUE"),
     ("no YAML", "{least: 0.02, prefix: prod-}", "{least: [}", "YAML_SYNTAX"),
 ]
 
@@ -90,11 +93,27 @@ def test_a_literal_password_is_not_repeated_in_the_error(tmp_path: Path) -> None
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "text\n"])
-def test_an_environment_that_is_no_map_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(("text", "code"), [("", "YAML_SYNTAX"), ("- a\n", "BAD_VALUE"), ("text\n", "BAD_VALUE")])
+def test_an_environment_that_is_no_map_is_refused(tmp_path: Path, text: str, code: str) -> None:
     with pytest.raises(SpecError) as caught:
         environment(tmp_path, text)
-    assert [p.code for p in caught.value.problems] == ["BAD_VALUE"]
+    assert [p.code for p in caught.value.problems] == [code]
+
+
+def test_what_is_wrong_in_an_environment_is_said_at_its_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        environment(tmp_path, GOOD.replace("host: db", "host: db, port: many").replace("vars:", "vrs:"))
+    assert [(p.line, p.code) for p in caught.value.problems] == [(4, "BAD_VALUE"), (5, "BAD_VALUE")]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"kafka": {}}', '{"kafka": 5, "postgres": null}'])
+def test_a_damaged_file_of_the_embedded_stack_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".lakehouse").mkdir()
+    (tmp_path / ".lakehouse" / "services.json").write_text(text)
+    with pytest.raises(RunError) as caught:
+        load_environment(None, tmp_path)
+    assert caught.value.code == "STACK_DOWN"
+    assert str(tmp_path / ".lakehouse" / "services.json") in caught.value.where
 
 
 @pytest.mark.parametrize("name", ["missing", "../production", "Production", ""])

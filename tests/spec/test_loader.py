@@ -53,6 +53,11 @@ WRONG = [
     ("a wrong duration", "bronze", "trigger", "trigger: {every: soon}", "6 BAD_DURATION"),
     ("a wrong duration far down", "realtime", "- watermark",
      "  - watermark:\n      column: at\n      delay: 2 parsecs", "6 BAD_DURATION"),
+    ("no event a batch", "bronze", "source", "source: {kafka: {topic: clicks, max_per_trigger: 0}}", "1 BAD_VALUE"),
+    ("fewer retries than none", "silver", "schedule", "schedule: daily\nairflow: {retries: -1}", "9 BAD_VALUE"),
+    ("a minute that no hour has", "silver", "schedule", 'schedule: "60 0 * * *"', "8 BAD_SCHEDULE"),
+    ("a range that runs back", "silver", "schedule", 'schedule: "0 6-3 * * *"', "8 BAD_SCHEDULE"),
+    ("a step of nothing", "silver", "schedule", 'schedule: "*/0 * * * *"', "8 BAD_SCHEDULE"),
     ("a list as schedule", "silver", "schedule", "schedule: [daily]", "8 BAD_SCHEDULE"),
     ("a comment in an expression", "realtime", "- filter", "  - filter: amount > 0 -- all", "5 BAD_EXPRESSION"),
     ("a number as duration", "bronze", "trigger", "trigger: {every: 5}", "6 BAD_DURATION"),
@@ -90,6 +95,18 @@ WRONG = [
      "  - window: {tumbling: 1 s, measures: {n: count(distinct id)}}", "6 BAD_MEASURE"),
     ("a measure that is none", "silver", "- aggregate", "  - aggregate: {by: [day], measures: {n: id}}",
      "4 BAD_MEASURE"),
+    ("a filter that aggregates", "realtime", "- filter", "  - filter: count(*) > 1", "5 BAD_EXPRESSION"),
+    ("a filter that looks at other rows", "silver", "- dedupe", "  - filter: row_number() over (order by at) = 1",
+     "3 BAD_EXPRESSION"),
+    ("a filter with a name", "realtime", "- filter", "  - filter: amount > 0 as positive", "5 BAD_EXPRESSION"),
+    ("an order that is no expression", "silver", "- dedupe", "  - dedupe: {keys: [day, id], order_by: [at desc]}",
+     "3 BAD_EXPRESSION"),
+    ("all columns", "bronze", "- derive", '  - select: ["*"]', "4 BAD_EXPRESSION"),
+    ("a measure of two columns", "realtime", "- window",
+     "  - window: {tumbling: 1 s, measures: {n: 'min(id, amount)'}}", "6 BAD_MEASURE"),
+    ("a measure of nothing", "realtime", "- window", "  - window: {tumbling: 1 s, measures: {n: count()}}",
+     "6 BAD_MEASURE"),
+    ("a text that stands for a number", "realtime", "- filter", "  - filter: id > 5", "5 THROWING_EXPRESSION"),
     ("a select item without a name", "bronze", "- derive", '  - select: ["to_date(at)"]', "4 BAD_EXPRESSION"),
     # columns
     ("an unknown column", "realtime", "- filter", "  - filter: amout > 0", "5 UNKNOWN_COLUMN"),
@@ -98,6 +115,13 @@ WRONG = [
     ("an unknown column after a job's aggregate", "silver", "- not_null", "  - not_null: [id]", "6 UNKNOWN_COLUMN"),
     ("a column of the source's that is not stored", "silver", "- dedupe", "  - dedupe: [_value]", "3 UNKNOWN_COLUMN"),
     ("an unknown partition", "bronze", "sink", "sink: {delta: {partition_by: [dya]}}", "5 UNKNOWN_COLUMN"),
+    ("columns that differ in case alone", "bronze", "- derive", "  - derive: {day: to_date(at), ID: amount}",
+     "4 SAME_COLUMN"),
+    ("an average beside its own state", "realtime", "- window",
+     "  - window: {tumbling: 1 s, measures: {n: avg(amount), n__sum: sum(amount)}}", "6 RESERVED_COLUMN"),
+    ("an event time that is a text", "realtime", "- watermark", "  - watermark: {column: id, delay: 1 s}",
+     "4 COLUMN_TYPE"),
+    ("a job over a table of PostgreSQL", "silver", "source", "source: realtime.clicks", "1 MISSING_TABLE"),
     ("an unknown column of keys", "bronze", "trigger", "trigger: {every: 1 s}\nkeys: [di]", "7 UNKNOWN_COLUMN"),
     ("a reserved column", "silver", "- aggregate",
      "  - aggregate: {by: [day], measures: {updated_at: max(at)}}", "7 RESERVED_COLUMN"),
@@ -164,6 +188,8 @@ MORE = [
      {"silver/clicks.yaml": f"{JOB}serve: postgres\n",
       "realtime/clicks.yaml": STREAM.replace("sink: postgres", "sink: {postgres: {table: silver.clicks}}")},
      ["silver/clicks.yaml:7: SAME_TABLE"]),
+    ("a step whose key is a path", {"silver/clicks.yaml": changed(JOB, "- dedupe", '  - "[1].a]": 5')},
+     ["silver/clicks.yaml:3: UNKNOWN_COMPONENT"]),
     ("the same pipeline in two folders", {"old/bronze/clicks.yaml": LANDING}, ["old/bronze/clicks.yaml:1: SAME_TABLE"]),
     ("a name with a capital", {"bronze/Clicks.yaml": LANDING}, ["bronze/Clicks.yaml:1: BAD_NAME"]),
     ("a name with two underscores", {"bronze/clicks__late.yaml": LANDING}, ["bronze/clicks__late.yaml:1: BAD_NAME"]),
@@ -184,6 +210,10 @@ MORE = [
      {"silver/a.yaml": JOB.replace("bronze.clicks", "silver.b"),
       "silver/b.yaml": JOB.replace("bronze.clicks", "silver.a")},
      ["silver/a.yaml:1: CYCLE", "silver/b.yaml:1: CYCLE"]),
+    ("unique of nothing",
+     {"silver/clicks.yaml": changed(changed(JOB, "- aggregate", "  - select: [day]"), "- not_null", "  - unique")},
+     ["silver/clicks.yaml:6: MISSING_KEY"]),
+    ("defaults that are no map", {"bronze/defaults.yaml": "- airflow\n"}, ["bronze/defaults.yaml:1: BAD_VALUE"]),
     ("a wrong default", {"bronze/defaults.yaml": "\nairflow: {retires: 1}\n"}, ["bronze/defaults.yaml:2: UNKNOWN_KEY"]),
 ]  # fmt: skip
 
@@ -289,6 +319,19 @@ def test_variables_come_from_the_environment_and_keep_their_type(
     (spec,) = load([tmp_path / "bronze"], environment=Environment(storage="x", vars={"prefix": "eu", "most": 7}))
     assert spec.source.model_dump(exclude_defaults=True) == {"topic": "eu-web", "max_per_trigger": 7}
     assert spec.description == "costs ${5}"
+
+
+@pytest.mark.parametrize("line", ["0 6 * * *", "*/5 0-23/2 1,15 1-12 7", "59 23 31 12 0"])
+def test_a_cron_line_is_a_schedule(line: str, tmp_path: Path) -> None:
+    write(tmp_path, {"silver/clicks.yaml": changed(JOB, "schedule", f'schedule: "{line}"')})
+    (spec,) = load([tmp_path / "silver"])
+    assert spec.schedule == line
+
+
+def test_a_folder_of_contracts_holds_no_pipelines(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load([write(tmp_path, {}) / "contracts"])
+    assert [p.code for p in caught.value.problems] == ["NO_PIPELINES"]
 
 
 def test_a_date_and_a_word_for_no_are_text(tmp_path: Path) -> None:
