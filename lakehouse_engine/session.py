@@ -40,6 +40,9 @@ _DEFAULTS = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.log.level": "ERROR",
 }
+#: Java's second compiler comes in twenty times later than by default: at a start its work is what the batches wait for
+_LATE_COMPILER = ("-XX:Tier4InvocationThreshold=100000 -XX:Tier4MinInvocationThreshold=12000"
+                  " -XX:Tier4BackEdgeThreshold=800000 -XX:Tier4CompileThreshold=300000")  # fmt: skip
 _LOG4J = Path(__file__).parent / "log4j2.properties"
 #: Java says nothing when an archive of classes does not fit
 QUIET_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off"
@@ -64,7 +67,7 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
         options["spark.driver.extraClassPath"] = ":".join(str(jar) for jar in jars)
         options["spark.driver.extraJavaOptions"] = " ".join([
             "-Duser.timezone=UTC", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}", "-XX:+UseParallelGC",
-            *_archived(jars),
+            *_archived(jars), _LATE_COMPILER,
             "-XX:-DontCompileHugeMethods",  # a scan's generated code is one large method: else it stays interpreted
             options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
     for key, value in options.items():

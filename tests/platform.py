@@ -86,7 +86,7 @@ class Platform:
         try:
             with connection, connection.cursor() as cursor:
                 cursor.execute(text, values)
-                return cursor.fetchall()
+                return cursor.fetchall() if cursor.description else []
         finally:
             connection.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 from demo.reconcile import Check, reconcile
 from lakehouse_engine.deltalog import DeltaLog
-from tests.platform import Platform, user_event
+from tests.platform import PROJECT, Platform, user_event
 
 
 def off(lake: Platform, *only: str) -> list[Check]:
@@ -87,6 +88,37 @@ def test_a_second_member_that_starts_later_reads_from_its_own_start(lake: Platfo
     lake.produce(1000, seed=5)
     ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
     assert off(lake, "realtime") == []
+
+
+def test_a_member_that_fails_is_detached_at_its_position_and_catches_up_when_it_is_mended(lake: Platform) -> None:
+    lake.produce(300, seed=6)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
+    lake.query("alter table realtime.logins_per_source add constraint closed check (login_count < 0) not valid")
+    lake.produce(2000, seed=7)
+    result = lake.lakehouse("run", "--available-now", "pipelines/realtime")
+    assert result.returncode == 1
+    assert "realtime.logins_per_source" in result.stderr
+    assert "closed" in result.stderr
+    assert {check.name.partition(":")[0] for check in off(lake, "realtime")} == {"realtime.logins_per_source"}
+    lake.query("alter table realtime.logins_per_source drop constraint closed")
+    ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
+    assert off(lake, "realtime") == []
+
+
+def test_the_metric_of_the_readme_counts_what_it_says(lake: Platform) -> None:
+    readme = (PROJECT / "README.md").read_text()
+    (name,) = re.findall(r"Write `(pipelines/gold/[a-z_]+\.yaml)`", readme)
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "silver.user_events" in block]
+    (lake.folder / name).write_text(text)
+    commands = re.findall(r"^lakehouse (validate|plan|run|serve|status)\b([^#\n]*)", readme, re.MULTILINE)
+    assert [command for command, _ in commands] == ["validate", "plan", "run", "serve", "status"]
+    today = datetime.now(timezone.utc)
+    kinds = ["logout", "click", "logout", "login", "logout"]
+    lake.send(*[user_event(number, today, event_type=kind) for number, kind in enumerate(kinds)])
+    lake.send(user_event(2, today, event_type="logout"))  # once more
+    for command, rest in commands:
+        ran(lake.lakehouse(command, *rest.split()))
+    assert lake.query("select event_date, logout_count from gold.logouts_daily") == [(today.date(), 3)]
 
 
 def test_endless_streams_and_jobs_in_one_call_are_refused(lake: Platform) -> None:

@@ -37,6 +37,38 @@ WRONG = """\
   expect: {fails: CHECK_FAILED}
 """
 
+SLIDING = """\
+source: {kafka: {topic: user-events, history: bronze.user_events}}
+transforms:
+  - parse: user_event
+  - watermark: {column: timestamp, delay: 1 minute}
+  - window:
+      sliding: {size: 2 minutes, every: 1 minute}
+      by: [event_type]
+      measures: {n: count(*), mean: avg(user_id), least: min(user_id)}
+sink: postgres
+trigger: {every: 1 second}
+"""
+
+SLIDING_TEST = """\
+- name: sliding windows and averages
+  defaults: {event_type: click, page: /home, source: web}
+  batches:
+    - - {event_id: a, user_id: 1, timestamp: 2026-01-01T10:00:30Z}
+      - {event_id: b, user_id: 4, timestamp: 2026-01-01T10:01:30Z}
+    - [{event_id: c, user_id: 10, timestamp: 2026-01-01T10:03:00Z}]     # watermark 10:02:00
+    - [{event_id: d, user_id: 7, timestamp: 2026-01-01T10:01:10Z}]      # late for the window of 10:00 alone
+    - [{event_id: e, user_id: 7, timestamp: 2026-01-01T10:00:59.999999Z}]
+  expect:
+    rows:
+      - {window_start: 2026-01-01T09:59:00Z, event_type: click, n: 1, mean: 1.0, least: 1}
+      - {window_start: 2026-01-01T10:00:00Z, event_type: click, n: 2, mean: 2.5, least: 1}
+      - {window_start: 2026-01-01T10:01:00Z, event_type: click, n: 2, mean: 5.5, least: 4}
+      - {window_start: 2026-01-01T10:02:00Z, event_type: click, n: 1, mean: 10.0, least: 10}
+      - {window_start: 2026-01-01T10:03:00Z, event_type: click, n: 1, mean: 10.0, least: 10}
+    late: 1   # the fifth; the fourth is kept aside for one window and counts in the other
+"""
+
 REFUSED = """\
 - name: one
   bacthes: []
@@ -71,10 +103,13 @@ def copied(folder: Path, content: str) -> Path:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, testing.Result]:
     """All YAML tests of the project and the wrong ones above, on one stack and one Spark."""
     wrong = copied(tmp_path_factory.mktemp("wrong"), WRONG)
+    sliding = wrong.with_name("sliding.test.yaml")
+    sliding.write_text(SLIDING_TEST)
+    sliding.with_name("sliding.yaml").write_text(SLIDING)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in java.find_java().environment().items():
             patch.setenv(name, value)
-        found = testing.run([PIPELINES, wrong], jars=jars.engine_jars, stack=stack, report=print)
+        found = testing.run([PIPELINES, sliding, wrong], jars=jars.engine_jars, stack=stack, report=print)
     assert [r.name for r in found[-3:]] == ["wrong rows", "wrong column", "wrong code"]
     return {result.name: result for result in found}
 
@@ -86,6 +121,12 @@ def test_every_reference_pipeline_has_tests_and_all_pass(results: dict[str, test
     pipelines = {p for p in PIPELINES.glob("*/*.yaml") if p.parent.name != "contracts" and p.name != "defaults.yaml"}
     tested = {Path(result.file).with_name(Path(result.file).name.replace(".test.yaml", ".yaml")) for result in ours}
     assert tested == {p for p in pipelines if not p.name.endswith(".test.yaml")}
+
+
+def test_sliding_windows_and_averages_merge_over_batches_and_lose_late_rows_window_by_window(
+    results: dict[str, testing.Result],
+) -> None:
+    assert results["sliding windows and averages"].passed, str(results["sliding windows and averages"])
 
 
 def test_rows_that_differ_are_shown_as_the_test_would_write_them(results: dict[str, testing.Result]) -> None:

@@ -38,14 +38,17 @@ Topic = Annotated[str, AfterValidator(_topic)]
 
 
 class Kafka(Component):
-    """``history`` names the pipeline that lands this topic; it keeps the rows that are refused by parse."""
+    """``history`` names the pipeline that lands this topic; it keeps the rows that are refused by parse.
+
+    ``max_per_trigger``: records a micro-batch takes at most.
+    """
 
     later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern", "end", "connection"})
 
     topic: Topic
     history: Table | None = None
     start: Literal["earliest", "latest"] = "earliest"
-    max_per_trigger: Annotated[int, Field(ge=1)] = 200_000
+    max_per_trigger: Annotated[int, Field(ge=1)] = 500_000
 
 
 @dataclass(frozen=True)
