@@ -30,6 +30,22 @@ class Layer:
     sql: str
 
 
+def layered(source: str, layers: Iterable[Layer]) -> str:
+    """SQL of ``source`` with the layers as columns, in as few nested queries as their order allows.
+
+    Spark resolves every column anew in each nested query: with twelve members, one a layer took half of a batch.
+    """
+    levels: list[list[Layer]] = []
+    for layer in layers:
+        if not levels or any(below.alias in layer.sql for below in levels[-1]):
+            levels.append([])
+        levels[-1].append(layer)
+    text = f"select * from {source}"
+    for level in levels:
+        text = f"select *, {', '.join(f'{layer.sql} as {layer.alias}' for layer in level)} from ({text})"
+    return text
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Rows for which ``refused`` (SQL boolean, never null) is true end here, as ``outcome``.

@@ -87,6 +87,7 @@ class ScanQuery:
                 self._verdicts.setdefault(verdict.refused, f"_refused{len(self._verdicts)}")
             if self._time(member) not in self._times:
                 self._times.append(self._time(member))
+        self._layers = self._compile_layers()
         self._keys = ["m", "o", "w", *(f"k{i}" for i in range(self._width)), "detail"]
         columns = [*self._keys, "n", "at", *(f"t{i}" for i in range(len(self._times)))]
         columns += [slot.column for slot in self._slots]
@@ -101,8 +102,8 @@ class ScanQuery:
     def _micros(self, member: WindowMember) -> str:
         return f"_time{self._times.index(self._time(member))}"
 
-    def layers(self) -> list[Layer]:
-        """Computed once per row: the members' own layers, verdicts, event times, and the start of the newest window."""
+    def _compile_layers(self) -> list[Layer]:
+        """Computed once per row: members' own layers, verdicts, event times, start of the newest window, outcomes."""
         found: dict[str, Layer] = {}
         for member in self.members:
             for layer in member.rows.layers:
@@ -115,7 +116,10 @@ class ScanQuery:
             alias = self._start(member)
             micros = self._micros(member)
             found.setdefault(alias, Layer(alias, f"{micros} - pmod({micros}, {member.window.every})"))
-        return list(found.values())
+        outcomes_ = [
+            Layer(f"_outcome{index}", self._outcome(index, member)) for index, member in enumerate(self.members)
+        ]
+        return [*found.values(), *outcomes_]
 
     def _start(self, member: WindowMember) -> str:
         return f"_start{self._micros(member)}_{member.window.every}"
@@ -126,12 +130,7 @@ class ScanQuery:
         What changes from batch to batch stands in one map literal alone: Spark hands a map to the generated code by
         reference, so the code stays the same, compiled and warm. A number would be written into it.
         """
-        inner = f"select *, {_parameters(watermarks, floors)} as _batch from {view}"
-        for layer in self.layers():
-            inner = f"select *, {layer.sql} as {layer.alias} from ({inner})"
-        for index, member in enumerate(self.members):
-            outcome = self._outcome(index, member)
-            inner = f"select *, {outcome} as _outcome{index} from ({inner})"
+        inner = outcomes.layered(view, [Layer("_batch", _parameters(watermarks, floors)), *self._layers])
         structs = [f"array({', '.join([self._position(), *self._rowwise()])})"]
         structs += [self._windows(i) for i, m in enumerate(self.members) if m.window.sliding]
         array = structs[0] if len(structs) == 1 else f"concat({', '.join(structs)})"

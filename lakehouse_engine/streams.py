@@ -142,14 +142,6 @@ class ScanRun:
         self._locks.clear()
 
 
-def inner_select(member_rows: rows.Rows, view: str) -> str:
-    """The view with the layers that the member's columns stand on."""
-    text = f"select * from {view}"
-    for layer in member_rows.layers:
-        text = f"select *, {layer.sql} as {layer.alias} from ({text})"
-    return text
-
-
 def _starts(topic: kafka.TopicState, source: kafka.Kafka) -> dict[int, int]:
     return {p: first if source.start == "earliest" else after for p, (first, after) in topic.offsets.items()}
 
@@ -290,7 +282,7 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     assert member.window is not None
     compiled = member.window_member()
     empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
-    inner = inner_select(member.rows, f"(select {empty} where false)")
+    inner = rows.layered(f"(select {empty} where false)", member.rows.layers)
 
     step = f"transforms[{len(member.spec.transforms) - 1}].window"
     asked: list[tuple[str, str]] = []  # (expression, where it stands)
@@ -360,7 +352,7 @@ class _Landing:
         chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
         chosen += [f"{warning.failed} as _warned{i}" for i, warning in enumerate(member.rows.warnings)]
         ahead = {p: q.next_offset for p, q in self.positions.items()}
-        inner = inner_select(member.rows, view)
+        inner = rows.layered(view, member.rows.layers)
         text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
         parsed = frame.sparkSession.sql(text).persist()
         try:
@@ -455,7 +447,7 @@ class _Print:
         assert isinstance(sink, Console)
         frame.createOrReplaceTempView(view)
         chosen = ", ".join(f"{text} as {sql.name(name)}" for name, text in self._member.rows.stored.items())
-        inner = inner_select(self._member.rows, view)
+        inner = rows.layered(view, self._member.rows.layers)
         shown = frame.sparkSession.sql(
             f"select {chosen} from ({inner}) where {rows.passing(self._member.rows.verdicts)}"
         )

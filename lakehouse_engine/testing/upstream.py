@@ -12,13 +12,13 @@ from lakehouse_engine import jobs
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.plan import LANDING_COLUMNS, Member, compile_plan
+from lakehouse_engine.rows import layered
 from lakehouse_engine.sinks import Delta
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources import Kafka, kafka
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.streams import inner_select
 from lakehouse_engine.testing.bench import Bench
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _landed(bench: Bench, spec: PipelineSpec) -> StructType:
     columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
     empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
     chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
-    return bench.spark.sql(f"select {chosen} from ({inner_select(member.rows, f'(select {empty})')})").schema
+    return bench.spark.sql(f"select {chosen} from ({layered(f'(select {empty})', member.rows.layers)})").schema
 
 
 def _computed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> StructType:
