@@ -25,7 +25,7 @@ test: setup  ## Run the whole suite on real services
 faults: setup  ## More of what dies: ten kills in mid-stream
 	@LAKEHOUSE_KILLS=10 $(BIN)/python -m pytest tests/faults
 
-bench: setup  ## Beside hand-written PySpark, in one run (about 12 minutes)
+bench: setup  ## Beside hand-written PySpark, in one run (about 10 minutes)
 	@$(BIN)/python benchmarks/compare.py
 
 lint: setup  ## ruff, mypy strict, import contracts

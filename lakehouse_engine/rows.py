@@ -33,7 +33,7 @@ class Layer:
 def layered(source: str, layers: Iterable[Layer]) -> str:
     """SQL of ``source`` with the layers as columns, in as few nested queries as their order allows.
 
-    Spark resolves every column anew in each nested query: with twelve members, one a layer took half of a batch.
+    Spark resolves every column anew in each nested query: with twelve members, one a layer cost 45 ms more a batch.
     """
     levels: list[list[Layer]] = []
     for layer in layers:

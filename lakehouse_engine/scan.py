@@ -16,7 +16,7 @@ from typing import Any
 from lakehouse_engine import rows as outcomes
 from lakehouse_engine import sql
 from lakehouse_engine.progress import Position
-from lakehouse_engine.rows import Layer, Rows, Verdict
+from lakehouse_engine.rows import Layer, Rows, Verdict, layered
 from lakehouse_engine.transforms.window import Window
 
 #: what a struct says, in its field ``o``: the row's outcome, or a window that it counts in (sliding only)
@@ -116,10 +116,9 @@ class ScanQuery:
             alias = self._start(member)
             micros = self._micros(member)
             found.setdefault(alias, Layer(alias, f"{micros} - pmod({micros}, {member.window.every})"))
-        outcomes_ = [
-            Layer(f"_outcome{index}", self._outcome(index, member)) for index, member in enumerate(self.members)
-        ]
-        return [*found.values(), *outcomes_]
+        for index, member in enumerate(self.members):
+            found[f"_outcome{index}"] = Layer(f"_outcome{index}", self._outcome(index, member))
+        return list(found.values())
 
     def _start(self, member: WindowMember) -> str:
         return f"_start{self._micros(member)}_{member.window.every}"
@@ -130,7 +129,7 @@ class ScanQuery:
         What changes from batch to batch stands in one map literal alone: Spark hands a map to the generated code by
         reference, so the code stays the same, compiled and warm. A number would be written into it.
         """
-        inner = outcomes.layered(view, [Layer("_batch", _parameters(watermarks, floors)), *self._layers])
+        inner = layered(view, [Layer("_batch", _parameters(watermarks, floors)), *self._layers])
         structs = [f"array({', '.join([self._position(), *self._rowwise()])})"]
         structs += [self._windows(i) for i, m in enumerate(self.members) if m.window.sliding]
         array = structs[0] if len(structs) == 1 else f"concat({', '.join(structs)})"

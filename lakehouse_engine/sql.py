@@ -23,13 +23,12 @@ _UNSAFE = {"reflect", "java_method", "try_reflect"}
 #: what throws on data in ANSI mode, and what to write instead
 _THROWING_CALLS = {
     **{name: f"write try_{name}" for name in (
-        "element_at", "to_date", "to_timestamp", "to_number", "to_binary", "to_time", "make_timestamp",
-        "make_timestamp_ltz", "make_timestamp_ntz", "make_interval", "parse_json", "parse_url", "url_decode",
-        "aes_decrypt", "variant_get", "validate_utf8", "mod")},
+        "to_number", "to_binary", "to_time", "make_timestamp_ltz", "make_timestamp_ntz", "make_interval", "parse_json",
+        "parse_url", "url_decode", "aes_decrypt", "variant_get", "validate_utf8")},
+    "timestamp_from_parts": "write try_make_timestamp",  # sqlglot's name for make_timestamp
     **dict.fromkeys(("raise_error", "assert_true"), "write a check"),
-    **dict.fromkeys(("bigint", "smallint", "tinyint", "decimal", "float", "binary", "boolean"), "write try_cast"),
-    **dict.fromkeys(("unix_timestamp", "to_unix_timestamp", "make_date", "next_day", "conv", "elt", "pmod"),
-                    "guard it with what cannot throw, e.g. try_to_timestamp"),
+    **dict.fromkeys(("bigint", "smallint", "tinyint", "decimal", "binary"), "write try_cast"),
+    **dict.fromkeys(("make_date", "next_day", "conv", "elt", "pmod"), "guard it with what cannot throw"),
 }  # fmt: skip
 _TIMES = ("timestamp", "timestamp_ltz", "timestamp_ntz", "date")
 _TO_TIME = (exp.TsOrDsToDate, exp.StrToTime, exp.StrToDate, exp.StrToUnix, exp.Date, exp.Timestamp)
@@ -145,11 +144,12 @@ def _kind(node: object, known: Mapping[str, str]) -> str:
     return _KINDS.get(called, "")
 
 
+#: by sqlglot's names: its date_trunc is Spark's trunc, its timestamp_trunc Spark's date_trunc
 _KINDS = {
     **dict.fromkeys(("to_date", "try_to_date", "ts_or_ds_to_date", "current_date", "curdate", "date_add", "date_sub",
                      "ts_or_ds_add", "last_day", "next_day", "make_date", "trunc", "date_trunc"), "date"),
     **dict.fromkeys(("to_timestamp", "try_to_timestamp", "str_to_time", "timestamp_trunc", "now", "current_timestamp",
-                     "timestamp_seconds", "timestamp_millis", "timestamp_micros", "make_timestamp",
+                     "timestamp_seconds", "timestamp_millis", "timestamp_micros", "timestamp_from_parts",
                      "try_make_timestamp"), "timestamp"),
     **dict.fromkeys(("concat", "concat_ws", "lower", "upper", "trim", "substring", "regexp_extract", "regexp_replace",
                      "get_json_object", "date_format", "time_to_str", "base64", "hex", "md5"), "string"),

@@ -285,24 +285,23 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     inner = rows.layered(f"(select {empty} where false)", member.rows.layers)
 
     step = f"transforms[{len(member.spec.transforms) - 1}].window"
-    asked: list[tuple[str, str]] = []  # (expression, where it stands)
+    refusals: list[tuple[str, str]] = []  # each: an expression and where it stands
     for index, transform in enumerate(member.spec.transforms[:-1]):
         place = f"transforms[{index}].{transform.key}"
-        asked += [(verdict.refused, place) for verdict in member.rows.verdicts if verdict.step == place]
-    asked += [(expression, f"{step}.by") for expression in compiled.keys]
-    for name, text in member.window.measures.items():
-        measure = sql.measure(text)
+        refusals += [(verdict.refused, place) for verdict in member.rows.verdicts if verdict.step == place]
+    wanted = [(expression, f"{step}.by") for expression in compiled.keys]
+    functions = {name: sql.measure(text) for name, text in member.window.measures.items()}
+    for name, measure in functions.items():
         argument = "1" if measure.argument is None else member.rows.resolve(measure.argument)
         # an aggregate over a window of its own, so that it can stand beside expressions of a row
-        asked.append((f"{measure.function}({argument}) over ()", f"{step}.measures.{name}"))
-    kinds = _typed(spark, inner, asked, member)[-len(compiled.keys) - len(member.window.measures) :]
-    where = member.spec.where(step)
-    columns = [postgres_sink.pg_type(kind, where) for kind in kinds]
-    keys = {"window_start": "timestamptz", **dict(zip(member.window.by, columns, strict=False))}
-    measures = {
-        name: (sql.measure(text).function, kind)
-        for (name, text), kind in zip(member.window.measures.items(), columns[len(compiled.keys) :], strict=True)
+        wanted.append((f"{measure.function}({argument}) over ()", f"{step}.measures.{name}"))
+    kinds = _typed(spark, inner, [*refusals, *wanted], member)[len(refusals) :]
+    types = {
+        name: postgres_sink.pg_type(kind, member.spec.where(step))
+        for name, kind in zip([*member.window.by, *functions], kinds, strict=True)
     }
+    keys = {"window_start": "timestamptz", **{column: types[column] for column in member.window.by}}
+    measures = {name: (measure.function, types[name]) for name, measure in functions.items()}
     sink = member.spec.sink
     assert isinstance(sink, Postgres)
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)

@@ -89,9 +89,7 @@ def test_spark_and_jsonschema_give_the_same_verdict_and_reasons_payload_by_paylo
 ) -> None:
     values = payloads()
     parsed = Parse(contract="all").row(Rows.identity({"_value": "binary"}), "parse", contract)
-    inner = "select * from payloads"
-    for layer in parsed.layers:
-        inner = f"select *, {layer.sql} as {layer.alias} from ({inner})"
+    inner = rows.layered("payloads", parsed.layers)
     _, reasons = rows.first_reasons(parsed.verdicts)
     frame = spark.createDataFrame([(i, v) for i, v in enumerate(values)], "i int, _value binary")
     frame.createOrReplaceTempView("payloads")
@@ -115,9 +113,7 @@ def test_a_parsed_event_has_the_contracts_values(spark: SparkSession) -> None:
     parsed = Parse(contract="all").row(Rows.identity({"_value": "binary"}), "parse", ALL)
     frame = spark.createDataFrame([(bytearray(json.dumps(GOOD).encode()),)], "_value binary")
     frame.createOrReplaceTempView("one")
-    inner = "select * from one"
-    for layer in parsed.layers:
-        inner = f"select *, {layer.sql} as {layer.alias} from ({inner})"
+    inner = rows.layered("one", parsed.layers)
     chosen = ", ".join(f"{text} as {sql.name(name)}" for name, text in parsed.stored.items())
     result = spark.sql(f"select {chosen} from ({inner})")
     assert dict(result.dtypes) == {**ALL.columns}

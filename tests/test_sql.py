@@ -71,6 +71,7 @@ THROWING = [
     "a / -0",
     "pmod(a, b)",
     "make_date(a, 1, 1)",
+    "make_timestamp(1, 2, 3, 4, 5, a)",
     "parse_json(a)",
     "bigint(a)",
     "id + 1",

@@ -30,6 +30,11 @@ def _at(spec: PipelineSpec, path: str, code: str, message: str) -> Problem:
     return Problem(file, int(line), code, message)
 
 
+def _known(columns: Columns) -> Columns:
+    """By name in lower case, as Spark compares them."""
+    return {name.lower(): kind for name, kind in columns.items()}
+
+
 def _step(spec: PipelineSpec, index: int) -> str:
     return f"transforms[{index}].{spec.transforms[index].key}"
 
@@ -54,12 +59,12 @@ def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
 
 
 def windows_have_names_of_their_own(spec: PipelineSpec) -> Iterator[Problem]:
-    """An average is kept as ``n__sum`` and ``n__count``; names that differ in case alone are one column to Spark."""
+    """An average is kept as ``n__sum`` and ``n__count``."""
     for index, transform in enumerate(spec.transforms):
         if isinstance(transform, Window):
-            taken = {*transform.by, *transform.measures, "window_start", "updated_at"}
             averages = [name for name, text in transform.measures.items() if sql.measure(text).function == "avg"]
-            for name in sorted(taken & {f"{name}__{part}" for name in averages for part in ("sum", "count")}):
+            kept = {f"{name}__{part}" for name in averages for part in ("sum", "count")}
+            for name in sorted(kept & {*transform.by, *transform.measures}):
                 yield _at(spec, _step(spec, index), "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
                           " rename yours")  # fmt: skip
 
@@ -173,7 +178,7 @@ class _Columns:
         return self._stored(columns)
 
     def _event_time(self, watermark: Watermark, columns: Columns, path: str) -> None:
-        kind = {name.lower(): kind for name, kind in columns.items()}.get(watermark.column.lower(), "")
+        kind = _known(columns).get(watermark.column.lower(), "")
         if kind not in ("", "timestamp"):
             self.problems.append(_at(self._spec, path, "COLUMN_TYPE", f"{watermark.column} is {kind}; event time is a"
                                      f" timestamp: derive one, e.g. try_to_timestamp({watermark.column})"))  # fmt: skip
@@ -200,7 +205,7 @@ class _Columns:
         return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
 
     def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
-        known = {name.lower(): kind for name, kind in columns.items()}
+        known = _known(columns)
         for text in expressions:
             for missing in sorted(sql.columns(text) - known.keys()):
                 close = get_close_matches(missing, list(columns), n=1)
@@ -218,8 +223,7 @@ class _Columns:
             found = spec.contracts.get(transform.contract)
             return {**columns, **(found.columns if found else {})}
         if isinstance(transform, Derive):
-            known = {name.lower(): kind for name, kind in columns.items()}
-            return columns | {name: sql.kind(text, known) for name, text in transform.columns.items()}
+            return columns | {name: sql.kind(text, _known(columns)) for name, text in transform.columns.items()}
         if isinstance(transform, Select):
             items = [sql.select_item(item) for item in transform.items]
             hidden = {name: kind for name, kind in columns.items() if name.startswith("_")}

@@ -144,9 +144,7 @@ def load_environment(name: str | None, root: Path) -> Environment:
     content, lines = document.value, document.lines
 
     def problem(place: str, code: str, message: str) -> Problem:
-        while place and place not in lines:
-            place = place.rpartition(".")[0]
-        return Problem(shown, lines.get(place, 1), code, message)
+        return Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message)
 
     if not isinstance(content, dict):
         raise SpecError([problem("", "BAD_VALUE", "an environment is a map")])

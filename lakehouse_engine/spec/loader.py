@@ -119,9 +119,7 @@ class _Reader:
         return self._spec(content)
 
     def _problem(self, path: str, code: str, message: str) -> None:
-        while path and path not in self._lines:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        file, line = self._lines.get(path, (self.shown, 1))
+        file, line = self._lines.get(yaml.nearest(path, self._lines), (self.shown, 1))
         self.problems.append(Problem(file, line, code, message))
 
     def _with_defaults(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +128,10 @@ class _Reader:
             return content
         document = yaml.read(file, str(file))
         self.problems += document.problems
-        if document.problems or not isinstance(document.value, dict):
-            if not document.problems:
-                self.problems.append(Problem(str(file), 1, "BAD_VALUE", "defaults are a map"))
+        if document.problems:
+            return content
+        if not isinstance(document.value, dict):
+            self.problems.append(Problem(str(file), 1, "BAD_VALUE", "defaults are a map"))
             return content
         clock = {"trigger", "schedule"}
         for key, value in document.value.items():

@@ -11,6 +11,7 @@ from lakehouse_engine.component import Columns, Duration, Model
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.sinks import Sink
 from lakehouse_engine.sources import Source
+from lakehouse_engine.spec import yaml
 from lakehouse_engine.transforms import Aggregate, Dedupe, Select, Transform, Window
 
 
@@ -50,9 +51,7 @@ class PipelineSpec(Model):
 
     def where(self, path: str = "") -> str:
         """``file:line`` of a path, or of the nearest one above it that is in the file."""
-        while path and path not in self.lines:
-            path = path.rpartition(".")[0] if "." in path else ""
-        return f"{self.file}:{self.lines.get(path, 1)}"
+        return f"{self.file}:{self.lines.get(yaml.nearest(path, self.lines), 1)}"
 
     @property
     def layer(self) -> str:

@@ -6,6 +6,7 @@ Duplicate keys, tags, deep nesting and alias floods are refused. After an idea o
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def read(path: Path, shown: str) -> Document:
     except (RecursionError, _LimitError):
         document.problems.append(Problem(shown, 1, "YAML_LIMIT", "the file nests too deep or repeats too much"))
     return document
+
+
+def nearest(path: str, lines: Container[str]) -> str:
+    """The path, or the nearest one above it that stands in the file; '' for the file itself."""
+    while path and path not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return path
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
