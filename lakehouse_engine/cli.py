@@ -15,11 +15,13 @@ import click
 from lakehouse_engine.errors import LakehouseError, UsageError
 
 if TYPE_CHECKING:
+    from lakehouse_engine.backfill import Span
     from lakehouse_engine.plan import Plan
     from lakehouse_engine.spec.environment import Environment
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
 ENV = click.option("--env", "env", metavar="NAME", help="environments/NAME.yaml; default: the embedded stack.")
+OWN = click.option("--no-engine", "own", is_flag=True, help="Start Spark here even where an engine runs.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 
@@ -152,18 +154,81 @@ def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
 @main.command()
 @SPECS
 @ENV
+@OWN
 @click.option("--available-now", is_flag=True, help="Streams read what is there and end; then jobs run.")
-def run(specs: tuple[Path, ...], env: str | None, available_now: bool) -> None:
+def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool) -> None:
     """Run pipelines: streams in one Spark application, jobs in the order of what they read."""
-    with_runner(specs, env, lambda runner, plan: runner.run(plan, available_now=available_now))
+    if not available_now:
+        _perform("run", specs, env, own=own)
+    from lakehouse_engine.runner import Runner
+
+    runner = Runner(_environment(env), _engine_jars, report)
+    try:
+        code = runner.run(_plan(specs, env), available_now=True)
+    finally:
+        runner.close()
+    sys.exit(code)
 
 
 @main.command()
 @SPECS
 @ENV
-def serve(specs: tuple[Path, ...], env: str | None) -> None:
+@OWN
+def serve(specs: tuple[Path, ...], env: str | None, own: bool) -> None:
     """Load gold into PostgreSQL, one transaction a table."""
-    with_runner(specs, env, lambda runner, plan: runner.serve(plan))
+    _perform("serve", specs, env, own=own)
+
+
+@main.command()
+@SPECS
+@click.option("--from", "first", metavar="VALUE", help="The first slice, e.g. 2026-01-01.")
+@click.option("--to", "last", metavar="VALUE", help="The last slice, included.")
+@click.option("--full", is_flag=True, help="Every slice there is.")
+@ENV
+@OWN
+def backfill(
+    specs: tuple[Path, ...], first: str | None, last: str | None, full: bool, env: str | None, own: bool
+) -> None:
+    """Recompute slices of jobs, a commit each; the same command again goes on where it was interrupted."""
+    from lakehouse_engine.backfill import Span
+
+    if not specs:
+        raise UsageError("BAD_RANGE", "name the pipelines to fill back")
+    _perform("backfill", specs, env, own=own, span=Span(first or None, last or None, full))
+
+
+@main.command()
+@SPECS
+@ENV
+@OWN
+@click.option("--apply", is_flag=True, help="Do it; otherwise only say what would be done.")
+def maintain(specs: tuple[Path, ...], env: str | None, own: bool, apply: bool) -> None:
+    """Compact, order, checkpoint and vacuum Delta tables, as each pipeline's `maintain` says."""
+    _perform("maintain", specs, env, own=own, apply=apply)
+
+
+@main.command()
+@click.argument("table")
+@click.option("--limit", default=20, show_default=True, help="Versions, newest first.")
+@ENV
+@JSON
+def history(table: str, limit: int, env: str | None, as_json: bool) -> None:
+    """Show the versions of a Delta table: LAYER.NAME, or its pipeline's file."""
+    from lakehouse_engine import history as versions
+
+    if table.endswith(".yaml"):
+        table = f"{Path(table).resolve().parent.name}.{Path(table).stem}"
+    found = versions.read(Path(_environment(env).storage), table, limit)
+    click.echo(json.dumps(found) if as_json else versions.table(found))
+
+
+@main.command("engine")
+@ENV
+def engine_(env: str | None) -> None:
+    """Keep Spark started and run jobs for the other commands, until stopped. `up --engine` does it for you."""
+    from lakehouse_engine import engine
+
+    engine.main(_environment(env), Path.cwd(), _engine_jars, report)
 
 
 @main.command()
@@ -199,17 +264,32 @@ def test(specs: tuple[Path, ...], as_json: bool) -> None:
     sys.exit(1 if failed or not results else 0)
 
 
-def with_runner(specs: Sequence[Path], env: str | None, action: Any) -> None:
+def _perform(command: str, specs: Sequence[Path], env: str | None, *, own: bool, span: Span | None = None,
+             apply: bool = False) -> None:  # fmt: skip
+    """Has this project's engine do it, where one runs and ``own`` is not asked for; else starts Spark itself."""
+    from lakehouse_engine import engine
     from lakehouse_engine.runner import Runner
 
     environment = _environment(env)
     planned = _plan(specs, env)
     runner = Runner(environment, _engine_jars, report)
-    try:
-        code = action(runner, planned)
-    finally:
-        runner.close()
+    request = engine.Request(command, planned, environment, _database(environment), span, apply)
+    quick = (command == "run" and runner.is_idle(planned)) or (command == "serve" and not runner.stale(planned))
+    code = None if own or quick or planned.scans else engine.hand_over(request, Path.cwd(), report)
+    if code is None:
+        try:
+            code = engine.perform(runner, request)
+        finally:
+            runner.close()
     sys.exit(code)
+
+
+def _database(environment: Environment) -> str | None:
+    """What the engine may need; a job that needs no database must not fail for want of one."""
+    try:
+        return environment.postgres_dsn()
+    except LakehouseError:
+        return None
 
 
 def _engine_jars() -> list[Path]:

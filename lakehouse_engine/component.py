@@ -35,6 +35,15 @@ def parse_duration(value: object) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def parse_size(value: object) -> int:
+    """``32 MB`` in bytes; units are B, KB, MB and GB of 1024. Error: ``BAD_SIZE``."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(B|KB|MB|GB)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        raise PydanticCustomError("BAD_SIZE", "{value} is not a size; write e.g. 32 MB", {"value": repr(value)})
+    size: int = int(match[1]) * 1024 ** ("B", "KB", "MB", "GB").index(match[2])
+    return size
+
+
 def format_duration(micros: int) -> str:
     """Microseconds in the largest unit that divides them: ``2 minutes``."""
     for unit in ("day", "hour", "minute", "second", "millisecond"):
@@ -79,6 +88,7 @@ def _listed(value: object) -> object:
 
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
 Expression = Annotated[str, BeforeValidator(_expression), _checked()]
 Aggregation = Annotated[str, BeforeValidator(_expression), _checked(aggregates=True)]
 SelectItem = Annotated[str, BeforeValidator(_expression), _checked(named=True)]

@@ -1,8 +1,8 @@
 """A Delta table's log read as plain JSON: which version, what changed since, what the last commit of ours said.
 
-No Spark and no pyarrow: this is what decides "nothing new" before anything is started. Only the JSON commits are read;
-what they no longer hold (cleaned up, or compacted away) is answered with None, and the caller runs in full.
-Source of the format: the Delta protocol, "Delta Log Entries".
+No Spark and no pyarrow: this is what decides "nothing new" before anything is started. Only the JSON commits and their
+checksum files are read; what they no longer tell (cleaned up, or compacted away) is answered with None and a reason,
+and the caller runs in full. Source of the format: the Delta protocol, "Delta Log Entries" and "Version Checksum File".
 """
 
 from __future__ import annotations
@@ -11,15 +11,23 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+#: what makes two metadata actions describe the same rows; the rest (properties, description) does not touch them
+_SHAPE = ("id", "schemaString", "partitionColumns")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happened between two versions. ``slices`` are values of the partition column (None: the null slice)."""
+    """What happened between two versions: the values of one column whose rows may differ, as the log writes them.
 
-    slices: frozenset[str | None]
+    ``slices`` None: the log does not tell, and ``reason`` says why. A None among them is the slice of nulls.
+    """
+
+    slices: frozenset[str | None] | None
+    reason: str = ""
 
 
 class DeltaLog:
@@ -41,11 +49,32 @@ class DeltaLog:
         versions = self.versions()
         return versions[-1] if versions else None
 
+    def version_at(self, moment: datetime) -> int | None:
+        """The newest version that was there at ``moment``, by the commits' file times, as Delta itself tells it."""
+        found = None
+        for version in self.versions():
+            written = (self._folder / f"{version:020d}.json").stat().st_mtime
+            if datetime.fromtimestamp(written, timezone.utc) > moment:
+                break
+            found = version
+        return found
+
     def actions(self, version: int) -> Iterator[dict[str, Any]]:
         with (self._folder / f"{version:020d}.json").open(encoding="utf-8") as lines:
             for line in lines:
                 if line.strip():
                     yield json.loads(line)
+
+    def info(self, version: int) -> dict[str, Any]:
+        """The commit's own account of itself: operation, metrics, time in milliseconds; empty when it has none."""
+        return next((a["commitInfo"] for a in self.actions(version) if "commitInfo" in a), {})
+
+    def commit_id(self, version: int) -> str | None:
+        """What tells this very commit from another one with its number (a restored copy of the table written on)."""
+        if not (self._folder / f"{version:020d}.json").exists():
+            return None
+        found = self.info(version).get("txnId")
+        return str(found) if found else None
 
     def record(self) -> dict[str, Any] | None:
         """The newest record of ours with the ``version`` it stands in; None when no readable commit has one."""
@@ -57,29 +86,36 @@ class DeltaLog:
 
     def record_of(self, version: int) -> dict[str, Any] | None:
         """The record in one commit's ``userMetadata``; None for a commit that is not ours."""
-        for action in self.actions(version):
-            text = action.get("commitInfo", {}).get("userMetadata")
-            if text:
-                try:
-                    stored = json.loads(text)
-                except ValueError:
-                    return None  # somebody else's note
-                return stored if isinstance(stored, dict) and "pipeline" in stored else None
-        return None
+        return _record(self.info(version))
 
     def table_id(self) -> str | None:
-        """The table's id from the newest metadata action that the JSON commits still hold."""
+        """The table's id; None when the log no longer holds it."""
         found = self.metadata()
         return found["id"] if found else None
 
-    def metadata(self) -> dict[str, Any] | None:
-        """The newest metadata action: ``id``, ``partitionColumns``, ``schemaString``."""
+    def metadata(self, until: int | None = None) -> dict[str, Any] | None:
+        """The metadata as of version ``until`` (newest): ``id``, ``partitionColumns``, ``schemaString``.
+
+        From the version's checksum file, else the newest metadata action that the JSON commits still hold.
+        """
         for version in reversed(self.versions()):
-            for action in self.actions(version):
-                if "metaData" in action:
-                    metadata: dict[str, Any] = action["metaData"]
-                    return metadata
+            if until is not None and version > until:
+                continue
+            found = self._checksum(version).get("metadata")
+            if found is None:
+                found = next((a["metaData"] for a in self.actions(version) if "metaData" in a), None)
+            if found is not None:
+                metadata: dict[str, Any] = found
+                return metadata
         return None
+
+    def _checksum(self, version: int) -> dict[str, Any]:
+        """A version's ``.crc``: written beside each commit, but nobody promises that it is there, or whole."""
+        try:
+            found = json.loads((self._folder / f"{version:020d}.crc").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def columns(self) -> dict[str, str] | None:
         """Column names and Spark types of a table whose metadata can be read ('' for a nested type)."""
@@ -89,32 +125,75 @@ class DeltaLog:
         fields = json.loads(metadata["schemaString"])["fields"]
         return {f["name"]: _spark(f["type"]) for f in fields}
 
-    def changed(self, since: int, column: str) -> Change | None:
-        """The slices that commits after ``since`` touched, by ``add`` and ``remove`` with ``dataChange``.
+    def changed(self, since: int, column: str, until: int | None = None) -> Change:
+        """The slices of ``column`` that commits after ``since`` (to ``until``, else the newest) touched.
 
-        None when that cannot be told: commits are gone, the table was replaced, or it is not partitioned by ``column``.
+        A slice is touched by ``add`` and ``remove`` with ``dataChange``: the column is a partition column, or the
+        commit is a job's that names the slices it replaced. Compactions touch nothing.
         """
         versions = self.versions()
-        newest = versions[-1] if versions else -1
-        wanted = range(since + 1, newest + 1)
+        newest = (versions[-1] if versions else -1) if until is None else until
         if since > newest:
-            return None  # another table, or an older state of it
-        if not set(wanted) <= set(versions):
-            return None
+            return Change(None, f"it has gone back to version {newest}")
+        there = set(versions)
         slices: set[str | None] = set()
-        for version in wanted:
-            for action in self.actions(version):
-                if "metaData" in action or "protocol" in action:
-                    return None
-                for kind in ("add", "remove"):
-                    file = action.get(kind)
-                    if file is None or not file.get("dataChange", True):
-                        continue
-                    values = file.get("partitionValues")
-                    if values is None or column not in values:
-                        return None
-                    slices.add(values[column])
+        for version in range(since + 1, newest + 1):
+            if version not in there:
+                return Change(None, f"version {version} is no longer in its log")
+            found = self._touched(version, column)
+            if found.slices is None:
+                return found
+            slices |= found.slices
         return Change(frozenset(slices))
+
+    def _touched(self, version: int, column: str) -> Change:
+        files: list[dict[str, Any]] = []
+        named: frozenset[str | None] | None = None
+        for action in self.actions(version):
+            if "protocol" in action:
+                return Change(None, f"version {version} changes its protocol")
+            if "metaData" in action and not self._same_shape(action["metaData"], version):
+                return Change(None, f"version {version} changes its schema or its partitions")
+            if "commitInfo" in action:
+                record = _record(action["commitInfo"]) or {}
+                if record.get("slice_by") == column and record.get("slices") is not None:
+                    named = frozenset(record["slices"])
+            file = action.get("add") or action.get("remove")
+            if file is not None and file.get("dataChange", True):
+                files.append(file)
+        if not files:
+            return Change(frozenset())
+        if named is not None:
+            return Change(named)
+        values = [file.get("partitionValues") or {} for file in files]
+        if any(column not in value for value in values):
+            return Change(None, f"version {version} does not say which {column} it changed")
+        return Change(frozenset(value[column] for value in values))
+
+    def _same_shape(self, metadata: dict[str, Any], version: int) -> bool:
+        before = self.metadata(until=version - 1)
+        return before is not None and all(before.get(key) == metadata.get(key) for key in _SHAPE)
+
+    def changes_rows(self, version: int) -> bool:
+        """Whether the commit may have changed what the table holds, or what its columns are."""
+        for action in self.actions(version):
+            if "metaData" in action and not self._same_shape(action["metaData"], version):
+                return True
+            file = action.get("add") or action.get("remove")
+            if file is not None and file.get("dataChange", True):
+                return True
+        return False
+
+
+def _record(info: dict[str, Any]) -> dict[str, Any] | None:
+    text = info.get("userMetadata")
+    if not text:
+        return None
+    try:
+        stored = json.loads(text)
+    except ValueError:
+        return None  # somebody else's note
+    return stored if isinstance(stored, dict) and "pipeline" in stored else None
 
 
 def _spark(kind: Any) -> str:

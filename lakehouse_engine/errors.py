@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 class LakehouseError(Exception):
@@ -23,6 +24,17 @@ class LakehouseError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.code}: {self.message}" if self.where else f"{self.code}: {self.message}"
+
+    def __reduce__(self) -> Any:
+        """As it is from an engine to its client; by default it would be made again from its message alone."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LakehouseError], args: tuple[Any, ...], state: dict[str, Any]) -> LakehouseError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 @dataclass(frozen=True, order=True)

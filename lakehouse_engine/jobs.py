@@ -1,22 +1,21 @@
-"""Runs a batch job: what changed is found in the logs, computed by Spark, and written in one commit with its progress.
-
-``decide`` is plain Python over the logs: a job with nothing new never starts Spark.
-"""
+"""Runs a batch job: what changed (see ``incremental.py``) is computed by Spark and written with its progress."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from lakehouse_engine import plan as plans
 from lakehouse_engine import rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.rows import Rows
@@ -28,16 +27,8 @@ from lakehouse_engine.transforms import Aggregate, Dedupe
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-
-@dataclass(frozen=True)
-class Decision:
-    """What a run of a job has to do. ``slices`` (kind ``slices``): values of ``replace_by`` as the log writes them."""
-
-    kind: Literal["nothing", "slices", "full"]
-    reason: str
-    version: int = 0
-    table_id: str | None = None
-    slices: tuple[str | None, ...] = ()
+#: seconds that a run waits for another one of its table: a task that was killed and cleared meets its own end
+LOCK_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -49,57 +40,30 @@ class Outcome:
     counters: Mapping[str, int]
 
 
-def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
-    """Compares the source's log with what the last commit says it has read. Raises ``RunError`` MISSING_TABLE."""
-    source = DeltaLog(delta_sink.table_path(storage, job.source))
-    version = source.version()
-    if version is None:
-        raise RunError("MISSING_TABLE", f"there is no table {job.source} yet; run the pipeline that writes it first",
-                       where=job.spec.where("source"))  # fmt: skip
-    table_id = source.table_id()
+def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: bool = False,
+        announce: Callable[[Decision], None] = lambda _: None) -> Outcome:  # fmt: skip
+    """Decides, computes and writes; ``announce`` is told the decision. Nothing is written when a table check fails.
 
-    def everything(reason: str) -> Decision:
-        return Decision("full", reason, version or 0, table_id)
-
-    if full:
-        return everything("asked for")
-    if not isinstance(job.spec.sink, Delta):
-        return everything("this sink keeps no progress")
-    target = DeltaLog(delta_sink.table_path(storage, job.name))
-    newest, record = target.version(), target.record()
-    if newest is None:
-        return everything("first run")
-    if record is None or record["version"] != newest or record["pipeline"] != job.name:
-        return everything("the newest commit is not this pipeline's")
-    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
-        return everything("the pipeline has changed")
-    before = record["sources"].get(job.source, {})
-    if before.get("id") != table_id or before.get("version", -1) > version:
-        return everything(f"{job.source} is another table than before")
-    if before["version"] == version:
-        return Decision("nothing", f"{job.source} is still at version {version}", version, table_id)
-    if not job.local or job.slice_by is None:
-        return everything(job.reason)
-    change = source.changed(before["version"], job.slice_by)
-    if change is None:
-        return everything(f"the log of {job.source} does not tell which {job.slice_by} changed")
-    if not change.slices:
-        return Decision("nothing", f"{job.source} has no changed rows", version, table_id)
-    slices = tuple(sorted(change.slices, key=lambda s: (s is not None, s or "")))
-    return Decision("slices", f"{len(slices)} of {job.slice_by} changed", version, table_id, slices)
-
-
-def run(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None) -> Outcome:
-    """Computes and writes what ``decision`` says. Nothing is written when a table check fails.
-
-    Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` CHECK_FAILED, LOCKED.
+    Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` MISSING_TABLE, AS_OF_GONE, CHECK_FAILED, LOCKED.
     """
-    lock = acquire(spark, storage, job.name, job.name) if isinstance(job.spec.sink, Delta) else None
-    try:
-        return _Run(spark, job, decision, storage, dsn).execute()
-    finally:
-        if lock is not None:
-            lock.release()
+    with held(spark, job, storage):
+        decision = decide(job, storage, full=full)  # under the lock: who held it before may have done the work
+        announce(decision)
+        if decision.kind == "nothing":
+            return Outcome(decision, 0, {})
+        return execute(spark, job, decision, storage, dsn)
+
+
+def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
+    """The lock of the job's table while the context lasts. A run that is about to end is waited for."""
+    if not isinstance(job.spec.sink, Delta):
+        return nullcontext()
+    return closing(acquire(spark, storage, job.name, job.name, patience=LOCK_PATIENCE))
+
+
+def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None) -> Outcome:
+    """Does what ``decision`` says; the caller holds the table."""
+    return _Run(spark, job, decision, storage, dsn).execute()
 
 
 class _Run:
@@ -111,6 +75,7 @@ class _Run:
         self._persisted: list[DataFrame] = []
         self._run_id = uuid.uuid4().hex
         self._deduped: DataFrame | None = None  # the rows as they came into the dedupe
+        self._judged: tuple[DataFrame, Rows] | None = None  # rows with the verdicts of their checks
         self._started = datetime.now(timezone.utc)
         self._where = self._slices()
 
@@ -124,9 +89,8 @@ class _Run:
             reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
             raise PlanError("EXPRESSION_TYPE", reason, where=self._spec.where("transforms")) from None
         try:
-            count = result.count()
+            count = self._count(result)
             self._table_checks(result)
-            self._counters[rows.COUNTED] = self._read(result, refused, count)
             if refused is not None:
                 self._keep_aside(refused)
             self._write(result)
@@ -139,13 +103,9 @@ class _Run:
         """SQL that selects the slices to recompute, in the source and in the target; None for a full run."""
         if self._decision.kind != "slices":
             return None
-        column = sql.name(self._job.slice_by or "")
+        column = self._job.slice_by or ""
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
-        kind = (log.columns() or {}).get(self._job.slice_by or "", "string")
-        values = [f"cast({sql.string(v)} as {kind})" for v in self._decision.slices if v is not None]
-        parts = [f"{column} in ({', '.join(values)})"] if values else []
-        parts += [f"{column} is null"] if None in self._decision.slices else []
-        return " or ".join(parts)
+        return sql.among(column, (log.columns() or {}).get(column, "string"), self._decision.slices)
 
     def _compute(self) -> tuple[DataFrame, DataFrame | None]:
         """The result, and the rows that its checks refused (None without checks)."""
@@ -190,31 +150,36 @@ class _Run:
         result = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*[sql.name(n) for n in current.stored])
         return result, judged.filter(f"_outcome = '{rows.QUARANTINED}'")
 
-    def _read(self, result: DataFrame, refused: DataFrame | None, count: int) -> int:
-        """Counts what became of every source row; returns ``counted``."""
-        quarantined = 0
-        if refused is not None:
-            quarantined = self._counters[rows.QUARANTINED] = refused.count()
-            self._warn()
+    def _count(self, result: DataFrame) -> int:
+        """Counts what became of every source row; returns the number of rows that will be written."""
+        count = result.count() if self._judged is None else self._outcomes(*self._judged)
+        self._counters[rows.COUNTED] = count
         if any(isinstance(t, Aggregate) for t in self._spec.transforms):
             return count  # a row of the result stands for many of the source
+        seen = count + self._counters.get(rows.QUARANTINED, 0)
         total = self._source.count()
-        if self._deduped is not None:
-            before = self._deduped.count()
-            self._counters[rows.FILTERED] = total - before
-            self._counters[rows.DUPLICATE] = before - count - quarantined
+        if self._deduped is None:
+            self._counters[rows.FILTERED] = total - seen
         else:
-            self._counters[rows.FILTERED] = total - count - quarantined
+            before = total if self._deduped is self._source else self._deduped.count()
+            self._counters[rows.FILTERED] = total - before
+            self._counters[rows.DUPLICATE] = before - seen
         return count
 
-    def _warn(self) -> None:
-        judged, current = self._judged
-        for index, warning in enumerate(current.warnings):
-            number = judged.filter(f"_warned{index} and _outcome = '{rows.COUNTED}'").count()
+    def _outcomes(self, judged: DataFrame, current: Rows) -> int:
+        """One pass: rows per outcome, and the written rows that each warning names."""
+        good = f"_outcome = '{rows.COUNTED}'"
+        sums = [f"count_if({good})", f"count_if(_outcome = '{rows.QUARANTINED}')"]
+        sums += [f"count_if(_warned{index} and {good})" for index in range(len(current.warnings))]
+        (found,) = judged.selectExpr(*[f"{text} as n{index}" for index, text in enumerate(sums)]).collect()
+        if current.verdicts:
+            self._counters[rows.QUARANTINED] = found[1]
+        for warning, number in zip(current.warnings, found[2:], strict=True):
             self._warnings[warning.name] = number
             if number and warning.stops:
                 raise RunError("CHECK_FAILED", f"{number} rows fail {warning.name}; nothing was written",
                                where=self._spec.where("checks"))  # fmt: skip
+        return int(found[0])
 
     def _table_checks(self, result: DataFrame) -> None:
         for check in plans.table_checks(self._spec):
@@ -229,13 +194,16 @@ class _Run:
 
     def _record(self) -> str:
         decision = self._decision
-        return json.dumps({
+        record = {
             "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id, "kind": "job",
-            "started_at": self._started.isoformat(), "fingerprint": self._job.fingerprint,
-            "sources": {self._job.source: {"id": decision.table_id, "version": decision.version}},
+            "started_at": self._started.isoformat(), "fingerprint": decision.fingerprint,
+            "sources": dict(decision.sources), "slice_by": self._job.slice_by,
             "slices": list(decision.slices) if decision.kind == "slices" else None, "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
-        })  # fmt: skip
+        }  # fmt: skip
+        if decision.backfill is not None:
+            record |= {"kind": "backfill", "backfill": dict(decision.backfill)}
+        return json.dumps(record)
 
     def _keep_aside(self, refused: DataFrame) -> None:
         """Refused rows replace those of the same slices, in a commit before the main one."""
@@ -243,6 +211,7 @@ class _Run:
         exists = DeltaLog(path).version() is not None
         if not self._counters.get(rows.QUARANTINED) and not exists:
             return
+        assert self._judged is not None
         _, current = self._judged
         slice_by = self._job.slice_by
         unit = f"cast({sql.name(slice_by)} as string)" if slice_by in current.stored else "cast(null as string)"
@@ -256,10 +225,7 @@ class _Run:
             f"to_json(named_struct({stored})) as row", f"{unit} as unit")  # fmt: skip
         where = None
         if self._where is not None and exists:
-            values = [sql.string(v) for v in self._decision.slices if v is not None]
-            parts = [f"unit in ({', '.join(values)})"] if values else []
-            parts += ["unit is null"] if None in self._decision.slices else []
-            where = " or ".join(parts)
+            where = sql.among("unit", "string", self._decision.slices)
         delta_sink.replace(kept.coalesce(1), path, self._record(), where=where, run=self._txn())
 
     def _txn(self) -> str:
@@ -278,24 +244,17 @@ class _Run:
             path = delta_sink.table_path(self._storage, self._job.name)
             where = self._where if DeltaLog(path).version() is not None else None
             delta_sink.replace(
-                result, path, self._record(), partition_by=sink.partition_by, where=where, run=self._txn()
+                result,
+                path,
+                self._record(),
+                partition_by=sink.partition_by,
+                cluster_by=sink.cluster_by,
+                where=where,
+                run=self._txn(),
             )
             return
         assert isinstance(sink, Postgres)
         assert self._dsn is not None
-        replace_table(self._dsn, sink.table or self._job.name, result, self._spec.where("sink"))
-
-
-def replace_table(dsn: str, table: str, frame: DataFrame, where: str) -> int:
-    """Writes the frame in place of the PostgreSQL table's rows, in one transaction; returns the number of rows."""
-    columns = {f.name: postgres_sink.pg_type(f.dataType.simpleString(), where) for f in frame.schema.fields}
-    connection = postgres_sink.connect(dsn)
-    try:
-        with connection, connection.cursor() as cursor:
-            postgres_sink.ensure_table(cursor, table, columns, [], where)
-            return postgres_sink.replace(cursor, table, columns, (list(row) for row in frame.toLocalIterator()))
-    finally:
-        connection.close()
-
-
-__all__: list[Any] = ["Decision", "Outcome", "decide", "replace_table", "run"]
+        table, where = sink.table or self._job.name, self._spec.where("sink")
+        with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
+            postgres_sink.load(cursor, table, result, where)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,36 +20,60 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
+#: what this process holds. Asked first: on Linux, closing any descriptor of a file gives back every lock that the
+#: process has on it, so a second try must not even open one that is held here
+_ours: set[Path] = set()
+_guard = threading.Lock()
+
+
 class Lock:
-    """A held lock; ``release`` gives it back, and so does the end of the JVM."""
+    """A held lock; ``close`` gives it back, and so does the end of the JVM."""
 
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
+    def __init__(self, path: Path, channel: Any) -> None:
+        self._path, self._channel = path, channel
 
-    def release(self) -> None:
-        self._channel.close()
+    def close(self) -> None:
+        with _guard:
+            if self._path in _ours:
+                _ours.discard(self._path)
+                self._channel.close()
+
+    release = close
 
 
-def acquire(spark: SparkSession, storage: Path, name: str, holder: str) -> Lock:
-    """Locks ``name`` (a table or a scan) for this JVM. Raises ``RunError`` LOCKED, naming who holds it."""
+def acquire(spark: SparkSession, storage: Path, name: str, holder: str, *, patience: float = 0.0) -> Lock:
+    """Locks ``name`` (a table or a scan) for this JVM, waiting ``patience`` seconds for who holds it.
+
+    Raises ``RunError`` LOCKED, naming who holds it.
+    """
     folder = storage / "_locks"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.lock"
+    deadline = time.monotonic() + patience
+    while True:
+        lock = _try(spark, path, holder)
+        if lock is not None:
+            return lock
+        if time.monotonic() >= deadline:
+            raise RunError("LOCKED", f"{name} is being written by {_holder(path)}; stop that one first", where=name)
+        time.sleep(0.1)
+
+
+def _try(spark: SparkSession, path: Path, holder: str) -> Lock | None:
+    """The file's lock, with the holder written into it; None when somebody else has it."""
     jvm: Any = spark._jvm
-    channel = jvm.java.io.RandomAccessFile(str(path), "rw").getChannel()
-    try:
-        lock = channel.tryLock()
-    except Exception as error:  # OverlappingFileLockException: this very JVM holds it
-        channel.close()
-        if "OverlappingFileLock" not in str(error):
-            raise
-        lock = None
-    if lock is None:
-        raise RunError("LOCKED", f"{name} is being written by {_holder(path)}; stop that one first", where=name)
-    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "pipelines": holder}).encode()
-    channel.truncate(0)
-    channel.write(jvm.java.nio.ByteBuffer.wrap(text), 0)
-    return Lock(channel)
+    with _guard:
+        if path in _ours:
+            return None
+        channel = jvm.java.io.RandomAccessFile(str(path), "rw").getChannel()
+        if channel.tryLock() is None:
+            channel.close()
+            return None
+        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "pipelines": holder}).encode()
+        channel.truncate(0)
+        channel.write(jvm.java.nio.ByteBuffer.wrap(text), 0)
+        _ours.add(path)
+        return Lock(path, channel)
 
 
 def _holder(path: Path) -> str:

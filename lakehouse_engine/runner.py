@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,15 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lakehouse_engine import jobs, serving
+from lakehouse_engine import backfill as backfills
+from lakehouse_engine import jobs, maintenance, serving
+from lakehouse_engine.backfill import Span
+from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
-from lakehouse_engine.plan import Plan, Scan, compile_plan
-from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.incremental import Decision, decide
+from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
+from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 #: restarts of a query without a batch in between, before it is given up
 MAX_RESTARTS = 5
+#: tables that are copied to PostgreSQL side by side
+LOADS_AT_ONCE = 4
 
 
 @dataclass
@@ -48,6 +56,10 @@ class Runner:
     jars: Callable[[], Sequence[Path]]
     report: Report
     submitted: bool = False
+    #: a session that is there already and stays
+    session: SparkSession | None = None
+    #: the database, when it is not to be taken from the environment
+    dsn: str | None = None
     failures: list[str] = field(default_factory=list)
     _spark: SparkSession | None = None
     _stop: bool = False
@@ -82,9 +94,14 @@ class Runner:
             kafka.describe(self.environment.kafka_bootstrap, topic)
         sinks = [m.spec.sink for scan in plan.scans for m in scan.members] + [job.spec.sink for job in plan.jobs]
         if any(isinstance(sink, Postgres) for sink in sinks):
-            postgres_sink.connect(self.environment.postgres_dsn()).close()
+            postgres_sink.connect(self.postgres()).close()
+
+    def postgres(self) -> str:
+        return self.dsn or self.environment.postgres_dsn()
 
     def spark(self) -> SparkSession:
+        if self.session is not None:
+            return self.session
         if self._spark is None:
             from lakehouse_engine import session
 
@@ -101,7 +118,7 @@ class Runner:
 
         needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
         to = streams.Connections(
-            self.environment.kafka_bootstrap, self.environment.postgres_dsn() if needs_postgres else None,
+            self.environment.kafka_bootstrap, self.postgres() if needs_postgres else None,
             self.storage, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
         running: dict[str, _Supervised] = {}
         try:
@@ -123,32 +140,83 @@ class Runner:
     def stop(self) -> None:
         self._stop = True
 
-    def _job(self, job: Any, failed: set[str]) -> None:
+    def _job(self, job: Job, failed: set[str]) -> None:
         if job.source in failed:
             failed.add(job.name)
             self.failures.append(f"{job.name}: not run, because {job.source} failed")
             return
         try:
-            decision = jobs.decide(job, self.storage)
-            if decision.kind == "nothing":
-                self.report(f"{job.name}: nothing new ({decision.reason})")
-                return
-            began = time.monotonic()
-            self.report(f"{job.name}: {decision.kind} ({decision.reason})")
-            dsn = self.environment.postgres_dsn() if isinstance(job.spec.sink, Postgres) else None
-            outcome = jobs.run(self.spark(), job, decision, self.storage, dsn)
-            self.report(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+            self._attempt(job)
         except LakehouseError as error:
             failed.add(job.name)
             self.failures.append(f"{job.name}: {error}")
 
+    def _attempt(self, job: Job) -> None:
+        decision = decide(job, self.storage)
+        if decision.kind == "nothing":
+            self.report(f"{job.name}: nothing new ({decision.reason})")
+            return
+        began = time.monotonic()
+
+        def announce(made: Decision) -> None:
+            self.report(f"{job.name}: {made.kind} ({made.reason})")
+
+        outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce)
+        self.report(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+
+    def _dsn_of(self, job: Job) -> str | None:
+        return self.postgres() if isinstance(job.spec.sink, Postgres) else None
+
+    def stale(self, plan: Plan) -> list[serving.Stale]:
+        """The copies of the plan's tables that are behind."""
+        return serving.stale(plan.served, self.storage, self.postgres()) if plan.served else []
+
+    def is_idle(self, plan: Plan) -> bool:
+        """Whether every job of the plan has nothing to do, said from the logs alone."""
+        return not plan.scans and all(decide(job, self.storage).kind == "nothing" for job in plan.jobs)
+
+    def backfill(self, plan: Plan, span: Span) -> int:
+        """Recomputes the jobs' slices, upstream first; the first failure ends it. Raises ``UsageError`` NOT_YET."""
+        if plan.scans or not plan.jobs:
+            raise UsageError("NOT_YET", "only jobs can be filled back; the backfill of a stream comes with a later"
+                             " version")  # fmt: skip
+        for job in plan.jobs:
+            backfills.check(job, span)
+        with _Signals(self):
+            for job in plan.jobs:
+                began = time.monotonic()
+                count = backfills.backfill(self.spark(), job, span, self.storage, self._dsn_of(job), self.report,
+                                           lambda: self._stop)  # fmt: skip
+                self.report(f"{job.name}: {count} slices of {span} in {time.monotonic() - began:.1f} s")
+        return 0
+
     def serve(self, plan: Plan) -> int:
         """Loads what ``serve: postgres`` asks for; tables whose copy is current are left alone."""
-        dsn = self.environment.postgres_dsn()
-        for item in serving.stale(plan.served, self.storage, dsn):
-            rows = serving.load(self.spark(), item, self.storage, dsn)
-            self.report(f"{item.spec.name}: {rows:,} rows of version {item.version} in postgres")
+        dsn = self.postgres()
+        stale = self.stale(plan)
+        if stale:
+            spark = self.spark()
+            from pyspark import inheritable_thread_target
+
+            load_one = inheritable_thread_target(serving.load)  # cancelled with the command that asked for it
+            with ThreadPoolExecutor(LOADS_AT_ONCE) as pool:
+                loads = [(item, pool.submit(load_one, spark, item, self.storage, dsn)) for item in stale]
+            for item, load in loads:
+                done = load.result()
+                self.report(f"{item.spec.name}: {done.rows:,} rows ({done.reason}), version {item.version}:"
+                            f" {done.total:,} rows in postgres")  # fmt: skip
         self.report(f"{len(plan.served)} tables of gold are current in postgres")
+        return 0
+
+    def maintain(self, plan: Plan, *, apply: bool) -> int:
+        """Compacts, orders, checkpoints and vacuums the plan's tables; without ``apply`` says what it would do."""
+        specs = [member.spec for scan in plan.scans for member in scan.members] + [job.spec for job in plan.jobs]
+        kept = [s for s in specs if isinstance(s.sink, Delta)]
+        for spec in kept:
+            if DeltaLog(delta_sink.table_path(self.storage, spec.name)).version() is not None:
+                maintenance.maintain(self.spark(), spec, self.storage, self.report, apply=apply)
+        if not apply:
+            self.report("nothing was changed; say --apply")
         return 0
 
     def close(self) -> None:
@@ -235,12 +303,11 @@ class _Signals:
         def handle(number: int, _: object) -> None:
             self._runner.report("stopping after the current batch")
             self._runner.stop()
-            signal.signal(number, self._before[number] or signal.SIG_DFL)
+            signal.signal(number, self._before.get(number) or signal.SIG_DFL)
 
         with suppress(ValueError):  # not the main thread: whoever calls us stops us
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.getsignal(number)
-                signal.signal(number, handle)
+                self._before[number] = signal.signal(number, handle)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

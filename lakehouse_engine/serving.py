@@ -1,79 +1,140 @@
 """``lakehouse serve``: the copy of gold in PostgreSQL. One transaction per table, which can be rebuilt at any time.
 
-``lakehouse.served(pipeline, table_id, version, served_at, rows)`` says which version of which Delta table PostgreSQL
-holds; it is written in the transaction that replaces the rows, so a version that is there is not loaded again.
+``lakehouse.served(pipeline, table_id, version, commit_id, served_at, rows, checksum)`` says which version of which
+Delta table PostgreSQL holds; it is written in the transaction that replaces the rows, so a version that is there is not
+loaded again. Only the slices that changed since are replaced, where the table's log tells which; readers see all of it
+or nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from psycopg2.sql import SQL, Composed
+
+from lakehouse_engine import sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.incremental import in_order
+from lakehouse_engine.sinks import Delta
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.postgres import Loaded, Part
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 DDL = """create schema if not exists lakehouse;
 create table if not exists lakehouse.served (pipeline text primary key, table_id text, version bigint not null,
-  served_at timestamptz not null default clock_timestamp(), rows bigint not null)"""
+  served_at timestamptz not null default clock_timestamp(), rows bigint not null);
+alter table lakehouse.served add column if not exists commit_id text, add column if not exists checksum bigint"""
 
 
 @dataclass(frozen=True)
 class Stale:
-    """A table whose copy is behind: the version to load."""
+    """A table whose copy is behind: the version to load, and the part that changed (None: all of it, by ``reason``)."""
 
     spec: PipelineSpec
     version: int
     table_id: str | None
+    commit_id: str | None
+    part: Part | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a load did: ``rows`` written of ``total`` that the copy now holds."""
+
+    rows: int
+    total: int
+    reason: str
 
 
 def stale(specs: Sequence[PipelineSpec], storage: Path, dsn: str) -> list[Stale]:
     """The tables to load, decided from the logs and the ledger. Raises ``RunError`` MISSING_TABLE."""
-    connection = postgres_sink.connect(dsn)
-    try:
-        with connection, connection.cursor() as cursor:
+    with closing(postgres_sink.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("select to_regclass('lakehouse.served') is not null and exists (select from pg_attribute where"
+                       " attrelid = to_regclass('lakehouse.served') and attname = 'checksum')")  # fmt: skip
+        if cursor.fetchone() != (True,):
             cursor.execute("select pg_advisory_xact_lock(7241203)")
             cursor.execute(DDL)
-            cursor.execute("select pipeline, table_id, version from lakehouse.served")
-            held = {pipeline: (table_id, version) for pipeline, table_id, version in cursor.fetchall()}
-    finally:
-        connection.close()
-    found = []
-    for spec in specs:
-        log = DeltaLog(delta_sink.table_path(storage, spec.name))
-        version = log.version()
-        if version is None:
-            raise RunError(
-                "MISSING_TABLE", f"there is no table {spec.name} yet; run it first", where=spec.where("serve")
-            )
-        if held.get(spec.name) != (log.table_id(), version):
-            found.append(Stale(spec, version, log.table_id()))
-    return found
+        cursor.execute("select pipeline, table_id, version, commit_id from lakehouse.served")
+        held = {row[0]: row[1:] for row in cursor.fetchall()}
+    compared = [_compare(spec, DeltaLog(delta_sink.table_path(storage, spec.name)), held.get(spec.name))
+                for spec in specs]  # fmt: skip
+    return [item for item in compared if item is not None]
 
 
-def load(spark: SparkSession, item: Stale, storage: Path, dsn: str) -> int:
-    """Replaces one table's copy; returns its number of rows. Readers see the old copy until it commits."""
+def _compare(spec: PipelineSpec, log: DeltaLog, held: Any) -> Stale | None:
+    version = log.version()
+    if version is None:
+        raise RunError("MISSING_TABLE", f"there is no table {spec.name} yet; run it first", where=spec.where("serve"))
+    table_id, commit_id = log.table_id(), log.commit_id(version)
+
+    def behind(part: Part | None, reason: str) -> Stale:
+        return Stale(spec, version, table_id, commit_id, part, reason)
+
+    if held is None:
+        return behind(None, "first load")
+    held_id, held_version, held_commit = held
+    then = log.commit_id(held_version)
+    if held_id != table_id or held_version > version or (then and held_commit and then != held_commit):
+        return behind(None, "the table is another one than before")
+    if held_version == version:
+        return None
+    column = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
+    if column is None:
+        return behind(None, "the table has no replace_by")
+    change = log.changed(held_version, column)
+    if change.slices is None:
+        return behind(None, change.reason)
+    return behind(Part(column, in_order(change.slices)), f"{len(change.slices)} of {column} changed")
+
+
+def load(spark: SparkSession, item: Stale, storage: Path, dsn: str) -> Served:
+    """Brings one table's copy to its version. Readers see the old copy until the transaction commits.
+
+    The rows written are read back and compared by a checksum, and the whole copy by its number of rows; a copy that is
+    off (somebody has changed it by hand) is loaded in whole. Raises ``RunError`` MIRROR_DIFFERS.
+    """
     path = str(delta_sink.table_path(storage, item.spec.name))
     frame = spark.read.format("delta").option("versionAsOf", item.version).load(path)
-    where = item.spec.where("serve")
-    columns = {f.name: postgres_sink.pg_type(f.dataType.simpleString(), where) for f in frame.schema.fields}
-    connection = postgres_sink.connect(dsn)
-    try:
-        with connection, connection.cursor() as cursor:
-            postgres_sink.ensure_table(cursor, item.spec.name, columns, [], where)
-            rows = postgres_sink.replace(cursor, item.spec.name, columns, (list(r) for r in frame.toLocalIterator()))
-            cursor.execute(
-                "insert into lakehouse.served (pipeline, table_id, version, rows) values (%s, %s, %s, %s)"
-                " on conflict (pipeline) do update set table_id = excluded.table_id, version = excluded.version,"
-                " rows = excluded.rows, served_at = excluded.served_at",
-                (item.spec.name, item.table_id, item.version, rows))  # fmt: skip
-        return rows
-    finally:
-        connection.close()
+    total, reason = frame.count(), item.reason
+    with closing(postgres_sink.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+        # the ledger's row is the order of writers: a second one waits here and then writes the same
+        cursor.execute("insert into lakehouse.served (pipeline, version, rows) values (%s, -1, 0) on conflict"
+                       " (pipeline) do update set served_at = excluded.served_at", (item.spec.name,))  # fmt: skip
+        loaded = _write(cursor, item, frame, item.part)
+        if _rows(cursor, item.spec.name) != total and item.part is not None:
+            reason = "the copy had been changed by another hand"
+            loaded = _write(cursor, item, frame, None)
+        held = _rows(cursor, item.spec.name)
+        if held != total:
+            raise RunError("MIRROR_DIFFERS", f"the copy would hold {held:,} rows and the table has {total:,}; nothing"
+                           " was changed", where=item.spec.where("serve"))  # fmt: skip
+        cursor.execute(
+            "update lakehouse.served set table_id = %s, version = %s, commit_id = %s, rows = %s, checksum = %s,"
+            " served_at = clock_timestamp() where pipeline = %s",
+            (item.table_id, item.version, item.commit_id, total, loaded.checksum, item.spec.name))  # fmt: skip
+    return Served(loaded.rows, total, reason)
+
+
+def _write(cursor: Any, item: Stale, frame: DataFrame, part: Part | None) -> Loaded:
+    if part is not None:
+        frame = frame.filter(sql.among(part.column, dict(frame.dtypes)[part.column], part.slices))
+    loaded = postgres_sink.load(cursor, item.spec.name, frame, item.spec.where("serve"), part)
+    sink = item.spec.sink
+    if part is None and isinstance(sink, Delta) and sink.replace_by:
+        postgres_sink.ensure_index(cursor, item.spec.name, sink.replace_by)
+    return loaded
+
+
+def _rows(cursor: Any, table: str) -> int:
+    cursor.execute(Composed([SQL("select count(*) from "), postgres_sink.identifier(table)]))
+    return int(cursor.fetchone()[0])

@@ -8,7 +8,7 @@ rewriting reaches Spark as the user wrote it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -344,3 +344,12 @@ def string(value: str) -> str:
 def name(value: str) -> str:
     """A Spark SQL identifier, quoted."""
     return "`" + value.replace("`", "``") + "`"
+
+
+def among(column: str, kind: str, values: Iterable[str | None]) -> str:
+    """SQL that is true for rows whose column, of Spark type ``kind``, is one of the values: text, or None for null."""
+    values = list(values)
+    there = [f"cast({string(value)} as {kind})" for value in values if value is not None]
+    parts = [f"{name(column)} in ({', '.join(there)})"] if there else []
+    parts += [f"{name(column)} is null"] if None in values else []
+    return " or ".join(parts) or "false"

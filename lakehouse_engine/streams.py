@@ -380,7 +380,7 @@ class _Landing:
         sink = self._member.spec.sink
         assert isinstance(sink, Delta)
         delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
-                          partition_by=sink.partition_by)  # fmt: skip
+                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
         self.positions, self._batch_id = dict(record.after), record.batch_id
         return sum(counts.outcomes.values())
 

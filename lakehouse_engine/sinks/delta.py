@@ -9,23 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Column, Columns, Component
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, DataFrameWriter
+
+
+def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
+    if len(columns) > 4:
+        raise PydanticCustomError("BAD_LAYOUT", "Delta clusters by four columns at most")
+    return columns
 
 
 class Delta(Component):
     """``append`` adds each row once (streams); ``replace`` writes the result, or its ``replace_by`` part (jobs)."""
 
-    later: ClassVar[frozenset[str]] = frozenset(
-        {"order_by", "delete_when", "valid_from", "cluster_by", "vacuum_after", "table"}
-    )
+    later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "valid_from", "vacuum_after", "table"})
 
     mode: Literal["append", "replace"] | None = None
     partition_by: Columns = ()
+    #: rows that are near in these columns lie near each other (liquid clustering); instead of partition_by
+    cluster_by: Annotated[Columns, AfterValidator(_four)] = ()
     replace_by: Column | None = None
     updated_at: bool = True
 
@@ -36,23 +45,29 @@ def table_path(storage: Path, table: str) -> Path:
     return storage / layer / name
 
 
-def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = ()) -> None:
+def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
+           cluster_by: Sequence[str] = ()) -> None:  # fmt: skip
     """Adds the rows in one commit that carries ``record`` in ``userMetadata``."""
     writer = frame.write.format("delta").mode("append").option("userMetadata", record)
-    if partition_by:
-        writer = writer.partitionBy(*partition_by)
-    writer.save(str(path))
+    _laid_out(writer, path, partition_by, cluster_by).save(str(path))
 
 
-def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (), where: str | None = None,
-            run: str) -> None:  # fmt: skip
+def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
+            cluster_by: Sequence[str] = (), where: str | None = None, run: str) -> None:  # fmt: skip
     """Writes the rows in place of the table's (``where``: of those it selects), in one commit with ``record``.
 
     ``run`` names this run of the job: a retry of a commit that landed is skipped by Delta itself.
     """
     writer = (frame.write.format("delta").mode("overwrite").option("userMetadata", record)
               .option("txnAppId", run).option("txnVersion", "1"))  # fmt: skip
-    writer = writer.option("replaceWhere", where) if where is not None else writer.option("overwriteSchema", "true")
+    if where is not None:
+        writer.option("replaceWhere", where).save(str(path))
+    else:
+        _laid_out(writer.option("overwriteSchema", "true"), path, partition_by, cluster_by).save(str(path))
+
+
+def _laid_out(writer: DataFrameWriter, path: Path, partition_by: Sequence[str],
+              cluster_by: Sequence[str]) -> DataFrameWriter:  # fmt: skip
     if partition_by:
-        writer = writer.partitionBy(*partition_by)
-    writer.save(str(path))
+        return writer.partitionBy(*partition_by)
+    return writer.clusterBy(*cluster_by) if cluster_by else writer

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from decimal import Decimal
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import psycopg2
 from psycopg2 import sql
@@ -21,6 +22,9 @@ from psycopg2.sql import Composable
 
 from lakehouse_engine.component import Component, Table
 from lakehouse_engine.errors import PlanError, RunError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 
 class Postgres(Component):
@@ -106,14 +110,108 @@ def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequ
                             where=where)  # fmt: skip
 
 
+def ensure_index(cursor: Any, table: str, column: str) -> None:
+    """What replaces a slice, and what a dashboard asks by, finds its rows without reading them all."""
+    name = "by_" + hashlib.sha256(f"{table} {column}".encode()).hexdigest()[:16]
+    cursor.execute(sql.SQL("create index if not exists {} on {} ({})").format(
+        sql.Identifier(name), identifier(table), sql.Identifier(column)))  # fmt: skip
+
+
 def _short(kind: str) -> str:
     return {"timestamp with time zone": "timestamptz"}.get(kind, kind)
 
 
-def replace(cursor: Any, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> int:
-    """Writes the rows in place of the table's, in the caller's transaction: until it commits, readers see the old."""
-    cursor.execute(sql.SQL("delete from {}").format(identifier(table)))
-    return copy(cursor, identifier(table), columns, rows)
+@dataclass(frozen=True)
+class Part:
+    """The rows whose ``column`` is one of ``slices`` (text; None is null)."""
+
+    column: str
+    slices: tuple[str | None, ...]
+
+    def where(self, columns: Mapping[str, str]) -> Composable:
+        """The condition, by the columns' PostgreSQL types. Parameter: the slices that are not null, as a list."""
+        name = sql.Identifier(self.column)
+        text = sql.SQL("{} = any(%s::{}[])").format(name, sql.SQL(columns[self.column]))
+        return sql.SQL("({} or {} is null)").format(text, name) if None in self.slices else text
+
+    @property
+    def values(self) -> list[str]:
+        return [value for value in self.slices if value is not None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """``rows`` written; their ``checksum`` is the same however they are ordered."""
+
+    rows: int
+    checksum: int
+
+
+def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | None = None) -> Loaded:
+    """Writes the frame in place of the table's rows, or of one part of them, in the caller's transaction.
+
+    What is there afterwards is read back and compared. Readers see the old rows until the caller commits. Raises
+    ``PlanError`` COLUMN_TYPE, TABLE_DIFFERS; ``RunError`` MIRROR_DIFFERS.
+    """
+    columns = {f.name: pg_type(f.dataType.simpleString(), where) for f in frame.schema.fields}
+    ensure_table(cursor, table, columns, [], where)
+    condition = part.where(columns) if part else sql.SQL("true")
+    values = [part.values] if part else None
+    cursor.execute(sql.SQL("delete from {} where {}").format(identifier(table), condition), values)
+    sent = _Sum()
+    copy(cursor, identifier(table), columns, sent.passing(_python_rows(frame)))
+    stored = _Sum()
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    with cursor.connection.cursor("stored") as reader:  # on the server: a large table does not come here at once
+        reader.execute(sql.SQL("select {} from {} where {}").format(names, identifier(table), condition), values)
+        for _ in stored.passing(reader):
+            pass
+    if stored.loaded != sent.loaded:
+        raise RunError("MIRROR_DIFFERS", f"{table} does not hold what was written to it: {stored.loaded.rows:,} rows"
+                       f" instead of {sent.loaded.rows:,}, or other values; does a trigger or a rule change them?"
+                       " Nothing was changed", where=where)  # fmt: skip
+    return sent.loaded
+
+
+def _python_rows(frame: DataFrame) -> Iterator[list[Any]]:
+    """The rows as Python values. Times go through microseconds: PySpark would give them in this process's zone."""
+    from datetime import timedelta
+
+    times = {i for i, f in enumerate(frame.schema.fields) if f.dataType.typeName() == "timestamp"}
+    quoted = [f"`{f.name.replace('`', '``')}`" for f in frame.schema.fields]
+    chosen = [f"unix_micros({q}) as {q}" if i in times else q for i, q in enumerate(quoted)]
+    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
+    for row in frame.selectExpr(*chosen).toLocalIterator():
+        yield [epoch + timedelta(microseconds=v) if i in times and v is not None else v for i, v in enumerate(row)]
+
+
+class _Sum:
+    """Counts rows that pass through it and adds up their hashes."""
+
+    def __init__(self) -> None:
+        self._rows, self._sum = 0, 0
+
+    def passing(self, rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        for row in rows:
+            self._rows += 1
+            text = repr([_canonical(value) for value in row]).encode()
+            self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+            yield row
+
+    @property
+    def loaded(self) -> Loaded:
+        return Loaded(self._rows, self._sum % 2**63)
+
+
+def _canonical(value: Any) -> Any:
+    """One value for what Spark gives and what PostgreSQL gives back."""
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat()
+    if isinstance(value, memoryview | bytearray):
+        return bytes(value)
+    if isinstance(value, Decimal):
+        return str(value.normalize())
+    return value
 
 
 def copy(cursor: Any, target: Composable, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> int:

@@ -8,14 +8,33 @@ the last commit is taken from the table's own log.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime, timezone
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Component, Table
+
+
+def _as_of(value: int | str | None) -> int | str | None:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        except ValueError:
+            raise PydanticCustomError("BAD_TIME", "{value} is neither a version nor a time; write e.g. 12 or"
+                                      " 2026-01-01T00:00:00Z", {"value": repr(value)}) from None  # fmt: skip
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
+    if value is not None and value < 0:
+        raise PydanticCustomError("BAD_TIME", "a version is 0 or more")
+    return value
 
 
 class Delta(Component):
     """``bronze.user_events`` is short for ``{delta: {table: bronze.user_events}}``."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"changes", "as_of", "start", "rewrites"})
+    later: ClassVar[frozenset[str]] = frozenset({"changes", "start", "rewrites"})
 
     table: Table
+    #: a version, or a moment: the newest version that was there then
+    as_of: Annotated[int | str | None, AfterValidator(_as_of)] = None

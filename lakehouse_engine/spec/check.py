@@ -109,6 +109,23 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield _at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
 
 
+def layouts_exclude_each_other(spec: PipelineSpec) -> Iterator[Problem]:
+    """A table is partitioned (and may be z-ordered within) or clustered."""
+    sink, order = spec.sink, spec.maintain.zorder_by
+    if not isinstance(sink, Delta):
+        if order:
+            yield _at(spec, "maintain.zorder_by", "ILLEGAL_LAYOUT", "only a Delta table has a layout")
+        return
+    if sink.cluster_by and sink.partition_by:
+        yield _at(spec, "sink.delta.cluster_by", "ILLEGAL_LAYOUT", "a table is partitioned or clustered, not both")
+    if sink.cluster_by and order:
+        yield _at(spec, "maintain.zorder_by", "ILLEGAL_LAYOUT", "a clustered table is in order already; keep one")
+    for name in order:
+        if name in sink.partition_by:
+            yield _at(spec, "maintain.zorder_by", "ILLEGAL_LAYOUT", f"{name} is a partition column: all rows of a"
+                      " partition have the same")  # fmt: skip
+
+
 def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
     if spec.is_stream or not (isinstance(spec.sink, Delta) and spec.sink.replace_by):
         return
@@ -134,6 +151,7 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     watermark_once_and_before_window,
     steps_fit_streams_and_jobs,
     sink_fits,
+    layouts_exclude_each_other,
     slices_do_not_depend_on_the_clock,
     unique_only_in_jobs,
     windows_have_names_of_their_own,
@@ -247,8 +265,10 @@ class _Columns:
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
             kept["updated_at"] = "timestamp"
         if isinstance(sink, Delta):
-            for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,))):
+            for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,)),
+                                ("cluster_by", sink.cluster_by)):  # fmt: skip
                 self._read([n for n in names if n], kept, f"sink.delta.{path}")
+            self._read(spec.maintain.zorder_by, kept, "maintain.zorder_by")
         self._read(spec.keys or (), kept, "keys")
         return kept
 

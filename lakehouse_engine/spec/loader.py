@@ -19,10 +19,22 @@ from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.check import check_all, check_one
 from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.pipeline import Airflow, PipelineSpec, Trigger
+from lakehouse_engine.spec.pipeline import Airflow, Maintain, PipelineSpec, Trigger
 
-_KEYS = ("description", "source", "transforms", "checks", "keys", "sink", "serve", "trigger", "schedule", "airflow")
-_LATER_KEYS = {"inputs", "use", "params", "maintain", "panel"}
+_KEYS = (
+    "description",
+    "source",
+    "transforms",
+    "checks",
+    "keys",
+    "sink",
+    "serve",
+    "trigger",
+    "schedule",
+    "airflow",
+    "maintain",
+)
+_LATER_KEYS = {"inputs", "use", "params", "panel"}
 _SCHEDULES = {"daily", "hourly", "weekly", "manual", "upstream"}
 #: minute, hour, day of the month, month, day of the week (0 and 7 are Sunday)
 _CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
@@ -201,12 +213,14 @@ class _Reader:
         sink = self._sink(content["sink"]) if "sink" in content else None
         trigger, schedule = self._clock(content)
         airflow = self._model(Airflow, content.get("airflow", {}), "airflow")
+        maintain = self._model(Maintain, content.get("maintain", {}), "maintain")
         contracts = self._contracts([t for t in found if isinstance(t, transforms.Parse)])
-        if len(self.problems) > before or None in (source, sink, name, airflow):
+        if len(self.problems) > before or None in (source, sink, name, airflow, maintain):
             return None
         data = {
             "name": name, "file": self.shown, "source": source, "transforms": tuple(found), "checks": tuple(judged),
-            "sink": sink, "trigger": trigger, "schedule": schedule, "airflow": airflow, "contracts": contracts,
+            "sink": sink, "trigger": trigger, "schedule": schedule, "airflow": airflow, "maintain": maintain,
+            "contracts": contracts,
             "lines": {path: line for path, (file, line) in self._lines.items() if file == self.shown},
             **{key: content[key] for key in ("description", "keys", "serve") if content.get(key) is not None},
         }  # fmt: skip

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks import Check
-from lakehouse_engine.component import Columns, Duration, Model
+from lakehouse_engine.component import Columns, Duration, Model, Size
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.sinks import Sink
 from lakehouse_engine.sources import Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.transforms import Aggregate, Dedupe, Select, Transform, Window
+
+
+def _a_week(micros: int | None) -> int | None:
+    if micros is not None and micros < 7 * 86_400_000_000:
+        raise PydanticCustomError("TOO_SHORT", "at least 7 days: a reader that is at work must not lose its files")
+    return micros
 
 
 class Trigger(Model):
@@ -31,6 +38,23 @@ class Airflow(Model):
     timeout: Duration | None = None
 
 
+class Compact(Model):
+    """A partition with ``files`` or more files below ``smaller_than`` bytes is rewritten as few large ones."""
+
+    files: Annotated[int, Field(ge=2)] = 8
+    smaller_than: Size = 32 * 1024 * 1024
+
+
+class Maintain(Model):
+    """How a pipeline's Delta tables are kept: a stream compacts its own between batches, the rest is by command."""
+
+    compact: Compact = Compact()
+    zorder_by: Columns = ()
+    #: dead files stay as long, for slow readers and for ``as_of``; None (never): they stay for good
+    vacuum_after: Annotated[Duration | None, AfterValidator(_a_week)] = 7 * 86_400_000_000
+    log_after: Annotated[Duration, AfterValidator(_a_week)] = 30 * 86_400_000_000
+
+
 class PipelineSpec(Model):
     """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: a path's line (``transforms[1].window``)."""
 
@@ -47,6 +71,7 @@ class PipelineSpec(Model):
     trigger: Trigger | None = None
     schedule: str | None = None
     airflow: Airflow = Airflow()
+    maintain: Maintain = Maintain()
     contracts: dict[str, Contract] = Field(default_factory=dict)
 
     def where(self, path: str = "") -> str:

@@ -82,5 +82,5 @@ def _computed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> St
     scratch = bench.storage()
     source(bench, spec, values, scratch).append(bench.spark, [])
     job = compile_plan([spec]).jobs[0]
-    jobs.run(bench.spark, job, jobs.decide(job, scratch), scratch, None)
+    jobs.run(bench.spark, job, scratch, None)
     return bench.spark.read.format("delta").load(str(delta_sink.table_path(scratch, spec.name))).schema

@@ -1,0 +1,152 @@
+"""``lakehouse backfill``: a job's slices recomputed one by one, each in a commit of its own that says how far it is.
+
+A slice is replaced whole, so an interrupted backfill leaves slices that are done and slices that are as before. Called
+again it goes on after the last one done: the commits on top of the table say which. What the job has read, as its
+incremental runs understand it, does not move; only the last commit of a ``--full`` one sets it, to the version that all
+slices were computed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lakehouse_engine import jobs, sql
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import PlanError, RunError, UsageError
+from lakehouse_engine.incremental import Decision, decide, in_order, source_version
+from lakehouse_engine.plan import Job
+from lakehouse_engine.sinks import delta as delta_sink
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which slices: from ``first`` to ``last``, both included, as text; ``full``: all there are, those of nulls too."""
+
+    first: str | None = None
+    last: str | None = None
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ``UsageError`` BAD_RANGE."""
+        if self.full == (self.first is not None or self.last is not None):
+            raise UsageError("BAD_RANGE", "a backfill takes --from and --to (one may be left out), or --full")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise UsageError("BAD_RANGE", f"--from {self.first} is after --to {self.last}")
+
+    def __str__(self) -> str:
+        return "everything" if self.full else f"{self.first or 'the first'} to {self.last or 'the last'}"
+
+
+def check(job: Job, span: Span) -> None:
+    """Raises ``PlanError`` NOT_LOCAL when a part of the table cannot be recomputed on its own."""
+    if not span.full and (not job.local or job.slice_by is None):
+        raise PlanError("NOT_LOCAL", f"a part of {job.name} cannot be recomputed on its own: {job.reason}; use --full",
+                        where=job.spec.where("sink"))  # fmt: skip
+
+
+def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str | None, report: Report,
+             stopped: Callable[[], bool] = lambda: False) -> int:  # fmt: skip
+    """Recomputes the slices of ``span``; returns how many. ``stopped`` is asked before each.
+
+    Raises what ``jobs.run`` raises, ``PlanError`` NOT_LOCAL, ``RunError`` BAD_RANGE for bounds that are no values of
+    the column, STOPPED.
+    """
+    check(job, span)
+    if not job.local or job.slice_by is None:
+        outcome = jobs.run(spark, job, storage, dsn, full=True)
+        report(f"{job.name}: {outcome.rows:,} rows, all at once: {job.reason}")
+        return 1
+    with jobs.held(spark, job, storage):
+        return _Backfill(spark, job, span, storage, dsn, report).execute(stopped)
+
+
+class _Backfill:
+    def __init__(self, spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str | None,
+                 report: Report) -> None:  # fmt: skip
+        self._spark, self._job, self._span, self._storage, self._dsn = spark, job, span, storage, dsn
+        self._report = report
+        self._target = DeltaLog(delta_sink.table_path(storage, job.name))
+        self._source = DeltaLog(delta_sink.table_path(storage, job.source))
+        text = f"{job.fingerprint} {span} {self._source.table_id()}"
+        self._id = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def execute(self, stopped: Callable[[], bool]) -> int:
+        done, version, kept = self._begun()
+        wanted = self._slices(version)
+        left = [slice_ for slice_ in wanted if slice_ not in done]
+        if done:
+            self._report(f"{self._job.name}: going on after {len(done)} of {len(wanted)} slices")
+        elif not left:
+            self._report(f"{self._job.name}: there is no {self._job.slice_by} in {self._span}")
+        for number, slice_ in enumerate(left, start=len(wanted) - len(left) + 1):
+            if stopped():
+                raise RunError("STOPPED", f"{number - 1} of {len(wanted)} slices are done; the same command goes on",
+                               where=self._job.name)  # fmt: skip
+            began = time.monotonic()
+            outcome = jobs.execute(self._spark, self._job, self._part(slice_, number, len(wanted), version, kept),
+                                   self._storage, self._dsn)  # fmt: skip
+            self._report(f"{self._job.name}: {number} of {len(wanted)}: {self._job.slice_by} {slice_}:"
+                         f" {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")  # fmt: skip
+        return len(left)
+
+    def _part(self, slice_: str | None, number: int, of: int, version: int, kept: Any) -> Decision:
+        finished = number == of
+        state = {"id": self._id, "slice": slice_, "finished": finished, "version": version, "kept": kept}
+        read = {self._job.source: {"id": self._source.table_id(), "version": version,
+                                   "commit": self._source.commit_id(version)}}  # fmt: skip
+        sources, fingerprint = (read, self._job.fingerprint) if finished and self._span.full else kept
+        return Decision("slices", f"backfill of {self._span}", version, (slice_,), sources, fingerprint, state)
+
+    def _begun(self) -> tuple[set[str | None], int, Any]:
+        """Slices done by this very backfill, the version that they were computed from, and the progress to keep."""
+        done: set[str | None] = set()
+        state: dict[str, Any] | None = None
+        for version in reversed(self._target.versions()):
+            record = self._target.record_of(version)
+            if record is None and not self._target.changes_rows(version):
+                continue  # a compaction in between
+            found = (record or {}).get("backfill") or {}
+            if found.get("id") != self._id or found["finished"]:
+                break
+            state = state or found
+            done.add(found["slice"])
+        now = source_version(self._job, self._source)
+        if state is not None and self._source.commit_id(state["version"]) is not None:
+            return done, state["version"] if self._span.full else now, state["kept"]
+        before = decide(self._job, self._storage)
+        record = self._target.record() or {}
+        # without a position to keep the next run is a full one, as it would have been without this backfill
+        kept = ({}, None) if before.kind == "full" else (record["sources"], record["fingerprint"])
+        return set(), now, kept
+
+    def _slices(self, version: int) -> tuple[str | None, ...]:
+        """Those of the source and, so that what has vanished there vanishes here, those of the target."""
+        column = sql.name(self._job.slice_by or "")
+        kind = (self._source.columns() or {}).get(self._job.slice_by or "", "string")
+        ends = ((">=", self._span.first), ("<=", self._span.last))
+        bounds = [f"{column} {sign} cast({sql.string(end)} as {kind})" for sign, end in ends if end is not None]
+        where = " and ".join(bounds) or "true"
+        frames = [self._spark.read.format("delta").option("versionAsOf", version).load(str(self._source.path))]
+        if self._target.version() is not None:
+            frames.append(self._spark.read.format("delta").load(str(self._target.path)))
+        found: set[str | None] = set()
+        try:
+            for frame in frames:
+                values = frame.filter(where).selectExpr(f"cast({column} as string) as v").distinct().collect()
+                found |= {row["v"] for row in values}
+        except Exception as error:
+            if "CAST_INVALID_INPUT" not in str(error):
+                raise
+            raise RunError("BAD_RANGE", f"{self._span} are not values of {self._job.slice_by}, which is {kind}",
+                           where=self._job.spec.where("sink")) from None  # fmt: skip
+        return in_order(found)

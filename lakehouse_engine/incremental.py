@@ -1,0 +1,123 @@
+"""What a run of a job has to do, decided from the logs of its source and its target. Plain Python: no Spark here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.plan import EPOCH, Job
+from lakehouse_engine.sinks import Delta
+from lakehouse_engine.sinks import delta as delta_sink
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do and why. ``slices`` (kind ``slices``): values of ``replace_by`` as the log writes them.
+
+    ``version``: the source's, to read. ``sources`` and ``fingerprint``: what the commit will say has been read, and by
+    what; ``backfill``: what it will say of a backfill that it is a part of.
+    """
+
+    kind: Literal["nothing", "slices", "full"]
+    reason: str
+    version: int = 0
+    slices: tuple[str | None, ...] = ()
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    backfill: Mapping[str, Any] | None = None
+
+
+def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
+    """Compares the source's log with what the target's last commit says it has read.
+
+    Raises ``RunError`` MISSING_TABLE, AS_OF_GONE.
+    """
+    source = DeltaLog(delta_sink.table_path(storage, job.source))
+    version = source_version(job, source)
+    read = {job.source: {"id": source.table_id(), "version": version, "commit": source.commit_id(version)}}
+
+    def everything(reason: str) -> Decision:
+        return Decision("full", reason, version, sources=read, fingerprint=job.fingerprint)
+
+    def nothing(reason: str) -> Decision:
+        return Decision("nothing", reason, version, sources=read, fingerprint=job.fingerprint)
+
+    if full:
+        return everything("asked for")
+    if not isinstance(job.spec.sink, Delta):
+        return everything("this sink keeps no progress")
+    target = DeltaLog(delta_sink.table_path(storage, job.name))
+    if target.version() is None:
+        return everything("first run")
+    record = target.record()
+    stranger = _stranger(target, record, job.name)
+    if record is None or stranger is not None:
+        return everything(f"version {stranger} of {job.name} is not this pipeline's")
+    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
+        unfinished = (record.get("backfill") or {}).get("finished") is False
+        return everything("a backfill has not been finished" if unfinished else "the pipeline has changed")
+    before = record["sources"].get(job.source, {})
+    other = _other(source, read[job.source], before)
+    if other is not None:
+        return everything(f"{job.source} {other}")
+    if before["version"] == version:
+        return nothing(f"{job.source} is still at version {version}")
+    if not job.local or job.slice_by is None:
+        return everything(job.reason)
+    change = source.changed(before["version"], job.slice_by, version)
+    if change.slices is None:
+        return everything(f"{job.source} does not tell which {job.slice_by} changed: {change.reason}")
+    if not change.slices:
+        return nothing(f"{job.source} has no changed rows")
+    return Decision("slices", f"{len(change.slices)} of {job.slice_by} changed", version, in_order(change.slices),
+                    read, job.fingerprint)  # fmt: skip
+
+
+def in_order(slices: frozenset[str | None] | set[str | None]) -> tuple[str | None, ...]:
+    return tuple(sorted(slices, key=lambda s: (s is not None, s or "")))
+
+
+def source_version(job: Job, source: DeltaLog) -> int:
+    """The version to read: the newest, or the one that ``as_of`` names."""
+    newest = source.version()
+    where = job.spec.where("source")
+    if newest is None:
+        raise RunError("MISSING_TABLE", f"there is no table {job.source} yet; run the pipeline that writes it first",
+                       where=where)  # fmt: skip
+    wanted = getattr(job.spec.source, "as_of", None)
+    if wanted is None:
+        return newest
+    there = source.versions()
+    found = wanted if isinstance(wanted, int) else source.version_at(datetime.fromisoformat(wanted))
+    if found is None or found not in there:
+        first = datetime.fromtimestamp(source.info(there[0]).get("timestamp", 0) / 1000, timezone.utc)
+        raise RunError("AS_OF_GONE", f"{job.source} as of {wanted} is not in its log, which holds versions {there[0]}"
+                       f" to {newest}, from {first:%Y-%m-%dT%H:%M:%SZ} on; see: lakehouse history {job.source}",
+                       where=where)  # fmt: skip
+    return int(found)
+
+
+def _stranger(target: DeltaLog, record: Mapping[str, Any] | None, name: str) -> int | None:
+    """The newest commit on top of ours that may have changed rows; compactions, whoever made them, do not count."""
+    newest = target.version() or 0
+    if record is None or record["pipeline"] != name:
+        return newest
+    above = [v for v in target.versions() if v > record["version"]]
+    return next((v for v in reversed(above) if target.changes_rows(v)), None)
+
+
+def _other(source: DeltaLog, now: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+    """Why the source is not the table that was read before, if it is not."""
+    if now["id"] is None or before.get("id") != now["id"]:
+        return "is another table than before"
+    if before.get("version", -1) > now["version"]:
+        return f"has gone back from version {before['version']} to {now['version']}"
+    then = source.commit_id(before["version"])
+    if before.get("commit") and then and then != before["commit"]:
+        return f"has another version {before['version']} than the one that was read"
+    return None

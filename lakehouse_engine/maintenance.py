@@ -1,0 +1,172 @@
+"""Keeps tables fast: few files a partition, a clustered or z-ordered layout, a short log, no dead files.
+
+Everything here rewrites how rows lie and never what they are. Each commit repeats the record of the last one that did
+change rows, so that progress survives the day the log drops that one. Storage is a local folder in this version: file
+sizes are read from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
+
+from lakehouse_engine import sql
+from lakehouse_engine.component import format_duration
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.locks import acquire
+from lakehouse_engine.sinks import Delta
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.spec.pipeline import Maintain, PipelineSpec
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Report = Callable[[str], None]
+_MICROS_PER_HOUR = 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table's data files: their sizes in bytes by partition (the folder below the table, '' without partitions)."""
+
+    sizes: Mapping[str, tuple[int, ...]]
+
+    def crowded(self, policy: Maintain) -> list[str]:
+        """Partitions with as many small files as the policy allows, or more."""
+        limit, small = policy.compact.files, policy.compact.smaller_than
+        return sorted(p for p, sizes in self.sizes.items() if sum(size < small for size in sizes) >= limit)
+
+    def __str__(self) -> str:
+        most = max((len(sizes) for sizes in self.sizes.values()), default=0)
+        files = sum(len(sizes) for sizes in self.sizes.values())
+        return f"{files:,} files in {len(self.sizes):,} partitions, {most} at most"
+
+
+def layout(spark: SparkSession, path: Path) -> Layout:
+    """The files of the table's newest version."""
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for uri in spark.read.format("delta").load(str(path)).inputFiles():
+        found = Path(unquote(urlparse(uri).path))
+        partition = found.parent.relative_to(path.resolve()).as_posix()
+        sizes["" if partition == "." else partition].append(found.stat().st_size)
+    return Layout({partition: tuple(found) for partition, found in sizes.items()})
+
+
+def predicate(partitions: list[str], kinds: Mapping[str, str]) -> str:
+    """SQL that selects partitions given as folders (``day=2026-01-01/kind=a``); '' when they are the whole table."""
+    alternatives = []
+    for folder in partitions:
+        if not folder:
+            return ""
+        parts = []
+        for part in folder.split("/"):
+            column, _, value = part.partition("=")
+            text = unquote(value)
+            null = text == "__HIVE_DEFAULT_PARTITION__"
+            parts.append(sql.among(unquote(column), kinds.get(unquote(column), "string"), [None if null else text]))
+        alternatives.append(" and ".join(parts))
+    return " or ".join(f"({text})" for text in alternatives)
+
+
+def compact(spark: SparkSession, path: Path, policy: Maintain, partitions: list[str], *, stream: bool) -> None:
+    """Rewrites the small files of partitions as few large ones, in one commit without a change of data."""
+    where = predicate(partitions, DeltaLog(path).columns() or {})
+    zorder = f" zorder by ({', '.join(map(sql.name, policy.zorder_by))})" if policy.zorder_by else ""
+    with _session(spark, path, stream=stream) as session:
+        session.conf.set("spark.databricks.delta.optimize.minFileSize", str(policy.compact.smaller_than))
+        session.sql(f"optimize {_table(path)}{f' where {where}' if where else ''}{zorder}").collect()
+
+
+def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Report, *, apply: bool) -> None:
+    """What the pipeline's ``maintain`` asks for, on its tables; without ``apply`` only says what it would do.
+
+    A table that is being written is left to its writer, which is said. Raises ``RunError`` of Spark's commands.
+    """
+    assert isinstance(spec.sink, Delta)
+    for name in (spec.name, f"{spec.name}__quarantine"):
+        path = delta_sink.table_path(storage, name)
+        if DeltaLog(path).version() is None:
+            continue
+        try:
+            with closing(acquire(spark, storage, spec.name, f"maintenance of {spec.name}")):
+                policy = spec.maintain if name == spec.name else Maintain(vacuum_after=spec.maintain.vacuum_after)
+                clustered = bool(spec.sink.cluster_by) and name == spec.name
+                _maintain(spark, name, path, policy, report, apply=apply, stream=spec.is_stream, clustered=clustered)
+        except RunError as error:
+            if error.code != "LOCKED":
+                raise
+            report(f"{name}: left alone: {error.message.partition(';')[0]}, which looks after it")
+
+
+def _maintain(spark: SparkSession, name: str, path: Path, policy: Maintain, report: Report, *, apply: bool,
+              stream: bool, clustered: bool) -> None:  # fmt: skip
+    before = layout(spark, path)
+    would = "" if apply else "would "
+    crowded = [""] if clustered else _to_order(path, before) if policy.zorder_by else before.crowded(policy)
+    report(f"{name}: {before}")
+    if crowded:
+        how = "cluster" if clustered else f"z-order by {', '.join(policy.zorder_by)}" if policy.zorder_by else "compact"
+        report(f"{name}: {would}{how} {'the table' if crowded == [''] else f'{len(crowded)} partitions'}")
+        if apply:
+            compact(spark, path, policy, crowded, stream=stream)
+            report(f"{name}: {layout(spark, path)}")
+    with _session(spark, path, stream=stream) as session:
+        kept = f"interval {format_duration(policy.log_after)}"
+        log = f"{would}keep the log for {format_duration(policy.log_after)} and checkpoint it"
+        report(f"{name}: {log}")
+        if apply:
+            held = {row["key"]: row["value"] for row in session.sql(f"show tblproperties {_table(path)}").collect()}
+            if held.get("delta.logRetentionDuration") != kept:
+                session.sql(f"alter table {_table(path)} set tblproperties ('delta.logRetentionDuration' = '{kept}')")
+            jvm = session._jvm
+            assert jvm is not None
+            jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session._jsparkSession, str(path)).checkpoint()
+        if policy.vacuum_after is not None:
+            hours = policy.vacuum_after // _MICROS_PER_HOUR
+            dead = session.sql(f"vacuum {_table(path)} retain {hours} hours{'' if apply else ' dry run'}").collect()
+            report(f"{name}: {would}delete files dead for {format_duration(policy.vacuum_after)}"
+                   + ("" if apply else f": {len(dead)}"))  # fmt: skip
+
+
+def _to_order(path: Path, now: Layout) -> list[str]:
+    """Partitions that have changed since the table was last put in order by us; all of them the first time."""
+    log = DeltaLog(path)
+    changed: set[str] = set()
+    for version in reversed(log.versions()):
+        info = log.info(version)
+        if info.get("operation") == "OPTIMIZE" and info.get("operationParameters", {}).get("zOrderBy", "[]") != "[]":
+            return sorted(changed & set(now.sizes))
+        for action in log.actions(version):
+            file = action.get("add")
+            if file is not None and file.get("dataChange", True):
+                folder = Path(file["path"]).parent.as_posix()
+                changed.add("" if folder == "." else unquote(folder))
+    return sorted(now.sizes)
+
+
+def _table(path: Path) -> str:
+    return f"delta.`{path}`"
+
+
+@contextmanager
+def _session(spark: SparkSession, path: Path, *, stream: bool) -> Iterator[SparkSession]:
+    """A session whose commits on the table repeat the newest record of ours.
+
+    A job's table that somebody else wrote last has no record to repeat: its next run must see that, and recompute.
+    """
+    session = spark.newSession()
+    log = DeltaLog(path)
+    record = log.record()
+    if record is not None:
+        foreign = any(log.changes_rows(v) for v in log.versions() if v > record["version"])
+        if stream or not foreign:
+            repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
+            session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
+    yield session
