@@ -56,21 +56,27 @@ def report(text: str) -> None:
 @main.command()
 @click.option("--kafka-port", type=int)
 @click.option("--postgres-port", type=int)
-def up(kafka_port: int | None, postgres_port: int | None) -> None:
+@click.option("--engine", "warm", is_flag=True, help="Also keep Spark started for jobs (2 GB of memory).")
+def up(kafka_port: int | None, postgres_port: int | None, warm: bool) -> None:
     """Start a real Kafka broker and a real PostgreSQL under .lakehouse/."""
     from lakehouse_engine.local import classes, stack
+    from lakehouse_engine.local import engine as local_engine
 
     classes.prepare(_engine_jars(), report)
     services = stack.up(Path.cwd(), kafka_port, postgres_port, report)
+    if warm:
+        local_engine.start(Path.cwd(), report)
     click.echo(f"Kafka on {services.bootstrap_servers}; PostgreSQL: see .lakehouse/services.json")
 
 
 @main.command()
 def down() -> None:
     """Stop what `up` started here; data stays."""
+    from lakehouse_engine.local import engine as local_engine
     from lakehouse_engine.local import stack
 
-    click.echo("stopped" if stack.down(Path.cwd(), report) else "nothing was running")
+    stopped = [local_engine.stop(Path.cwd(), report), stack.down(Path.cwd(), report)]
+    click.echo("stopped" if any(stopped) else "nothing was running")
 
 
 @main.command()

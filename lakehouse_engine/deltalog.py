@@ -98,15 +98,19 @@ class DeltaLog:
 
         From the version's checksum file, else the newest metadata action that the JSON commits still hold.
         """
+        return self._newest("metadata", "metaData", until)
+
+    def _newest(self, name: str, action: str, until: int | None) -> dict[str, Any] | None:
+        """What ``name`` is in the checksum file of version ``until``, else the last ``action`` of that kind."""
         for version in reversed(self.versions()):
             if until is not None and version > until:
                 continue
-            found = self._checksum(version).get("metadata")
+            found = self._checksum(version).get(name)
             if found is None:
-                found = next((a["metaData"] for a in self.actions(version) if "metaData" in a), None)
+                found = next((a[action] for a in self.actions(version) if action in a), None)
             if found is not None:
-                metadata: dict[str, Any] = found
-                return metadata
+                newest: dict[str, Any] = found
+                return newest
         return None
 
     def _checksum(self, version: int) -> dict[str, Any]:
@@ -150,7 +154,7 @@ class DeltaLog:
         files: list[dict[str, Any]] = []
         named: frozenset[str | None] | None = None
         for action in self.actions(version):
-            if "protocol" in action:
+            if "protocol" in action and action["protocol"] != self._newest("protocol", "protocol", version - 1):
                 return Change(None, f"version {version} changes its protocol")
             if "metaData" in action and not self._same_shape(action["metaData"], version):
                 return Change(None, f"version {version} changes its schema or its partitions")

@@ -210,7 +210,7 @@ class _Task:
         self._request, self._connection, self._log = request, connection, report
         self._group = f"task-{secrets.token_hex(6)}"
         self._context = spark.sparkContext
-        self._runner = Runner(request.environment, tuple, self._tell, session=spark.newSession(), dsn=request.dsn)
+        self._runner = Runner(request.environment, tuple, self._tell, session=spark, dsn=request.dsn)
         self._sending = threading.Lock()
 
     def run(self, stopping: Callable[[], bool]) -> None:

@@ -84,6 +84,42 @@ def compact(spark: SparkSession, path: Path, policy: Maintain, partitions: list[
         session.sql(f"optimize {_table(path)}{f' where {where}' if where else ''}{zorder}").collect()
 
 
+class Keeper:
+    """Compacts the table of a stream, by its own writer and between its batches: nobody else may write there."""
+
+    def __init__(self, path: Path, policy: Maintain) -> None:
+        self._log, self._policy = DeltaLog(path), policy
+        self._small: dict[str, int] = {}  # files below the policy's size, by partition
+        self._seen: int | None = None
+
+    def after(self, spark: SparkSession) -> None:
+        """Looks at what the last commits added; rewrites the partitions that have become crowded."""
+        newest = self._log.version()
+        if newest is None:
+            return
+        below = self._policy.compact.smaller_than
+        if self._seen is None:
+            found = layout(spark, self._log.path).sizes
+            self._small = {p: sum(size < below for size in sizes) for p, sizes in found.items()}
+        else:
+            for version in range(self._seen + 1, newest + 1):
+                for file in (action["add"] for action in self._log.actions(version) if "add" in action):
+                    partition = _partition(file["path"])
+                    self._small[partition] = self._small.get(partition, 0) + (file["size"] < below)
+        self._seen = newest
+        crowded = [p for p, number in self._small.items() if number >= self._policy.compact.files]
+        if crowded:
+            compact(spark, self._log.path, self._policy, crowded, stream=True)
+            self._small |= dict.fromkeys(crowded, 1)  # what came of them may be small itself
+            self._seen = self._log.version()
+
+
+def _partition(path: str) -> str:
+    """The folder of a data file as the log writes it; '' in a table without partitions."""
+    folder = Path(unquote(path)).parent.as_posix()
+    return "" if folder == "." else folder
+
+
 def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Report, *, apply: bool) -> None:
     """What the pipeline's ``maintain`` asks for, on its tables; without ``apply`` only says what it would do.
 
@@ -146,8 +182,7 @@ def _to_order(path: Path, now: Layout) -> list[str]:
         for action in log.actions(version):
             file = action.get("add")
             if file is not None and file.get("dataChange", True):
-                folder = Path(file["path"]).parent.as_posix()
-                changed.add("" if folder == "." else unquote(folder))
+                changed.add(_partition(file["path"]))
     return sorted(now.sizes)
 
 

@@ -109,7 +109,10 @@ class Runner:
             self.storage.mkdir(parents=True, exist_ok=True)
             jars = () if self.submitted else self.jars()
             self._spark = session.start(
-                "lakehouse", jars=jars, settings=self.environment.spark, submitted=self.submitted
+                "lakehouse",
+                jars=jars,
+                settings=self.environment.spark,
+                submitted=self.submitted,
             )
         return self._spark
 

@@ -105,12 +105,13 @@ def load(spark: SparkSession, item: Stale, storage: Path, dsn: str) -> Served:
     """
     path = str(delta_sink.table_path(storage, item.spec.name))
     frame = spark.read.format("delta").option("versionAsOf", item.version).load(path)
-    total, reason = frame.count(), item.reason
+    reason = item.reason
     with closing(postgres_sink.connect(dsn)) as connection, connection, connection.cursor() as cursor:
         # the ledger's row is the order of writers: a second one waits here and then writes the same
         cursor.execute("insert into lakehouse.served (pipeline, version, rows) values (%s, -1, 0) on conflict"
                        " (pipeline) do update set served_at = excluded.served_at", (item.spec.name,))  # fmt: skip
         loaded = _write(cursor, item, frame, item.part)
+        total = loaded.rows if item.part is None else frame.count()
         if _rows(cursor, item.spec.name) != total and item.part is not None:
             reason = "the copy had been changed by another hand"
             loaded = _write(cursor, item, frame, None)

@@ -22,6 +22,7 @@ from lakehouse_engine import progress, rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.locks import Lock, acquire
+from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
@@ -331,6 +332,8 @@ class _Landing:
         self._member, self._topic = member, topic
         self._path = delta_sink.table_path(to.storage, member.name)
         self._aside = self._path.with_name(self._path.name + "__quarantine")
+        policy = member.spec.maintain
+        self._keepers = [Keeper(self._path, policy), Keeper(self._aside, policy.model_copy(update={"zorder_by": ()}))]
         starts = {p: Position(offset) for p, offset in _starts(topic, source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
@@ -355,9 +358,12 @@ class _Landing:
         text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
         parsed = frame.sparkSession.sql(text).persist()
         try:
-            return self._write(parsed, list(columns), started_at)
+            count = self._write(parsed, list(columns), started_at)
         finally:
             parsed.unpersist()
+        for keeper in self._keepers if count else ():
+            keeper.after(frame.sparkSession)
+        return count
 
     def _write(self, parsed: DataFrame, columns: list[str], started_at: int) -> int:
         counts = _count(parsed, len(self._member.rows.warnings))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 from pyspark.sql import SparkSession
 
@@ -46,3 +48,17 @@ def spark() -> Iterator[SparkSession]:
     session = start("tests", jars=engine_jars())
     yield session
     session.stop()
+
+
+@pytest.fixture
+def database(stack: Services) -> Iterator[str]:
+    """The address of an empty database of its own."""
+    name = f"t{uuid.uuid4().hex[:10]}"
+    administrator = psycopg2.connect(stack.dsn)
+    administrator.autocommit = True
+    with administrator.cursor() as cursor:
+        cursor.execute(f"create database {name}")
+    yield stack.dsn.rpartition("/")[0] + f"/{name}"
+    with administrator.cursor() as cursor:
+        cursor.execute(f"drop database {name} with (force)")
+    administrator.close()

@@ -124,8 +124,12 @@ def test_a_file_that_does_not_say_whether_it_changes_data_does(table: Path) -> N
 
 
 UNKNOWN = [
-    ("the schema", METADATA),
-    ("the protocol", PROTOCOL),
+    (
+        "the schema",
+        {"metaData": {**METADATA["metaData"], "schemaString": json.dumps({"type": "struct", "fields": []})}},
+    ),
+    ("the partitions", {"metaData": {**METADATA["metaData"], "partitionColumns": []}}),
+    ("the protocol", {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7}}),
     ("a file without the column", {"add": {"path": "x", "partitionValues": {"other": "1"}}}),
     ("a file without values", {"remove": {"path": "x", "dataChange": True}}),
 ]
@@ -134,7 +138,32 @@ UNKNOWN = [
 @pytest.mark.parametrize("action", [u[1] for u in UNKNOWN], ids=[u[0] for u in UNKNOWN])
 def test_what_changed_cannot_be_told_from(table: Path, action: dict[str, Any]) -> None:
     commit(table, 4, add("2026-01-04"), action)
-    assert DeltaLog(table).changed(3, "day") is None
+    assert DeltaLog(table).changed(3, "day").slices is None
+
+
+def test_a_change_of_properties_alone_changes_no_rows(table: Path) -> None:
+    commit(
+        table,
+        4,
+        {"metaData": {**METADATA["metaData"], "configuration": {"delta.appendOnly": "true"}}},
+        add("2026-01-04"),
+    )
+    assert DeltaLog(table).changed(3, "day") == Change(frozenset({"2026-01-04"}))
+
+
+def test_a_job_names_the_slices_that_it_replaced_in_a_table_without_partitions(table: Path) -> None:
+    named = note(json.dumps({"pipeline": "gold.x", "slice_by": "day", "slices": ["2026-01-07", None]}))
+    commit(table, 4, named, add("x", partitionValues={}))
+    assert DeltaLog(table).changed(3, "day") == Change(frozenset({"2026-01-07", None}))
+    assert DeltaLog(table).changed(3, "hour").slices is None
+
+
+def test_the_metadata_is_in_the_checksum_file_when_its_commit_is_gone(table: Path) -> None:
+    (table / "_delta_log" / f"{3:020d}.crc").write_text(json.dumps({"metadata": METADATA["metaData"]}))
+    (table / "_delta_log" / f"{0:020d}.json").unlink()
+    assert DeltaLog(table).table_id() == "first"
+    (table / "_delta_log" / f"{3:020d}.crc").write_text("{")
+    assert DeltaLog(table).table_id() is None
 
 
 def test_a_change_before_the_versions_asked_for_does_not_matter(table: Path) -> None:
@@ -145,9 +174,9 @@ def test_a_change_before_the_versions_asked_for_does_not_matter(table: Path) -> 
 
 def test_what_changed_cannot_be_told_when_a_commit_in_between_is_gone(table: Path) -> None:
     (table / "_delta_log" / f"{2:020d}.json").unlink()
-    assert DeltaLog(table).changed(1, "day") is None
+    assert DeltaLog(table).changed(1, "day").slices is None
     assert DeltaLog(table).changed(2, "day") == Change(frozenset({"2026-01-01"}))
 
 
 def test_what_changed_cannot_be_told_of_a_table_that_has_gone_back(table: Path) -> None:
-    assert DeltaLog(table).changed(99, "day") is None
+    assert DeltaLog(table).changed(99, "day").slices is None

@@ -48,14 +48,15 @@ def run(command: Sequence[str], account: Account | None, cwd: Path | None = None
     )  # fmt: skip
 
 
-def spawn(command: Sequence[str], log: Path, record: Path, *, mark: str, account: Account | None = None) -> Process:
+def spawn(command: Sequence[str], log: Path, record: Path, *, mark: str, account: Account | None = None,
+          cwd: Path | None = None) -> Process:  # fmt: skip
     """Start detached, with output to ``log``, and write the process to ``record`` before anything can go wrong."""
     user, group, groups = _identity(account)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         os.replace(log, log.with_suffix(".log.1"))
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, user=user, group=group, extra_groups=groups, cwd=record.parent, env=_environment(),
+            command, user=user, group=group, extra_groups=groups, cwd=cwd or record.parent, env=_environment(),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     # Not waited for on purpose: without this Popen warns when it is collected.

@@ -88,13 +88,14 @@ def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequ
 
     Raises ``PlanError`` TABLE_DIFFERS with the statement that mends it.
     """
-    schema, _, name = table.partition(".")
-    cursor.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
-    cursor.execute(
-        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = to_regclass(%s)"
-        " and a.attnum > 0 and not a.attisdropped", (f'"{schema}"."{name}"',))  # fmt: skip
-    present = {column: _short(kind) for column, kind in cursor.fetchall()}
+    present = _columns(cursor, table)
     if not present:
+        # one at a time: `create if not exists` of two transactions can collide
+        cursor.execute("select pg_advisory_xact_lock(7241203)")
+        present = _columns(cursor, table)
+    if not present:
+        schema = sql.Identifier(table.partition(".")[0])
+        cursor.execute(sql.SQL("create schema if not exists {}").format(schema))
         parts = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(kind)) for c, kind in columns.items()]
         if keys:
             unique = sql.SQL(", ").join(map(sql.Identifier, keys))
@@ -108,6 +109,14 @@ def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequ
         if present[column] != kind:
             raise PlanError("TABLE_DIFFERS", f"{table}.{column} is {present[column]} and the pipeline gives {kind}",
                             where=where)  # fmt: skip
+
+
+def _columns(cursor: Any, table: str) -> dict[str, str]:
+    schema, _, name = table.partition(".")
+    cursor.execute(
+        "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = to_regclass(%s)"
+        " and a.attnum > 0 and not a.attisdropped", (f'"{schema}"."{name}"',))  # fmt: skip
+    return {column: _short(kind) for column, kind in cursor.fetchall()}
 
 
 def ensure_index(cursor: Any, table: str, column: str) -> None:

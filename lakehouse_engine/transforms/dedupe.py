@@ -46,7 +46,9 @@ class Dedupe(Component):
             F.col(sql.name(name)) for name in ties if frame.schema[name].dataType.typeName() not in ("map", "variant")
         ]
         direction = [c.asc_nulls_last() if self.keep == "first" else c.desc_nulls_last() for c in orders]
-        window = Window.partitionBy(*[F.col(sql.name(key)) for key in self.keys]).orderBy(*direction)
+        keys = [F.col(sql.name(key)) for key in self.keys]
+        # a hash first: Spark sorts by the first column's leading bytes, and those of a date are all the same in a day
+        window = Window.partitionBy(F.xxhash64(*keys), *keys).orderBy(*direction)
         return frame.withColumn("_rank", F.row_number().over(window)).filter("_rank = 1").drop("_rank")
 
     def expressions(self) -> list[str]:

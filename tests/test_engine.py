@@ -1,0 +1,108 @@
+"""One warm Spark for many commands: relayed, refused, killed on either side; and commands that do without."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import pytest
+
+from demo.reconcile import reconcile
+from tests.platform import PROJECT, Platform
+
+SILVER, GOLD = "pipelines/silver", "pipelines/gold"
+
+
+def address(lake: Platform) -> Path:
+    return lake.folder / ".lakehouse" / "engine.json"
+
+
+def ran(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stderr
+
+
+def right(lake: Platform) -> bool:
+    checks = reconcile(lake.bootstrap_servers, lake.dsn, lake.storage, lake.topic, ("gold",))
+    assert checks
+    return all(check.ok for check in checks)
+
+
+def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(lake: Platform) -> None:
+    lake.produce(3000, seed=1, duplicates=0.1)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    engine = lake.start("engine")
+    lake.until(address(lake).exists, "the engine takes requests")
+    assert address(lake).stat().st_mode & 0o777 == 0o600
+    for words in (("run", SILVER), ("run", GOLD), ("serve", GOLD)):
+        assert "starting Spark" not in ran(lake.lakehouse(*words))
+    assert right(lake)
+    assert "nothing new" in ran(lake.lakehouse("run", SILVER, GOLD))
+
+    # an error is the engine's own, with its place and exit status
+    backfill = lake.lakehouse("backfill", f"{SILVER}/user_events.yaml", "--from", "some day")
+    assert (backfill.returncode, "BAD_RANGE" in backfill.stderr) == (1, True)
+    assert "1 slices" in ran(lake.lakehouse("backfill", f"{GOLD}/daily_active_users.yaml", "--full"))
+
+    # somebody without the token
+    found = json.loads(address(lake).read_text())
+    with pytest.raises((AuthenticationError, ConnectionError, EOFError)):
+        Client(("127.0.0.1", found["port"]), authkey=b"guess").recv()
+
+    # a command that is killed takes its work along, and the next one does it
+    lake.produce(200_000, seed=2)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
+                              stderr=subprocess.PIPE)  # fmt: skip
+    assert client.stderr is not None
+    assert "silver.user_events: slices" in client.stderr.readline()
+    client.kill()
+    client.communicate(timeout=30)
+    assert "silver.user_events" in ran(lake.lakehouse("run", SILVER))
+    ran(lake.lakehouse("run", GOLD))
+
+    # the engine is killed in the middle: the command says so, and the next one does without
+    lake.produce(200_000, seed=3)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
+                              stderr=subprocess.PIPE)  # fmt: skip
+    assert client.stderr is not None
+    assert "silver.user_events: slices" in client.stderr.readline()
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wait(30)
+    assert "ENGINE_DIED" in client.communicate(timeout=30)[1]
+    assert client.returncode == 1
+    alone = ran(lake.lakehouse("run", SILVER, GOLD))
+    assert "the engine does not answer; starting Spark here" in alone
+    ran(lake.lakehouse("serve", "--no-engine", GOLD))
+    assert right(lake)
+
+
+def test_a_stopped_engine_leaves_nothing_and_other_code_is_refused(lake: Platform, tmp_path: Path) -> None:
+    lake.produce(100, seed=1)
+    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    engine = lake.start("engine")
+    lake.until(address(lake).exists, "the engine takes requests")
+    second = lake.lakehouse("engine")
+    assert (second.returncode, "LOCKED" in second.stderr) == (1, True)
+    code = ("import sys; from lakehouse_engine import engine; engine.code_digest = lambda: 'older'\n"
+            f"from lakehouse_engine.cli import main; sys.argv = ['lakehouse', 'run', {SILVER!r}]; main()")  # fmt: skip
+    other = subprocess.run([sys.executable, "-c", code], cwd=lake.folder, env=lake.environment, text=True,
+                           capture_output=True, timeout=120)  # fmt: skip
+    assert "the engine runs other code than this command" in ran(other)
+    assert "starting Spark" in other.stderr
+    engine.terminate()
+    assert engine.wait(60) == 0, lake.log(engine)
+    assert not address(lake).exists()
+
+
+def test_nothing_of_it_needs_pyspark_until_there_is_work() -> None:
+    code = "import sys, lakehouse_engine.engine, lakehouse_engine.cli; print('pyspark' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
