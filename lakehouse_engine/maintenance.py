@@ -134,6 +134,8 @@ def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Rep
             with closing(acquire(spark, storage, spec.name, f"maintenance of {spec.name}")):
                 policy = spec.maintain if name == spec.name else Maintain(vacuum_after=spec.maintain.vacuum_after)
                 clustered = bool(spec.sink.cluster_by) and name == spec.name
+                if clustered and apply:
+                    delta_sink.cluster(spark, path, spec.sink.cluster_by)
                 _maintain(spark, name, path, policy, report, apply=apply, stream=spec.is_stream, clustered=clustered)
         except RunError as error:
             if error.code != "LOCKED":

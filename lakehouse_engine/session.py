@@ -53,8 +53,11 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
           submitted: bool = False) -> SparkSession:  # fmt: skip
     """The session. ``submitted``: spark-submit has started the JVM and chosen master and class path.
 
-    Raises ``RunError`` MISSING_JARS when Delta is not on the class path.
+    Raises ``RunError`` SPARK_REMOTE, and MISSING_JARS when Delta is not on the class path.
     """
+    if "SPARK_REMOTE" in os.environ:
+        raise RunError("SPARK_REMOTE", "this engine holds its locks in the JVM that writes, which Spark Connect does not"
+                       " let it do; unset SPARK_REMOTE, and keep Spark warm with: lakehouse up --engine")  # fmt: skip
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
 

@@ -142,9 +142,10 @@ def test_a_reader_sees_a_day_whole_or_not_at_all(mirror: Mirror, spark: SparkSes
 
 def test_values_of_every_type_come_back_as_they_were_sent(spark: SparkSession, database: str) -> None:
     frame = spark.sql(r"""select * from values
-      (1Y, 2S, 3, 4L, 1.5D, cast(0.1 as float), true, 'a\tb\\n', timestamp'2026-03-08 02:30:00.123456', date'1969-12-31',
-       X'00ff', 12.50BD, cast('NaN' as double)),
-      (null, null, null, null, null, null, null, null, null, null, null, null, null) as t (a,b,c,d,e,f,g,h,i,j,k,l,m)""")
+      (1Y, 2S, 3, 4L, 1.5D, cast(0.1 as float), true, 'a\tb\\n', timestamp'2026-03-08 02:30:00.123456',
+       date'1969-12-31', X'00ff', 12.50BD, cast('NaN' as double)),
+      (null, null, null, null, null, null, null, null, null, null, null, null, null) as t (a,b,c,d,e,f,g,h,i,j,k,l,m)
+      """)
     with closing(postgres_sink.connect(database)) as connection, connection, connection.cursor() as cursor:
         assert postgres_sink.load(cursor, "gold.types", frame, "here").rows == 2
         cursor.execute("select i::text, h, k, l from gold.types where a is not null")

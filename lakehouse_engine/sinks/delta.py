@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from lakehouse_engine import sql
 from lakehouse_engine.component import Column, Columns, Component
+from lakehouse_engine.deltalog import DeltaLog
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, DataFrameWriter
+    from pyspark.sql import DataFrame, SparkSession
 
 
 def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,8 +50,11 @@ def table_path(storage: Path, table: str) -> Path:
 def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
            cluster_by: Sequence[str] = ()) -> None:  # fmt: skip
     """Adds the rows in one commit that carries ``record`` in ``userMetadata``."""
+    new = DeltaLog(path).version() is None
     writer = frame.write.format("delta").mode("append").option("userMetadata", record)
-    _laid_out(writer, path, partition_by, cluster_by).save(str(path))
+    (writer.partitionBy(*partition_by) if partition_by else writer).save(str(path))
+    if new and cluster_by:
+        cluster(frame.sparkSession, path, cluster_by)
 
 
 def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
@@ -62,12 +67,16 @@ def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence
               .option("txnAppId", run).option("txnVersion", "1"))  # fmt: skip
     if where is not None:
         writer.option("replaceWhere", where).save(str(path))
-    else:
-        _laid_out(writer.option("overwriteSchema", "true"), path, partition_by, cluster_by).save(str(path))
+        return
+    writer = writer.option("overwriteSchema", "true")
+    (writer.partitionBy(*partition_by) if partition_by else writer).save(str(path))
+    if cluster_by:
+        cluster(frame.sparkSession, path, cluster_by)
 
 
-def _laid_out(writer: DataFrameWriter, path: Path, partition_by: Sequence[str],
-              cluster_by: Sequence[str]) -> DataFrameWriter:  # fmt: skip
-    if partition_by:
-        return writer.partitionBy(*partition_by)
-    return writer.clusterBy(*cluster_by) if cluster_by else writer
+def cluster(spark: SparkSession, path: Path, columns: Sequence[str]) -> None:
+    """Makes the columns the table's clustering. Delta forgets it when a table is overwritten by path, and takes none
+    from a writer; a crash before this leaves a table that is right and is put in order by ``lakehouse maintain``."""
+    table = f"delta.`{path}`"
+    if list(spark.sql(f"describe detail {table}").collect()[0]["clusteringColumns"]) != list(columns):
+        spark.sql(f"alter table {table} cluster by ({', '.join(map(sql.name, columns))})")

@@ -186,9 +186,12 @@ def _python_rows(frame: DataFrame) -> Iterator[list[Any]]:
     """The rows as Python values. Times go through microseconds: PySpark would give them in this process's zone."""
     from datetime import timedelta
 
-    times = {i for i, f in enumerate(frame.schema.fields) if f.dataType.typeName() == "timestamp"}
+    kinds = [f.dataType.typeName() for f in frame.schema.fields]
+    times = {i for i, kind in enumerate(kinds) if kind == "timestamp"}
+    # a float's shortest decimal form is what PostgreSQL gives back; as a double it would have other digits
+    forms = {"timestamp": "unix_micros({})", "float": "cast(cast({} as string) as double)"}
     quoted = [f"`{f.name.replace('`', '``')}`" for f in frame.schema.fields]
-    chosen = [f"unix_micros({q}) as {q}" if i in times else q for i, q in enumerate(quoted)]
+    chosen = [f"{forms.get(kind, '{}').format(q)} as {q}" for kind, q in zip(kinds, quoted, strict=True)]
     epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
     for row in frame.selectExpr(*chosen).toLocalIterator():
         yield [epoch + timedelta(microseconds=v) if i in times and v is not None else v for i, v in enumerate(row)]
