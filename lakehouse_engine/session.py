@@ -56,8 +56,8 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
     Raises ``RunError`` SPARK_REMOTE, and MISSING_JARS when Delta is not on the class path.
     """
     if "SPARK_REMOTE" in os.environ:
-        raise RunError("SPARK_REMOTE", "this engine holds its locks in the JVM that writes, which Spark Connect does not"
-                       " let it do; unset SPARK_REMOTE, and keep Spark warm with: lakehouse up --engine")  # fmt: skip
+        raise RunError("SPARK_REMOTE", "locks are held in the JVM that writes, which Spark Connect does not let anybody"
+                       " do; unset SPARK_REMOTE, and keep Spark warm with: lakehouse up --engine")  # fmt: skip
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
 
