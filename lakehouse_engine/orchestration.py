@@ -102,7 +102,11 @@ def workflows(project: Path, command: Sequence[str]) -> tuple[Workflow, ...]:
         dags[job.airflow.dag][0].append(job)
     for one in broken:
         dags[one.dag][1].append(one)
-    made = [_workflow(name, *dags[name], jobs, words) for name in sorted(dags)]
+    writers = {one.name: one.dag for one in broken} | {job.name: job.airflow.dag for job in jobs}
+    made = []
+    for name in sorted(dags):
+        elsewhere = {table for table, dag in writers.items() if dag != name}
+        made.append(_workflow(name, *dags[name], elsewhere, words))
     return (*made, *_maintenance(jobs, words))
 
 
@@ -127,9 +131,9 @@ class _Words:
 
 
 def _workflow(
-    name: str, jobs: Sequence[PipelineSpec], broken: Sequence[_Broken], all_jobs: Sequence[PipelineSpec], words: _Words
+    name: str, jobs: Sequence[PipelineSpec], broken: Sequence[_Broken], elsewhere: Collection[str], words: _Words
 ) -> Workflow:
-    schedule, after, error = _clock(jobs, broken, all_jobs)
+    schedule, after, error = _clock(jobs, broken, elsewhere)
     if error:
         error = error.replace(f"{words.project}/", "")
         return Workflow(name, (Task("clock", "schedule", docs=error, error=error),), schedule, docs=error)
@@ -191,9 +195,12 @@ def _failing(one: _Broken, taken: Collection[str]) -> Task:
 
 
 def _clock(
-    jobs: Sequence[PipelineSpec], broken: Sequence[_Broken], all_jobs: Sequence[PipelineSpec]
+    jobs: Sequence[PipelineSpec], broken: Sequence[_Broken], elsewhere: Collection[str]
 ) -> tuple[str | None, tuple[str, ...], str | None]:
-    """(schedule, tables to wait for, what is wrong). A DAG that is wrong runs daily: somebody has to see it."""
+    """(schedule, tables to wait for, what is wrong). A DAG that is wrong runs daily: somebody has to see it.
+
+    ``elsewhere``: tables that other DAGs write.
+    """
     clocks: dict[str, PipelineSpec] = {}
     for job in jobs:
         if job.schedule and job.schedule != "upstream":
@@ -205,15 +212,13 @@ def _clock(
         (first, one), (second, other), *_ = clocks.items()
         return "@daily", (), (f"{one.where('schedule')}: TWO_CLOCKS: {one.name} runs {first} and {other.name} {second};"
                               " one DAG has one clock: give one of them another airflow.dag")  # fmt: skip
-    written = {job.name for job in all_jobs if job.airflow.dag not in {j.airflow.dag for j in jobs}}
-    after = tuple(sorted({_table(job) for job in jobs} & written))
+    after = tuple(sorted({_table(job) for job in jobs} & set(elsewhere)))
     if after:
         return None, after, None
-    if jobs:
-        return "@daily", (), (f"{jobs[0].where('schedule')}: NO_CLOCK: every job of this DAG waits for its inputs, and"
-                              " no other DAG writes them; give one of them a schedule")  # fmt: skip
-    schedule = next((one.schedule for one in broken), "daily")
-    return _CLOCKS.get(schedule, schedule), (), None
+    if broken:  # the clock may have been theirs
+        return _CLOCKS.get(broken[0].schedule, broken[0].schedule), (), None
+    return "@daily", (), (f"{jobs[0].where('schedule')}: NO_CLOCK: every job of this DAG waits for its inputs, and"
+                          " no other DAG writes them; give one of them a schedule")  # fmt: skip
 
 
 def _table(job: PipelineSpec) -> str:
