@@ -1,0 +1,124 @@
+"""The reference DAG in a running Airflow, triggered, watched and cleared through its API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.error
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from lakehouse_engine.local.process import family, recorded
+from tests.orchestration.conftest import DAG, Server
+from tests.platform import user_event
+from tests.test_platform import off, ran
+
+pytestmark = pytest.mark.timeout(900)
+LOGOUTS = """\
+description: Logouts per day.
+source: silver.user_events
+transforms:
+  - filter: event_type = 'logout'
+  - aggregate: {by: [event_date], measures: {logout_count: count(*)}}
+sink: {delta: {replace_by: event_date}}
+serve: postgres
+"""
+
+
+@pytest.fixture
+def landed(server: Server) -> Iterator[Server]:
+    """New events in bronze, and afterwards no run that goes on."""
+    server.lake.produce(2000, seed=len(server.runs))
+    ran(server.lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    yield server
+    for run in server.runs:
+        server.ended(run)
+
+
+def test_a_run_by_hand_takes_new_files_up_and_a_wrong_one_fails_alone(landed: Server) -> None:
+    lake, gold = landed.lake, landed.lake.folder / "pipelines" / "gold"
+    today = datetime.now(timezone.utc)
+    lake.send(*[user_event(10**6 + number, today, event_type="logout") for number in range(3)])
+    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    (gold / "logouts_daily.yaml").write_text(LOGOUTS)
+    (gold / "wrong.yaml").write_text(LOGOUTS.replace("filter:", "fliter:"))
+    try:
+        new = {"gold.logouts_daily", "gold.wrong"}
+        landed.until(lambda: new <= {t["task_id"] for t in landed.call(f"/dags/{DAG}/tasks")["tasks"]}, "tasks are new")
+        run = landed.trigger()
+        assert landed.ended(run) == "failed"
+        states = landed.states(run)
+        assert {name for name, state in states.items() if state != "success"} == {"gold.wrong"}
+        assert states.pop("gold.wrong") == "failed"
+        assert "gold_to_postgres" in states
+        assert "pipelines/gold/wrong.yaml:4: UNKNOWN_COMPONENT: fliter is unknown" in landed.log(run, "gold.wrong")
+        assert landed.tasks(run)["gold.wrong"]["try_number"] == 1
+    finally:
+        (gold / "wrong.yaml").unlink()
+    assert off(lake, "gold") == []
+    counted = lake.query("select sum(logout_count) from gold.logouts_daily")
+    assert counted == lake.query("select sum(event_count) from gold.events_per_source_daily") or counted[0][0] >= 3
+
+
+def test_a_task_that_was_killed_in_mid_run_and_cleared_leaves_the_tables_right(landed: Server) -> None:
+    before = landed.lake.versions().get("silver.user_events")
+    run = landed.trigger()
+    running: list[int] = []
+    landed.until(lambda: bool(running.extend(engine_of(landed, run, "bronze_to_silver")) or running), "Spark runs",
+                 90, run)  # fmt: skip
+    os.killpg(running[0], signal.SIGKILL)
+    landed.until(lambda: landed.states(run)["bronze_to_silver"] == "up_for_retry", "the task has failed", 60, run)
+    assert landed.lake.versions().get("silver.user_events") == before
+    landed.call(f"/dags/{DAG}/clearTaskInstances", {
+        "dry_run": False, "dag_run_id": run, "task_ids": ["bronze_to_silver"], "only_failed": False,
+        "include_downstream": True})  # fmt: skip
+    assert landed.ended(run) == "success", landed.states(run)
+    assert landed.tasks(run)["bronze_to_silver"]["try_number"] == 2
+    assert off(landed.lake, "gold") == []
+
+
+def engine_of(server: Server, run: str, task: str) -> list[int]:
+    """The process group of a task's command once its JVM is up, found from the task's recorded pid."""
+    pid = server.tasks(run)[task]["pid"]
+    children = Path(f"/proc/{pid}/task/{pid}/children") if pid else Path("/proc/none")
+    for child in children.read_text().split() if children.exists() else []:
+        below = Path(f"/proc/{child}/task/{child}/children").read_text().split()
+        if any("java" in Path(f"/proc/{one}/cmdline").read_text() for one in below):
+            return [os.getpgid(int(child))]
+    return []
+
+
+@pytest.mark.parametrize("wrong", [{"from": "2026-01-01; touch x"}, {"to": "yesterday"}, {"full": "yes"}])
+def test_a_range_that_is_none_is_refused_before_anything_runs(server: Server, wrong: dict[str, str]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.trigger(**wrong)
+    assert refused.value.code == 400
+    assert "param" in refused.value.read().decode()
+
+
+def test_nothing_listens_but_on_loopback(server: Server) -> None:
+    home = server.running.passwords.parent
+    leaders = [recorded(home / f"{name}.json") for name in ("api-server", "scheduler", "dag-processor", "triggerer")]
+    pids = {one.pid for leader in leaders if leader is not None for one in family(leader)}
+    assert len(pids) > 4
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            if file.is_symlink() and (link := os.readlink(file)).startswith("socket:["):
+                sockets.add(link[8:-1])
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in sockets:
+                listening.add(words[1].partition(":")[0])
+    assert listening == {"0100007F"}
+
+
+def test_what_is_secret_is_its_owners_alone(server: Server) -> None:
+    home = server.running.passwords.parent
+    assert home.stat().st_mode & 0o077 == 0
+    assert server.running.passwords.stat().st_mode & 0o077 == 0
