@@ -8,7 +8,7 @@ project's ``.venv/bin/lakehouse``, else ``lakehouse``). Tasks run it in the proj
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,10 @@ class LakehouseOperator(BashOperator):
 
 def build(workflow: Workflow) -> DAG:
     schedule = [Asset(table) for table in workflow.after] or workflow.schedule
+    # No start date: the first run is the next one due, not at once the one before.
     with DAG(
-        workflow.id, schedule=schedule, start_date=datetime(2025, 1, 1, tzinfo=timezone.utc), catchup=False,
-        max_active_runs=1, params=RANGE if workflow.ranged else {}, doc_md=workflow.docs, tags=["lakehouse"],
+        workflow.id, schedule=schedule, catchup=False, max_active_runs=1, params=RANGE if workflow.ranged else {},
+        doc_md=workflow.docs, tags=["lakehouse"],
     ) as dag:  # fmt: skip
         layers = dict.fromkeys(task.layer for task in workflow.tasks)
         groups = {layer: TaskGroup(layer, prefix_group_id=False) for layer in layers}
