@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AIRFLOW := .airflow-venv
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults bench lint clean
+.PHONY: help setup demo test faults bench lint airflow airflow-up airflow-down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,5 +34,22 @@ lint: setup  ## ruff, mypy strict, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --config setup.cfg
 
+# An environment of its own, without pyspark: Airflow's dependencies and the engine's do not mix.
+$(AIRFLOW)/ready: airflow/constraints.txt setup.cfg pyproject.toml
+	@echo "building $(AIRFLOW) (two minutes the first time)"
+	@$(PYTHON) -m venv $(AIRFLOW)
+	@$(AIRFLOW)/bin/pip install --quiet --disable-pip-version-check -c airflow/constraints.txt \
+	  apache-airflow asyncpg psycopg2-binary pydantic pyyaml jsonschema sqlglot
+	@$(AIRFLOW)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+airflow: $(AIRFLOW)/ready  ## Build Airflow's own environment in .airflow-venv
+
+airflow-up: setup airflow  ## Start Airflow with the DAGs of pipelines/, and leave it running
+	@$(BIN)/lakehouse airflow up
+
+airflow-down: setup  ## Stop Airflow
+	@$(BIN)/lakehouse airflow down
+
 clean:  ## Remove what was built here (data under .lakehouse stays)
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(AIRFLOW) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

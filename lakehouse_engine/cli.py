@@ -79,6 +79,29 @@ def down() -> None:
     click.echo("stopped" if any(stopped) else "nothing was running")
 
 
+@main.group("airflow")
+def airflow_() -> None:
+    """Airflow on the embedded PostgreSQL, with its DAGs made from pipelines/."""
+
+
+@airflow_.command("up")
+def airflow_up() -> None:
+    """Start Airflow, and the embedded stack if need be; `make airflow` builds what it needs."""
+    from lakehouse_engine.local import airflow, stack
+
+    services = stack.up(Path.cwd(), report=report)
+    running = airflow.up(Path.cwd(), services.dsn, report=report)
+    click.echo(f"Airflow on {running.url}; user admin, password in {running.passwords}")
+
+
+@airflow_.command("down")
+def airflow_down() -> None:
+    """Stop Airflow and the tasks that it runs; the embedded stack stays."""
+    from lakehouse_engine.local import airflow
+
+    click.echo("stopped" if airflow.down(Path.cwd(), report) else "nothing was running")
+
+
 @main.command()
 @click.option("--dir", "folder", is_flag=True, help="The folder that holds them.")
 @click.option("--list", "listed", is_flag=True, help="Comma-separated paths, as spark-submit --jars takes them.")

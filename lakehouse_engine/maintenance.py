@@ -199,6 +199,8 @@ def _session(spark: SparkSession, path: Path, *, stream: bool) -> Iterator[Spark
     A job's table that somebody else wrote last has no record to repeat: its next run must see that, and recompute.
     """
     session = spark.newSession()
+    # how many tasks a vacuum lists files with: the default of 10,000 takes a minute to schedule
+    session.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", "8")
     log = DeltaLog(path)
     record = log.record()
     if record is not None:

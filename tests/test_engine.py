@@ -56,7 +56,7 @@ def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(l
         Client(("127.0.0.1", found["port"]), authkey=b"guess").recv()
 
     # a command that is killed takes its work along, and the next one does it
-    lake.produce(200_000, seed=2)
+    lake.produce(100_000, seed=2)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
     client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
                               stderr=subprocess.PIPE)  # fmt: skip
@@ -68,7 +68,7 @@ def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(l
     ran(lake.lakehouse("run", GOLD))
 
     # the engine is killed in the middle: the command says so, and the next one does without
-    lake.produce(200_000, seed=3)
+    lake.produce(100_000, seed=3)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
     client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
                               stderr=subprocess.PIPE)  # fmt: skip

@@ -39,24 +39,29 @@ class Process:
     mark: str
 
 
-def run(command: Sequence[str], account: Account | None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run to the end, as ``account`` if given. Raises OSError when it cannot be started."""
+def run(
+    command: Sequence[str], account: Account | None, cwd: Path | None = None, settings: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, as ``account`` if given, with ``settings`` in its environment. Raises OSError when it cannot."""
     user, group, groups = _identity(account)
     return subprocess.run(
-        command, user=user, group=group, extra_groups=groups, cwd=cwd, env=_environment(),
+        command, user=user, group=group, extra_groups=groups, cwd=cwd, env={**_environment(), **(settings or {})},
         capture_output=True, text=True, errors="replace", timeout=120, check=False,
     )  # fmt: skip
 
 
-def spawn(command: Sequence[str], log: Path, record: Path, *, mark: str, account: Account | None = None,
-          cwd: Path | None = None) -> Process:  # fmt: skip
+def spawn(
+    command: Sequence[str], log: Path, record: Path, *, mark: str, account: Account | None = None,
+    settings: Mapping[str, str] | None = None, cwd: Path | None = None,
+) -> Process:  # fmt: skip
     """Start detached, with output to ``log``, and write the process to ``record`` before anything can go wrong."""
     user, group, groups = _identity(account)
     if log.exists() and log.stat().st_size > LOG_LIMIT:
         os.replace(log, log.with_suffix(".log.1"))
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, user=user, group=group, extra_groups=groups, cwd=cwd or record.parent, env=_environment(),
+            command, user=user, group=group, extra_groups=groups, cwd=cwd or record.parent,
+            env={**_environment(), **(settings or {})},
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     # Not waited for on purpose: without this Popen warns when it is collected.
@@ -106,6 +111,29 @@ def stop(process: Process, signals: Sequence[signal.Signals], patience: float, r
         if gone(process, patience):
             return
     raise RunError("STACK_NOT_STOPPED", f"process {process.pid} survives SIGKILL; is its disk hanging?")
+
+
+def family(leader: Process) -> list[Process]:
+    """All that ``leader``, started by ``spawn``, has begun and that still runs, itself first; Linux alone knows.
+
+    They are its session's processes and the descendants of those. When it has died, only what bears its ``mark``.
+    """
+    parents: dict[int, int] = {}
+    sessions: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            parents[int(folder.name)], sessions[int(folder.name)] = int(fields[1]), int(fields[3])
+    own = alive(leader)
+    found = {}
+    for pid in sorted(parents):
+        above: int | None = pid
+        while above is not None and sessions.get(above) != leader.pid:
+            above = parents.get(above)
+        seen = _look(pid) if above is not None else None
+        if seen is not None and (own or leader.mark in seen[1]):
+            found[pid] = Process(pid, seen[0], "")
+    return sorted(found.values(), key=lambda one: one.pid != leader.pid)
 
 
 def gone(process: Process, patience: float) -> bool:

@@ -13,7 +13,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
-from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, PipelineSpec
 from lakehouse_engine.transforms import Aggregate, Dedupe, Derive, Filter, Parse, Select, Watermark, Window
 
 Columns = dict[str, str]
@@ -312,7 +312,26 @@ def jobs_form_no_cycle(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
             yield _at(spec, "source", "CYCLE", f"{' reads '.join([*seen, spec.name])}")
 
 
-SET: tuple[Callable[[Sequence[PipelineSpec]], Iterable[Problem]], ...] = (one_table_has_one_writer, jobs_form_no_cycle)
+def tasks_have_names_of_their_own(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
+    """In its DAG a job's name is neither another one's nor that of a group or task that is added there."""
+    jobs = [spec for spec in specs if not spec.is_stream]
+    added = {SERVING_TASK, SERVING_LAYER, *(spec.layer for spec in jobs)}
+    taken: dict[tuple[str, str], str] = {}
+    for spec in jobs:
+        if spec.airflow.dag == MAINTENANCE:
+            yield _at(spec, "airflow.dag", "SAME_TASK", f"{MAINTENANCE} is the DAG that maintains all tables")
+        name = (spec.airflow.dag, spec.task_id)
+        if name in taken or spec.task_id in added:
+            other = taken.get(name, "what is added to every DAG")
+            yield _at(spec, "airflow.task_id", "SAME_TASK", f"the task {spec.task_id} of {name[0]} is {other}'s")
+        taken.setdefault(name, spec.name)
+
+
+SET: tuple[Callable[[Sequence[PipelineSpec]], Iterable[Problem]], ...] = (
+    one_table_has_one_writer,
+    jobs_form_no_cycle,
+    tasks_have_names_of_their_own,
+)
 
 
 def check_all(specs: Sequence[PipelineSpec]) -> list[Problem]:

@@ -47,7 +47,7 @@ def load(paths: Sequence[Path], *, environment: Environment | None = None) -> tu
     specs: list[PipelineSpec] = []
     seen: dict[Path, None] = {}
     for path in paths:
-        for file in _files(path, problems):
+        for file in files(path, problems):
             seen.setdefault(file, None)
     names: dict[str, str] = {}
     for file in seen:
@@ -70,7 +70,8 @@ def load(paths: Sequence[Path], *, environment: Environment | None = None) -> tu
     return tuple(sorted(specs, key=lambda spec: spec.name))
 
 
-def _files(path: Path, problems: list[Problem]) -> Iterable[Path]:
+def files(path: Path, problems: list[Problem]) -> Iterable[Path]:
+    """The pipeline files of a folder, or the file itself; adds NO_PIPELINES or FILE_MISSING to ``problems``."""
     if path.is_dir():
         found = [
             file for file in sorted(path.rglob("*.yaml"))
@@ -311,7 +312,7 @@ class _Reader:
                 return None, None
             made = self._model(Trigger, trigger, "trigger")
             return (made if isinstance(made, Trigger) else None), None
-        if not isinstance(schedule, str) or (schedule not in _SCHEDULES and not _is_cron(schedule)):
+        if not is_schedule(schedule):
             close = get_close_matches(str(schedule), _SCHEDULES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not daily, hourly, weekly, manual, upstream or a"
@@ -378,6 +379,10 @@ class _Reader:
             if candidate and candidate.lstrip(".") in self._lines:
                 return candidate.lstrip(".")
         return path
+
+
+def is_schedule(value: object) -> bool:
+    return isinstance(value, str) and (value in _SCHEDULES or _is_cron(value))
 
 
 def _is_cron(text: str) -> bool:

@@ -28,11 +28,17 @@ class Trigger(Model):
     every: Duration
 
 
+#: what stands in Airflow beside the jobs: the task that copies gold into PostgreSQL, its group, the DAG of maintenance
+SERVING_TASK, SERVING_LAYER, MAINTENANCE = "gold_to_postgres", "serving", "lakehouse_maintenance"
+#: a name as Airflow takes it
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)]
+
+
 class Airflow(Model):
     """How the job stands in Airflow."""
 
-    dag: str = "lakehouse_bronze_to_gold"
-    task_id: str | None = None
+    dag: TaskName = "lakehouse_bronze_to_gold"
+    task_id: TaskName | None = None
     retries: Annotated[int, Field(ge=0)] = 2
     owner: str = "lakehouse"
     timeout: Duration | None = None
@@ -81,6 +87,11 @@ class PipelineSpec(Model):
     @property
     def layer(self) -> str:
         return self.name.partition(".")[0]
+
+    @property
+    def task_id(self) -> str:
+        """The job's name in Airflow."""
+        return self.airflow.task_id or self.name
 
     @property
     def is_stream(self) -> bool:
