@@ -35,7 +35,7 @@ SERVICES: Mapping[str, tuple[str, ...]] = {
 #: parts of the answer to a question about health
 HEALTH = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 HEALTHY_WITHIN = 240.0
-PATIENCE = 15.0
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
