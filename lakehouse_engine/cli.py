@@ -158,7 +158,7 @@ def validate(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
     from lakehouse_engine.errors import SpecError
 
     try:
-        plan = _plan(specs, env, services=False)
+        plan = _plan(specs, env)
     except SpecError as error:
         if not as_json:
             raise
@@ -176,7 +176,7 @@ def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
     """Show what `run` would do: scans with their members, and jobs in order."""
     from lakehouse_engine.explain import explain
 
-    described = explain(_plan(specs, env, services=False))
+    described = explain(_plan(specs, env))
     click.echo(json.dumps(described, indent=2) if as_json else described.text())
 
 
@@ -187,16 +187,7 @@ def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
 @click.option("--available-now", is_flag=True, help="Streams read what is there and end; then jobs run.")
 def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool) -> None:
     """Run pipelines: streams in one Spark application, jobs in the order of what they read."""
-    if not available_now:
-        _perform("run", specs, env, own=own)
-    from lakehouse_engine.runner import Runner
-
-    runner = Runner(_environment(env), _engine_jars, report)
-    try:
-        code = runner.run(_plan(specs, env), available_now=True)
-    finally:
-        runner.close()
-    sys.exit(code)
+    _perform("run", specs, env, own=own, available_now=available_now)
 
 
 @main.command()
@@ -293,8 +284,8 @@ def test(specs: tuple[Path, ...], as_json: bool) -> None:
     sys.exit(1 if failed or not results else 0)
 
 
-def _perform(command: str, specs: Sequence[Path], env: str | None, *, own: bool, span: Span | None = None,
-             apply: bool = False) -> None:  # fmt: skip
+def _perform(command: str, specs: Sequence[Path], env: str | None, *, own: bool, available_now: bool = False,
+             span: Span | None = None, apply: bool = False) -> None:  # fmt: skip
     """Has this project's engine do it, where one runs and ``own`` is not asked for; else starts Spark itself."""
     from lakehouse_engine import engine
     from lakehouse_engine.runner import Runner
@@ -302,7 +293,7 @@ def _perform(command: str, specs: Sequence[Path], env: str | None, *, own: bool,
     environment = _environment(env)
     planned = _plan(specs, env)
     runner = Runner(environment, _engine_jars, report)
-    request = engine.Request(command, planned, environment, _database(environment), span, apply)
+    request = engine.Request(command, planned, environment, _database(environment), available_now, span, apply)
     quick = (command == "run" and runner.is_idle(planned)) or (command == "serve" and not runner.stale(planned))
     code = None if own or quick or planned.scans else engine.hand_over(request, Path.cwd(), report)
     if code is None:
@@ -335,7 +326,7 @@ def _environment(env: str | None) -> Environment:
     return load_environment(env, Path.cwd())
 
 
-def _plan(specs: Sequence[Path], env: str | None, *, services: bool = True) -> Plan:
+def _plan(specs: Sequence[Path], env: str | None) -> Plan:
     from lakehouse_engine.plan import compile_plan
     from lakehouse_engine.spec.loader import load
 

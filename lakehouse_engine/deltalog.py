@@ -162,8 +162,8 @@ class DeltaLog:
                 record = _record(action["commitInfo"]) or {}
                 if record.get("slice_by") == column and record.get("slices") is not None:
                     named = frozenset(record["slices"])
-            file = action.get("add") or action.get("remove")
-            if file is not None and file.get("dataChange", True):
+            file = _changed_file(action)
+            if file is not None:
                 files.append(file)
         if not files:
             return Change(frozenset())
@@ -174,6 +174,10 @@ class DeltaLog:
             return Change(None, f"version {version} does not say which {column} it changed")
         return Change(frozenset(value[column] for value in values))
 
+    def changed_after(self, version: int) -> int | None:
+        """The newest commit after ``version`` that may have changed rows; compactions, whoever made them, do not."""
+        return next((v for v in reversed(self.versions()) if v > version and self.changes_rows(v)), None)
+
     def _same_shape(self, metadata: dict[str, Any], version: int) -> bool:
         before = self.metadata(until=version - 1)
         return before is not None and all(before.get(key) == metadata.get(key) for key in _SHAPE)
@@ -183,10 +187,15 @@ class DeltaLog:
         for action in self.actions(version):
             if "metaData" in action and not self._same_shape(action["metaData"], version):
                 return True
-            file = action.get("add") or action.get("remove")
-            if file is not None and file.get("dataChange", True):
+            if _changed_file(action) is not None:
                 return True
         return False
+
+
+def _changed_file(action: dict[str, Any]) -> dict[str, Any] | None:
+    """The file that the action adds or removes, unless it only moves rows about."""
+    file = action.get("add") or action.get("remove")
+    return file if file is not None and file.get("dataChange", True) else None
 
 
 def _record(info: dict[str, Any]) -> dict[str, Any] | None:

@@ -43,6 +43,7 @@ class Request:
     environment: Environment
     #: the database, resolved by the client: the secret may be in its environment alone
     dsn: str | None
+    available_now: bool = False
     span: Span | None = None
     apply: bool = False
     code: str = field(default_factory=lambda: code_digest())
@@ -63,7 +64,7 @@ def code_digest() -> str:
 def perform(runner: Runner, request: Request) -> int:
     """Does what the request says, with a runner that may have started Spark or may not; the exit status."""
     if request.command == "run":
-        return runner.run(request.plan, available_now=False)
+        return runner.run(request.plan, available_now=request.available_now)
     if request.command == "serve":
         return runner.serve(request.plan)
     if request.command == "maintain":

@@ -103,12 +103,10 @@ def source_version(job: Job, source: DeltaLog) -> int:
 
 
 def _stranger(target: DeltaLog, record: Mapping[str, Any] | None, name: str) -> int | None:
-    """The newest commit on top of ours that may have changed rows; compactions, whoever made them, do not count."""
-    newest = target.version() or 0
+    """The commit that makes the table's rows another's than this pipeline's, if there is one."""
     if record is None or record["pipeline"] != name:
-        return newest
-    above = [v for v in target.versions() if v > record["version"]]
-    return next((v for v in reversed(above) if target.changes_rows(v)), None)
+        return target.version() or 0
+    return target.changed_after(record["version"])
 
 
 def _other(source: DeltaLog, now: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:

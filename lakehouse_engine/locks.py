@@ -38,8 +38,6 @@ class Lock:
                 _ours.discard(self._path)
                 self._channel.close()
 
-    release = close
-
 
 def acquire(spark: SparkSession, storage: Path, name: str, holder: str, *, patience: float = 0.0) -> Lock:
     """Locks ``name`` (a table or a scan) for this JVM, waiting ``patience`` seconds for who holds it.

@@ -40,8 +40,11 @@ class Layout:
 
     def crowded(self, policy: Maintain) -> list[str]:
         """Partitions with as many small files as the policy allows, or more."""
-        limit, small = policy.compact.files, policy.compact.smaller_than
-        return sorted(p for p, sizes in self.sizes.items() if sum(size < small for size in sizes) >= limit)
+        return sorted(p for p, number in self.small(policy).items() if number >= policy.compact.files)
+
+    def small(self, policy: Maintain) -> dict[str, int]:
+        """Files by partition that are smaller than the policy wants."""
+        return {p: sum(size < policy.compact.smaller_than for size in sizes) for p, sizes in self.sizes.items()}
 
     def __str__(self) -> str:
         most = max((len(sizes) for sizes in self.sizes.values()), default=0)
@@ -97,11 +100,10 @@ class Keeper:
         newest = self._log.version()
         if newest is None:
             return
-        below = self._policy.compact.smaller_than
         if self._seen is None:
-            found = layout(spark, self._log.path).sizes
-            self._small = {p: sum(size < below for size in sizes) for p, sizes in found.items()}
+            self._small = layout(spark, self._log.path).small(self._policy)
         else:
+            below = self._policy.compact.smaller_than
             for version in range(self._seen + 1, newest + 1):
                 for file in (action["add"] for action in self._log.actions(version) if "add" in action):
                     partition = _partition(file["path"])
@@ -147,13 +149,17 @@ def _maintain(spark: SparkSession, name: str, path: Path, policy: Maintain, repo
               stream: bool, clustered: bool) -> None:  # fmt: skip
     before = layout(spark, path)
     would = "" if apply else "would "
-    crowded = [""] if clustered else _to_order(path, before) if policy.zorder_by else before.crowded(policy)
     report(f"{name}: {before}")
-    if crowded:
-        how = "cluster" if clustered else f"z-order by {', '.join(policy.zorder_by)}" if policy.zorder_by else "compact"
-        report(f"{name}: {would}{how} {'the table' if crowded == [''] else f'{len(crowded)} partitions'}")
+    if clustered:
+        how, where = "cluster", [""]
+    elif policy.zorder_by:
+        how, where = f"z-order by {', '.join(policy.zorder_by)}", _to_order(path, before)
+    else:
+        how, where = "compact", before.crowded(policy)
+    if where:
+        report(f"{name}: {would}{how} {'the table' if where == [''] else f'{len(where)} partitions'}")
         if apply:
-            compact(spark, path, policy, crowded, stream=stream)
+            compact(spark, path, policy, where, stream=stream)
             report(f"{name}: {layout(spark, path)}")
     with _session(spark, path, stream=stream) as session:
         kept = f"interval {format_duration(policy.log_after)}"
@@ -203,9 +209,7 @@ def _session(spark: SparkSession, path: Path, *, stream: bool) -> Iterator[Spark
     session.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", "8")
     log = DeltaLog(path)
     record = log.record()
-    if record is not None:
-        foreign = any(log.changes_rows(v) for v in log.versions() if v > record["version"])
-        if stream or not foreign:
-            repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
-            session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
+    if record is not None and (stream or log.changed_after(record["version"]) is None):
+        repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
     yield session

@@ -108,12 +108,8 @@ class Runner:
             self.report("starting Spark")
             self.storage.mkdir(parents=True, exist_ok=True)
             jars = () if self.submitted else self.jars()
-            self._spark = session.start(
-                "lakehouse",
-                jars=jars,
-                settings=self.environment.spark,
-                submitted=self.submitted,
-            )
+            self._spark = session.start("lakehouse", jars=jars, settings=self.environment.spark,
+                                        submitted=self.submitted)  # fmt: skip
         return self._spark
 
     def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:

@@ -139,7 +139,7 @@ class ScanRun:
         if self._windows:
             self._windows.close()
         for lock in self._locks:
-            lock.release()
+            lock.close()
         self._locks.clear()
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 from pyspark.sql import SparkSession
 
@@ -18,7 +16,7 @@ from lakehouse_engine.local.jars import engine_jars
 from lakehouse_engine.local.java import find_java
 from lakehouse_engine.local.stack import Services
 from lakehouse_engine.session import start
-from tests.platform import Platform, platform
+from tests.platform import Platform, empty_database, platform
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +51,5 @@ def spark() -> Iterator[SparkSession]:
 @pytest.fixture
 def database(stack: Services) -> Iterator[str]:
     """The address of an empty database of its own."""
-    name = f"t{uuid.uuid4().hex[:10]}"
-    administrator = psycopg2.connect(stack.dsn)
-    administrator.autocommit = True
-    with administrator.cursor() as cursor:
-        cursor.execute(f"create database {name}")
-    yield stack.dsn.rpartition("/")[0] + f"/{name}"
-    with administrator.cursor() as cursor:
-        cursor.execute(f"drop database {name} with (force)")
-    administrator.close()
+    with empty_database(stack) as dsn:
+        yield dsn

@@ -136,28 +136,36 @@ def user_event(number: int, at: datetime, **fields: Any) -> dict[str, Any]:
 @contextmanager
 def platform(stack: Services, folder: Path) -> Iterator[Platform]:
     name = f"t{uuid.uuid4().hex[:10]}"
-    folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(PROJECT / "pipelines", folder / "pipelines")
     for file in (folder / "pipelines").rglob("*.yaml"):
         file.write_text(file.read_text().replace("topic: user-events", f"topic: {name}"))
+    (folder / ".lakehouse").mkdir()
+    ensure_topic(stack.bootstrap_servers, name)
+    with empty_database(stack) as dsn:
+        services = {"kafka": {"bootstrap_servers": stack.bootstrap_servers}, "postgres": {"dsn": dsn}, "pids": {}}
+        (folder / ".lakehouse" / "services.json").write_text(json.dumps(services))
+        made = Platform(folder, stack.bootstrap_servers, dsn, name)
+        try:
+            yield made
+        finally:
+            for process in made.processes:
+                if process.poll() is None:
+                    made.kill(process)
+            AdminClient({"bootstrap.servers": stack.bootstrap_servers}).delete_topics([name])
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def empty_database(stack: Services) -> Iterator[str]:
+    """The address of a database that is dropped afterwards."""
+    name = f"t{uuid.uuid4().hex[:10]}"
     administrator = psycopg2.connect(stack.dsn)
     administrator.autocommit = True
     with administrator.cursor() as cursor:
         cursor.execute(f"create database {name}")
-    dsn = stack.dsn.rpartition("/")[0] + f"/{name}"
-    (folder / ".lakehouse").mkdir()
-    (folder / ".lakehouse" / "services.json").write_text(json.dumps({
-        "kafka": {"bootstrap_servers": stack.bootstrap_servers}, "postgres": {"dsn": dsn}, "pids": {}}))  # fmt: skip
-    ensure_topic(stack.bootstrap_servers, name)
-    made = Platform(folder, stack.bootstrap_servers, dsn, name)
     try:
-        yield made
+        yield f"{stack.dsn.rpartition('/')[0]}/{name}"
     finally:
-        for process in made.processes:
-            if process.poll() is None:
-                made.kill(process)
-        AdminClient({"bootstrap.servers": stack.bootstrap_servers}).delete_topics([name])
         with administrator.cursor() as cursor:
             cursor.execute(f"drop database {name} with (force)")
         administrator.close()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -34,6 +34,15 @@ def right(lake: Platform) -> bool:
     return all(check.ok for check in checks)
 
 
+def in_the_middle(lake: Platform) -> subprocess.Popen[str]:
+    """A run of silver whose engine has begun to compute."""
+    client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
+                              stderr=subprocess.PIPE)  # fmt: skip
+    assert client.stderr is not None
+    assert "silver.user_events: slices" in client.stderr.readline()
+    return client
+
+
 def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(lake: Platform) -> None:
     lake.produce(3000, seed=1, duplicates=0.1)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
@@ -58,10 +67,7 @@ def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(l
     # a command that is killed takes its work along, and the next one does it
     lake.produce(100_000, seed=2)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
-    client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
-                              stderr=subprocess.PIPE)  # fmt: skip
-    assert client.stderr is not None
-    assert "silver.user_events: slices" in client.stderr.readline()
+    client = in_the_middle(lake)
     client.kill()
     client.communicate(timeout=30)
     assert "silver.user_events" in ran(lake.lakehouse("run", SILVER))
@@ -70,10 +76,7 @@ def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(l
     # the engine is killed in the middle: the command says so, and the next one does without
     lake.produce(100_000, seed=3)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
-    client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
-                              stderr=subprocess.PIPE)  # fmt: skip
-    assert client.stderr is not None
-    assert "silver.user_events: slices" in client.stderr.readline()
+    client = in_the_middle(lake)
     os.killpg(engine.pid, signal.SIGKILL)
     engine.wait(30)
     assert "ENGINE_DIED" in client.communicate(timeout=30)[1]

@@ -585,19 +585,6 @@ def test_a_topic_that_is_not_there_cannot_be_reconciled() -> None:
         oracle.read_topic("127.0.0.1:1", "none")
 
 
-@pytest.fixture
-def database(stack: Services) -> Iterator[str]:
-    name = f"reconcile_{uuid.uuid4().hex[:12]}"
-    administrator = psycopg2.connect(stack.dsn)
-    administrator.autocommit = True
-    with administrator.cursor() as cursor:
-        cursor.execute(f"create database {name}")
-    yield f"{stack.dsn.rpartition('/')[0]}/{name}"
-    with administrator.cursor() as cursor:
-        cursor.execute(f"drop database {name} with (force)")
-    administrator.close()
-
-
 LEDGER = """
 create schema lakehouse; create schema realtime;
 create table lakehouse.positions (pipeline text, epoch int, topic_id text, partition int, topic text,
