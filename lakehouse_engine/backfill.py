@@ -11,40 +11,21 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import jobs, sql
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import PlanError, RunError, UsageError
+from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.incremental import Decision, decide, in_order, source_version
 from lakehouse_engine.plan import Job
+from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import delta as delta_sink
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Which slices: from ``first`` to ``last``, both included, as text; ``full``: all there are, those of nulls too."""
-
-    first: str | None = None
-    last: str | None = None
-    full: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ``UsageError`` BAD_RANGE."""
-        if self.full == (self.first is not None or self.last is not None):
-            raise UsageError("BAD_RANGE", "a backfill takes --from and --to (one may be left out), or --full")
-        if self.first is not None and self.last is not None and self.first > self.last:
-            raise UsageError("BAD_RANGE", f"--from {self.first} is after --to {self.last}")
-
-    def __str__(self) -> str:
-        return "everything" if self.full else f"{self.first or 'the first'} to {self.last or 'the last'}"
 
 
 def check(job: Job, span: Span) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lakehouse_engine.errors import LakehouseError, UsageError
+from lakehouse_engine.request import Request, Span
 
 if TYPE_CHECKING:
-    from lakehouse_engine.backfill import Span
     from lakehouse_engine.plan import Plan
     from lakehouse_engine.spec.environment import Environment
 
@@ -187,7 +187,7 @@ def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
 @click.option("--available-now", is_flag=True, help="Streams read what is there and end; then jobs run.")
 def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool) -> None:
     """Run pipelines: streams in one Spark application, jobs in the order of what they read."""
-    _perform("run", specs, env, own=own, available_now=available_now)
+    _perform(Request("run", specs, env, os.environ.copy(), available_now=available_now), own=own)
 
 
 @main.command()
@@ -196,7 +196,7 @@ def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool
 @OWN
 def serve(specs: tuple[Path, ...], env: str | None, own: bool) -> None:
     """Load gold into PostgreSQL, one transaction a table."""
-    _perform("serve", specs, env, own=own)
+    _perform(Request("serve", specs, env, os.environ.copy()), own=own)
 
 
 @main.command()
@@ -210,11 +210,10 @@ def backfill(
     specs: tuple[Path, ...], first: str | None, last: str | None, full: bool, env: str | None, own: bool
 ) -> None:
     """Recompute slices of jobs, a commit each; the same command again goes on where it was interrupted."""
-    from lakehouse_engine.backfill import Span
-
     if not specs:
         raise UsageError("BAD_RANGE", "name the pipelines to fill back")
-    _perform("backfill", specs, env, own=own, span=Span(first or None, last or None, full))
+    span = Span(first or None, last or None, full)
+    _perform(Request("backfill", specs, env, os.environ.copy(), span=span), own=own)
 
 
 @main.command()
@@ -224,7 +223,7 @@ def backfill(
 @click.option("--apply", is_flag=True, help="Do it; otherwise only say what would be done.")
 def maintain(specs: tuple[Path, ...], env: str | None, own: bool, apply: bool) -> None:
     """Compact, order, checkpoint and vacuum Delta tables, as each pipeline's `maintain` says."""
-    _perform("maintain", specs, env, own=own, apply=apply)
+    _perform(Request("maintain", specs, env, os.environ.copy(), apply=apply), own=own)
 
 
 @main.command()
@@ -284,32 +283,20 @@ def test(specs: tuple[Path, ...], as_json: bool) -> None:
     sys.exit(1 if failed or not results else 0)
 
 
-def _perform(command: str, specs: Sequence[Path], env: str | None, *, own: bool, available_now: bool = False,
-             span: Span | None = None, apply: bool = False) -> None:  # fmt: skip
-    """Has this project's engine do it, where one runs and ``own`` is not asked for; else starts Spark itself."""
-    from lakehouse_engine import engine
-    from lakehouse_engine.runner import Runner
+def _perform(request: Request, *, own: bool) -> None:
+    """Has this project's engine do it, where one runs and ``own`` is not asked for; else does it here."""
+    from lakehouse_engine import client
 
-    environment = _environment(env)
-    planned = _plan(specs, env)
-    runner = Runner(environment, _engine_jars, report)
-    request = engine.Request(command, planned, environment, _database(environment), available_now, span, apply)
-    quick = (command == "run" and runner.is_idle(planned)) or (command == "serve" and not runner.stale(planned))
-    code = None if own or quick or planned.scans else engine.hand_over(request, Path.cwd(), report)
+    code = None if own else client.hand_over(request, Path.cwd(), report)
     if code is None:
+        from lakehouse_engine.runner import Runner
+
+        runner = Runner(_environment(request.env), _engine_jars, report)
         try:
-            code = engine.perform(runner, request)
+            code = runner.perform(_plan(request.specs, request.env), request)
         finally:
             runner.close()
     sys.exit(code)
-
-
-def _database(environment: Environment) -> str | None:
-    """What the engine may need; a job that needs no database must not fail for want of one."""
-    try:
-        return environment.postgres_dsn()
-    except LakehouseError:
-        return None
 
 
 def _engine_jars() -> list[Path]:
@@ -327,10 +314,9 @@ def _environment(env: str | None) -> Environment:
 
 
 def _plan(specs: Sequence[Path], env: str | None) -> Plan:
-    from lakehouse_engine.plan import compile_plan
-    from lakehouse_engine.spec.loader import load
+    from lakehouse_engine.runner import planned
 
-    return compile_plan(load(list(specs or [Path("pipelines")]), environment=_environment(env)))
+    return planned(specs, _environment(env))
 
 
 def _names(plan: Plan) -> list[str]:

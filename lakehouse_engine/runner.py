@@ -24,11 +24,11 @@ if __package__ in (None, ""):  # run as a script, with the package not installed
 
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import jobs, maintenance, serving
-from lakehouse_engine.backfill import Span
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
+from lakehouse_engine.request import Request, Span
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -58,8 +58,6 @@ class Runner:
     submitted: bool = False
     #: a session that is there already and stays
     session: SparkSession | None = None
-    #: the database, when it is not to be taken from the environment
-    dsn: str | None = None
     failures: list[str] = field(default_factory=list)
     _spark: SparkSession | None = None
     _stop: bool = False
@@ -67,6 +65,17 @@ class Runner:
     @property
     def storage(self) -> Path:
         return Path(self.environment.storage).resolve()
+
+    def perform(self, plan: Plan, request: Request) -> int:
+        """Does what the request says with its plan; the exit status."""
+        if request.command == "run":
+            return self.run(plan, available_now=request.available_now)
+        if request.command == "serve":
+            return self.serve(plan)
+        if request.command == "maintain":
+            return self.maintain(plan, apply=request.apply)
+        assert request.span is not None
+        return self.backfill(plan, request.span)
 
     def run(self, plan: Plan, *, available_now: bool) -> int:
         """Streams, then jobs; the exit status. A job whose source failed does not run.
@@ -97,7 +106,7 @@ class Runner:
             postgres_sink.connect(self.postgres()).close()
 
     def postgres(self) -> str:
-        return self.dsn or self.environment.postgres_dsn()
+        return self.environment.postgres_dsn()
 
     def spark(self) -> SparkSession:
         if self.session is not None:
@@ -166,14 +175,6 @@ class Runner:
     def _dsn_of(self, job: Job) -> str | None:
         return self.postgres() if isinstance(job.spec.sink, Postgres) else None
 
-    def stale(self, plan: Plan) -> list[serving.Stale]:
-        """The copies of the plan's tables that are behind."""
-        return serving.stale(plan.served, self.storage, self.postgres()) if plan.served else []
-
-    def is_idle(self, plan: Plan) -> bool:
-        """Whether every job of the plan has nothing to do, said from the logs alone."""
-        return not plan.scans and all(decide(job, self.storage).kind == "nothing" for job in plan.jobs)
-
     def backfill(self, plan: Plan, span: Span) -> int:
         """Recomputes the jobs' slices, upstream first; the first failure ends it. Raises ``UsageError`` NOT_YET."""
         if plan.scans or not plan.jobs:
@@ -192,7 +193,7 @@ class Runner:
     def serve(self, plan: Plan) -> int:
         """Loads what ``serve: postgres`` asks for; tables whose copy is current are left alone."""
         dsn = self.postgres()
-        stale = self.stale(plan)
+        stale = serving.stale(plan.served, self.storage, dsn) if plan.served else []
         if stale:
             spark = self.spark()
             from pyspark import inheritable_thread_target
@@ -221,6 +222,11 @@ class Runner:
     def close(self) -> None:
         if self._spark is not None:
             self._spark.stop()
+
+
+def planned(specs: Sequence[Path], environment: Environment) -> Plan:
+    """The plan of these files and folders; of ``pipelines`` without any. Raises ``SpecError``."""
+    return compile_plan(load(list(specs) or [Path("pipelines")], environment=environment))
 
 
 class _Supervised:
@@ -328,7 +334,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         environment = load_environment(options.env, Path.cwd())
-        plan = compile_plan(load(options.specs, environment=environment))
+        plan = planned(options.specs, environment)
         runner = Runner(environment, lambda: (), report, submitted=True)
         try:
             return runner.run(plan, available_now=options.available_now)

@@ -66,6 +66,8 @@ def stale(specs: Sequence[PipelineSpec], storage: Path, dsn: str) -> list[Stale]
             cursor.execute(DDL)
         cursor.execute("select pipeline, table_id, version, commit_id from lakehouse.served")
         held = {row[0]: row[1:] for row in cursor.fetchall()}
+        for spec in specs:  # here and not by the loads, which would wait for each other
+            postgres_sink.ensure_schema(cursor, spec.name)
     compared = [_compare(spec, DeltaLog(delta_sink.table_path(storage, spec.name)), held.get(spec.name))
                 for spec in specs]  # fmt: skip
     return [item for item in compared if item is not None]

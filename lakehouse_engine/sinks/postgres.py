@@ -83,6 +83,15 @@ def side_table(table: str, suffix: str) -> str:
     return f"{table}__{suffix}"
 
 
+def ensure_schema(cursor: Any, table: str) -> None:
+    """Creates the schema of the table; whoever else creates one waits for the caller's transaction."""
+    schema = table.partition(".")[0]
+    cursor.execute("select to_regnamespace(%s)", (f'"{schema}"',))
+    if cursor.fetchone() == (None,):
+        cursor.execute("select pg_advisory_xact_lock(7241203)")
+        cursor.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
+
+
 def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequence[str], where: str) -> None:
     """Creates the table, or compares it: names and types must be there as ``columns`` says.
 
@@ -90,12 +99,11 @@ def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequ
     """
     present = _columns(cursor, table)
     if not present:
-        # one at a time: `create if not exists` of two transactions can collide
-        cursor.execute("select pg_advisory_xact_lock(7241203)")
+        # one at a time: two transactions that create the same collide
+        ensure_schema(cursor, table)
+        cursor.execute("select pg_advisory_xact_lock(7241203, hashtext(%s))", (table,))
         present = _columns(cursor, table)
     if not present:
-        schema = sql.Identifier(table.partition(".")[0])
-        cursor.execute(sql.SQL("create schema if not exists {}").format(schema))
         parts = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(kind)) for c, kind in columns.items()]
         if keys:
             unique = sql.SQL(", ").join(map(sql.Identifier, keys))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Model
@@ -43,13 +44,13 @@ class Secret(Model):
             raise PydanticCustomError("LITERAL_SECRET", "a secret is either {{env: NAME}} or {{file: path}}")
         return self
 
-    def resolve(self, connection: str) -> str:
+    def resolve(self, connection: str, variables: Mapping[str, str]) -> str:
         """Raises ``RunError`` SECRET_MISSING."""
         where = f"connection {connection}"
         if self.env is not None:
-            if self.env not in os.environ:
+            if self.env not in variables:
                 raise RunError("SECRET_MISSING", f"the environment variable {self.env} is not set", where=where)
-            return os.environ[self.env]
+            return variables[self.env]
         try:
             return Path(self.file or "").read_text(encoding="utf-8").rstrip("\n")
         except OSError as error:
@@ -83,9 +84,15 @@ class Environment(Model):
     vars: dict[str, Any] = Field(default_factory=dict)
     spark: dict[str, Setting] = Field(default_factory=dict)
     embedded: dict[str, str] = Field(default_factory=dict)
+    #: the environment variables that files and secrets refer to: of the command, which may not be this process
+    _variables: Mapping[str, str] = PrivateAttr(default_factory=lambda: os.environ)
 
     def __repr__(self) -> str:
         return f"Environment({self.name or 'embedded'})"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        return self._variables
 
     @property
     def kafka_bootstrap(self) -> str:
@@ -101,7 +108,7 @@ class Environment(Model):
             return self._embedded("postgres")
         from psycopg2.extensions import make_dsn
 
-        password = {"password": to.password.resolve("postgres")} if to.password else {}
+        password = {"password": to.password.resolve("postgres", self._variables)} if to.password else {}
         dsn: str = make_dsn(host=to.host, port=to.port, dbname=to.database, user=to.user, sslmode=to.tls, **password)
         return dsn
 
@@ -115,11 +122,17 @@ class Environment(Model):
                        where=where)  # fmt: skip
 
 
-def load_environment(name: str | None, root: Path) -> Environment:
+def load_environment(name: str | None, root: Path, variables: Mapping[str, str] = os.environ) -> Environment:
     """``environments/<name>.yaml`` below ``root``; without a name the embedded stack of ``.lakehouse/services.json``.
 
     Raises ``UsageError`` ENVIRONMENT_MISSING, ``SpecError`` for a wrong file, ``RunError`` STACK_DOWN.
     """
+    environment = _read(name, root)
+    environment._variables = variables
+    return environment
+
+
+def _read(name: str | None, root: Path) -> Environment:
     if name is None:
         folder = root / ".lakehouse"
         services = folder / "services.json"

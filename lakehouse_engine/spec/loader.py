@@ -116,6 +116,7 @@ class _Reader:
         self.file, self.shown = file, str(file)
         self.problems: list[Problem] = []
         self._vars: Mapping[str, Any] = environment.vars if environment else {}
+        self._variables: Mapping[str, str] = environment.variables if environment else os.environ
         self._lines: dict[str, tuple[str, int]] = {}
 
     def spec(self) -> PipelineSpec | None:
@@ -181,7 +182,7 @@ class _Reader:
 
     def _variable(self, match: re.Match[str], path: str) -> Any:
         name, default = match[1], match[3]
-        values: Mapping[str, Any] = os.environ if name.isupper() else self._vars
+        values: Mapping[str, Any] = self._variables if name.isupper() else self._vars
         if name in values:
             return values[name]
         if match[2] is not None:

@@ -1,0 +1,43 @@
+"""What a command asks for, in the words of the command line; whoever performs it reads the files itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lakehouse_engine.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which slices: from ``first`` to ``last``, both included, as text; ``full``: all there are, those of nulls too."""
+
+    first: str | None = None
+    last: str | None = None
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ``UsageError`` BAD_RANGE."""
+        if self.full == (self.first is not None or self.last is not None):
+            raise UsageError("BAD_RANGE", "a backfill takes --from and --to (one may be left out), or --full")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise UsageError("BAD_RANGE", f"--from {self.first} is after --to {self.last}")
+
+    def __str__(self) -> str:
+        return "everything" if self.full else f"{self.first or 'the first'} to {self.last or 'the last'}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """``specs``: files and folders, relative to the project. ``variables``: the command's environment variables, from
+    which files take values and secrets; never shown."""
+
+    command: Literal["run", "serve", "backfill", "maintain"]
+    specs: tuple[Path, ...]
+    env: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    available_now: bool = False
+    span: Span | None = None
+    apply: bool = False
