@@ -141,14 +141,18 @@ class _Run:
             result = frame.selectExpr(*stored).persist()
             self._persisted.append(result)
             return result, None
-        step, reasons = rows.first_reasons(current.verdicts)
-        extra = [f"{current.columns[n]} as `_at{n}`" for n in place]
-        judged = frame.selectExpr(*stored, *extra, *warned, f"{rows.outcome(current.verdicts)} as _outcome",
-                                  f"{step} as _step", f"{reasons} as _reasons").persist()  # fmt: skip
+        # kept for three readings: what the expressions below read, not what they give; reasons are for few rows
+        read = {column for text in [*current.columns.values(), *(v.refused for v in current.verdicts)]
+                for column in sql.columns(text)}  # fmt: skip
+        inputs = [sql.name(name) for name in frame.columns if name.lower() in read]
+        judged = frame.selectExpr(*inputs, *warned, f"{rows.outcome(current.verdicts)} as _outcome").persist()
         self._persisted.append(judged)
         self._judged, self._place = (judged, current), place
-        result = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*[sql.name(n) for n in current.stored])
-        return result, judged.filter(f"_outcome = '{rows.QUARANTINED}'")
+        step, reasons = rows.first_reasons(current.verdicts)
+        at = [f"{current.columns[n]} as `_at{n}`" for n in place]
+        refused = judged.filter(f"_outcome = '{rows.QUARANTINED}'")
+        return (judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*stored),
+                refused.selectExpr(*stored, *at, f"{step} as _step", f"{reasons} as _reasons"))  # fmt: skip
 
     def _count(self, result: DataFrame) -> int:
         """Counts what became of every source row; returns the number of rows that will be written."""

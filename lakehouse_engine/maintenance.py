@@ -83,6 +83,7 @@ def compact(spark: SparkSession, path: Path, policy: Maintain, partitions: list[
     where = predicate(partitions, DeltaLog(path).columns() or {})
     zorder = f" zorder by ({', '.join(map(sql.name, policy.zorder_by))})" if policy.zorder_by else ""
     with _session(spark, path, stream=stream) as session:
+        delta_sink.keep_statistics(session, path, policy.zorder_by)
         session.conf.set("spark.databricks.delta.optimize.minFileSize", str(policy.compact.smaller_than))
         session.sql(f"optimize {_table(path)}{f' where {where}' if where else ''}{zorder}").collect()
 

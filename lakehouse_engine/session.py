@@ -29,6 +29,7 @@ _DEFAULTS = {
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.subexpressionElimination.skipForShortcutExpr": "true",  # what few rows need is not computed for all
     "spark.sql.inMemoryColumnarStorage.compressed": "false",  # kept for one reading: packing costs more
+    "spark.sql.optimizer.windowGroupLimitThreshold": "-1",  # would sort before a dedupe's shuffle as well
     "spark.sql.adaptive.enabled": "false",  # small batches: planning again costs more than it gains
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.streaming.checkpointFileManagerClass": _CHECKPOINTS,  # the default forks five processes a file
