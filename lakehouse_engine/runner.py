@@ -56,6 +56,8 @@ class Runner:
     jars: Callable[[], Sequence[Path]]
     report: Report
     submitted: bool = False
+    #: Spark will run many requests
+    warm: bool = False
     #: a session that is there already and stays
     session: SparkSession | None = None
     failures: list[str] = field(default_factory=list)
@@ -118,7 +120,7 @@ class Runner:
             self.storage.mkdir(parents=True, exist_ok=True)
             jars = () if self.submitted else self.jars()
             self._spark = session.start("lakehouse", jars=jars, settings=self.environment.spark,
-                                        submitted=self.submitted)  # fmt: skip
+                                        submitted=self.submitted, warm=self.warm)  # fmt: skip
         return self._spark
 
     def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:

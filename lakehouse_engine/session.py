@@ -51,8 +51,9 @@ QUIET_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 
 
 def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | None = None,
-          submitted: bool = False) -> SparkSession:  # fmt: skip
-    """The session. ``submitted``: spark-submit has started the JVM and chosen master and class path.
+          submitted: bool = False, warm: bool = False) -> SparkSession:  # fmt: skip
+    """The session. ``submitted``: spark-submit has started the JVM and chosen master and class path. ``warm``: it will
+    do the same things many times over, so that Java's second compiler pays early.
 
     Raises ``RunError`` SPARK_REMOTE, and MISSING_JARS when Delta is not on the class path.
     """
@@ -72,7 +73,7 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
         options["spark.driver.extraClassPath"] = ":".join(str(jar) for jar in jars)
         options["spark.driver.extraJavaOptions"] = " ".join([
             "-Duser.timezone=UTC", f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}", "-XX:+UseParallelGC",
-            *_archived(jars), _LATE_COMPILER,
+            *_archived(jars), *([] if warm else [_LATE_COMPILER]),
             "-XX:-DontCompileHugeMethods",  # a scan's generated code is one large method: else it stays interpreted
             options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
     for key, value in options.items():
