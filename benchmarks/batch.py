@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -113,19 +114,44 @@ def bench_history(per_day: int, days: list[int]) -> None:
             for _ in range(5):
                 touch(root, per_day)
                 times.append(six(root, f"{number} days: 1% of one day more"))
-            table = root / ".lakehouse" / "storage" / "silver" / "user_events"
-            most = max(len(list(day.glob("*.parquet"))) for day in table.glob("event_date=*"))
             median = statistics.median(times)
-            print(
-                f"{number} days: first {first:.1f} s, increment {median:.2f} s (median of 5), {most} files in a folder"
-            )
+            print(f"{number} days: first {first:.1f} s, increment {median:.2f} s (median of 5), {crowd(root)} files at"
+                  f" most in a partition, snapshot load {snapshot(root):.3f} s", flush=True)  # fmt: skip
 
 
-def session(root: Path, script: str) -> None:
+def crowd(root: Path) -> int:
+    """Most live files in a partition of any table, as ``lakehouse maintain`` counts them."""
+    said = subprocess.run([*LAKEHOUSE, "maintain", "--no-engine", "pipelines"], cwd=root, text=True,
+                          env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True).stderr  # fmt: skip
+    return max(int(number) for number in re.findall(r"(\d+) at most", said))
+
+
+def snapshot(root: Path) -> float:
+    """Seconds from nothing to the list of silver's files, in a warm JVM; median of ten."""
+    return statistics.median(json.loads(session(root, SNAPSHOT).splitlines()[-1])[-10:])
+
+
+SNAPSHOT = """
+import json, time
+path, log, times = os.path.abspath(".lakehouse/storage/silver/user_events"), spark._jvm.org.apache.spark.sql.delta.DeltaLog, []
+for _ in range(20):
+    log.clearCache()
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", PRELUDE + script], cwd=root, check=True, stderr=subprocess.DEVNULL,
-                   env={**os.environ, "PYTHONPATH": str(PROJECT)})  # fmt: skip
-    print(f"  (made rows in {time.monotonic() - began:.0f} s)", flush=True)
+    log.forTable(spark._jsparkSession, path).update(False, spark._jvm.scala.Option.empty(), spark._jvm.scala.Option.empty()).allFiles().count()
+    times.append(time.monotonic() - began)
+print(json.dumps(times))
+"""  # noqa: E501
+
+
+def session(root: Path, script: str) -> str:
+    """Runs a script on a Spark session of its own; what it printed."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", PRELUDE + script], cwd=root, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(PROJECT)})  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    print(f"  (a session of {time.monotonic() - began:.0f} s)", flush=True)
+    return done.stdout
 
 
 PRELUDE = """
@@ -136,7 +162,7 @@ from lakehouse_engine import session
 spark = session.start("rows", jars=jars.engine_jars())
 def rows(first, count, start, days):
     return spark.range(first, first + count).selectExpr(
-        "uuid() as event_id", "cast(pow(rand(id), 2) * 5000 as bigint) as user_id",
+        "uuid() as event_id", "cast(pow(rand(), 2) * 5000 as bigint) as user_id",
         "element_at(array('click', 'click', 'login', 'purchase', 'logout'), cast(id % 5 + 1 as int)) as event_type",
         "element_at(array('/home', '/cart', '/checkout', '/products'), cast(id % 4 + 1 as int)) as page",
         f"timestampadd(SECOND, cast(id % 86400 as int), timestampadd(DAY, cast(id % {days} as int), timestamp'{start}')) as timestamp",
