@@ -47,11 +47,17 @@ def test_the_file_is_parsed_in_a_moment_without_spark_and_without_a_warning(airf
     assert min(one["wall"] for one in parsed) < 0.3, parsed
 
 
-def test_the_reference_dag_run_once_fills_gold_with_the_right_numbers(lake: Platform, airflow_command: Command) -> None:
+def test_the_reference_dag_on_a_warm_engine_fills_gold_with_the_right_numbers(
+    lake: Platform, airflow_command: Command
+) -> None:
     lake.produce(3000, seed=1, duplicates=0.05, malformed=0.02)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
+    engine = lake.start("engine")
+    lake.until((lake.folder / ".lakehouse" / "engine.json").exists, "the engine takes requests")
     result = airflow_command(lake.folder, "dags", "test", DAG)
     assert result.returncode == 0, result.stdout[-3000:]
+    assert "starting Spark" not in result.stdout
+    assert lake.log(engine).count("silver.user_events: full") == 1
     assert off(lake, "gold") == []
 
 
