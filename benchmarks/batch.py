@@ -103,7 +103,7 @@ def check(root: Path) -> None:
     print(done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-500:])
 
 
-def bench_history(per_day: int, days: list[int]) -> None:
+def bench_history(per_day: int, days: list[int], new: int) -> None:
     for number in days:
         with project() as root:
             lakehouse(root, "up")
@@ -112,8 +112,8 @@ def bench_history(per_day: int, days: list[int]) -> None:
             first = six(root, f"{number} days: everything")
             times = []
             for _ in range(5):
-                touch(root, per_day)
-                times.append(six(root, f"{number} days: 1% of one day more"))
+                touch(root, new)
+                times.append(six(root, f"{number} days: {new:,} events of one day more"))
             median = statistics.median(times)
             print(f"{number} days: first {first:.1f} s, increment {median:.2f} s (median of 5), {crowd(root)} files at"
                   f" most in a partition, snapshot load {snapshot(root):.3f} s", flush=True)  # fmt: skip
@@ -178,8 +178,8 @@ def fill(root: Path, days: int, per_day: int) -> None:
     session(root, f"append(rows(0, {days * per_day}, '2025-01-01', {days}).repartition(2, 'event_date'))\n")
 
 
-def touch(root: Path, per_day: int) -> None:
-    session(root, f"append(rows(10**9, {max(per_day // 100, 1)}, '2025-01-05', 1).coalesce(1))\n")
+def touch(root: Path, new: int) -> None:
+    session(root, f"append(rows(10**9, {new}, '2025-01-05', 1).coalesce(1))\n")
 
 
 if __name__ == "__main__":
@@ -188,8 +188,9 @@ if __name__ == "__main__":
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--per-day", type=int, default=50_000)
     parser.add_argument("--days", type=int, nargs="+", default=[10, 365])
+    parser.add_argument("--new", type=int, default=500, help="events that come to one day before each increment")
     chosen = parser.parse_args()
     if chosen.what == "six":
         bench_six(chosen.events)
     else:
-        bench_history(chosen.per_day, chosen.days)
+        bench_history(chosen.per_day, chosen.days, chosen.new)

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import client
 from lakehouse_engine.errors import LakehouseError, RunError
-from lakehouse_engine.plan import Plan
 from lakehouse_engine.request import Request
 from lakehouse_engine.runner import Report, Runner, planned
 from lakehouse_engine.sinks import delta as delta_sink
@@ -105,18 +104,8 @@ class Engine:
                     connection.send(("refused", "the engine runs other code than this command; restart it (lakehouse"
                                      " down, up --engine)"))  # fmt: skip
                     return
-                request = connection.recv()
-                try:
-                    environment = load_environment(request.env, self._root, request.variables)
-                    plan = planned(request.specs, environment)
-                except LakehouseError as error:
-                    connection.send(("error", error))
-                    return
-                if plan.scans or environment.spark != self._environment.spark:
-                    connection.send(("refused", "" if plan.scans else "the engine has other Spark settings"))
-                    return
-                runner = Runner(environment, tuple, self._report, session=self._spark)
-                _Task(runner, plan, request, connection).run(lambda: self._stopping)
+                task = _Task(self._spark, self._environment, self._root, connection.recv(), connection, self._report)
+                task.run(lambda: self._stopping)
         except (EOFError, OSError):
             self._report("a client went away")
         finally:
@@ -148,11 +137,12 @@ def _warm_up(spark: SparkSession) -> None:
 class _Task:
     """One request. The client's end is its end: Spark's jobs are cancelled, and what was not committed is not there."""
 
-    def __init__(self, runner: Runner, plan: Plan, request: Request, connection: Connection) -> None:
-        self._runner, self._plan, self._request, self._connection = runner, plan, request, connection
-        self._log, runner.report = runner.report, self._tell
+    def __init__(self, spark: SparkSession, environment: Environment, root: Path, request: Request,
+                 connection: Connection, log: Report) -> None:  # fmt: skip
+        self._spark, self._environment, self._root = spark, environment, root
+        self._request, self._connection, self._log = request, connection, log
         self._group = f"task-{secrets.token_hex(6)}"
-        self._context = runner.spark().sparkContext
+        self._runner: Runner | None = None
         self._sending = threading.Lock()
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -162,9 +152,10 @@ class _Task:
             worker.join(0.05)
             gone = self._gone()
             if gone or stopping():
-                self._runner.stop()
+                if self._runner is not None:
+                    self._runner.stop()
                 if gone:  # again and again: a job that had not begun yet could not be cancelled
-                    self._context.cancelJobGroup(self._group)
+                    self._spark.sparkContext.cancelJobGroup(self._group)
 
     def _gone(self) -> bool:
         try:
@@ -173,15 +164,26 @@ class _Task:
             return True
 
     def _work(self) -> None:
-        self._context.setJobGroup(self._group, self._request.command, interruptOnCancel=True)
+        self._spark.sparkContext.setJobGroup(self._group, self._request.command, interruptOnCancel=True)
         try:
-            self._send("exit", self._runner.perform(self._plan, self._request))
+            self._send(*self._outcome())
         except LakehouseError as error:
             self._send("error", error)
         except Exception as error:
             self._log(traceback.format_exc())
             text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             self._send("error", RunError("ENGINE_FAILED", text[:300]))
+
+    def _outcome(self) -> tuple[str, object]:
+        """What the client is told in the end: the exit status, or why the engine cannot serve it."""
+        environment = load_environment(self._request.env, self._root, self._request.variables)
+        plan = planned(self._request.specs, environment)
+        if plan.scans:
+            return "refused", ""  # as announced: nothing to explain
+        if environment.spark != self._environment.spark:
+            return "refused", "the engine was started with other Spark settings"
+        self._runner = Runner(environment, tuple, self._tell, session=self._spark)
+        return "exit", self._runner.perform(plan, self._request)
 
     def _tell(self, text: str) -> None:
         self._log(text)
@@ -202,10 +204,7 @@ def main(environment: Environment, root: Path, jars: Callable[[], Any], report: 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
 
-    def wire() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-
-    wire()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     sys.stdout.flush()
     engine.serve()
