@@ -37,6 +37,8 @@ class Platform:
     dsn: str
     topic: str
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    #: environment variables of the commands, beside those of the tests
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def storage(self) -> Path:
@@ -44,7 +46,7 @@ class Platform:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", **self.variables}
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "lakehouse_engine.cli", *words]

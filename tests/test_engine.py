@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,20 +36,25 @@ def right(lake: Platform) -> bool:
 
 
 def in_the_middle(lake: Platform) -> subprocess.Popen[str]:
-    """A run of silver whose engine has begun to compute."""
+    """A first run of silver whose engine has begun to compute."""
     client = subprocess.Popen(lake.command("run", SILVER), cwd=lake.folder, env=lake.environment, text=True,
                               stderr=subprocess.PIPE)  # fmt: skip
     assert client.stderr is not None
-    assert "silver.user_events: slices" in client.stderr.readline()
+    assert "silver.user_events: full" in client.stderr.readline()
     return client
 
 
 def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(lake: Platform) -> None:
-    lake.produce(3000, seed=1, duplicates=0.1)
+    lake.produce(100_000, seed=1, duplicates=0.1)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
     engine = lake.start("engine")
     lake.until(address(lake).exists, "the engine takes requests")
     assert address(lake).stat().st_mode & 0o777 == 0o600
+
+    # a command that is killed takes its work along, and the next one does it
+    client = in_the_middle(lake)
+    client.kill()
+    client.communicate(timeout=30)
     for words in (("run", SILVER), ("run", GOLD), ("serve", GOLD)):
         assert "starting Spark" not in ran(lake.lakehouse(*words))
     assert right(lake)
@@ -58,40 +64,26 @@ def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(l
     backfill = lake.lakehouse("backfill", f"{SILVER}/user_events.yaml", "--from", "some day")
     assert (backfill.returncode, "BAD_RANGE" in backfill.stderr) == (1, True)
     assert "1 slices" in ran(lake.lakehouse("backfill", f"{GOLD}/daily_active_users.yaml", "--full"))
+    wrong = lake.folder / "pipelines" / "gold" / "wrong.yaml"
+    wrong.write_text("source: silver.user_events\nsink: detla\n")
+    refused = lake.lakehouse("run", "pipelines/gold/wrong.yaml")
+    assert (refused.returncode, refused.stderr.partition(" ")[0]) == (2, "pipelines/gold/wrong.yaml:2:")
+    wrong.unlink()
 
-    # somebody without the token
+    # files take values from the environment variables of the command, not from the engine's
+    daily = lake.folder / "pipelines" / "gold" / "daily_active_users.yaml"
+    text = daily.read_text()
+    daily.write_text(text.replace("Unique users per day.", "${WHAT_IT_IS}"))
+    unset = lake.lakehouse("run", GOLD)
+    assert (unset.returncode, "UNSET_VARIABLE" in unset.stderr) == (2, True)
+    lake.variables["WHAT_IT_IS"] = "users"
+    assert "starting Spark" not in ran(lake.lakehouse("run", GOLD))
+    daily.write_text(text)
+
+    # somebody without the token; a second engine; a command of another state of the code
     found = json.loads(address(lake).read_text())
     with pytest.raises((AuthenticationError, ConnectionError, EOFError)):
         Client(("127.0.0.1", found["port"]), authkey=b"guess").recv()
-
-    # a command that is killed takes its work along, and the next one does it
-    lake.produce(100_000, seed=2)
-    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
-    client = in_the_middle(lake)
-    client.kill()
-    client.communicate(timeout=30)
-    assert "silver.user_events" in ran(lake.lakehouse("run", SILVER))
-    ran(lake.lakehouse("run", GOLD))
-
-    # the engine is killed in the middle: the command says so, and the next one does without
-    lake.produce(100_000, seed=3)
-    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
-    client = in_the_middle(lake)
-    os.killpg(engine.pid, signal.SIGKILL)
-    engine.wait(30)
-    assert "ENGINE_DIED" in client.communicate(timeout=30)[1]
-    assert client.returncode == 1
-    alone = ran(lake.lakehouse("run", SILVER, GOLD))
-    assert "the engine does not answer; starting Spark here" in alone
-    ran(lake.lakehouse("serve", "--no-engine", GOLD))
-    assert right(lake)
-
-
-def test_a_stopped_engine_leaves_nothing_and_other_code_is_refused(lake: Platform, tmp_path: Path) -> None:
-    lake.produce(100, seed=1)
-    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
-    engine = lake.start("engine")
-    lake.until(address(lake).exists, "the engine takes requests")
     second = lake.lakehouse("engine")
     assert (second.returncode, "LOCKED" in second.stderr) == (1, True)
     code = ("import sys; from lakehouse_engine import client; client.code_digest = lambda: 'older'\n"
@@ -99,10 +91,19 @@ def test_a_stopped_engine_leaves_nothing_and_other_code_is_refused(lake: Platfor
     other = subprocess.run([sys.executable, "-c", code], cwd=lake.folder, env=lake.environment, text=True,
                            capture_output=True, timeout=120)  # fmt: skip
     assert "the engine runs other code than this command" in ran(other)
-    assert "starting Spark" in other.stderr
-    engine.terminate()
-    assert engine.wait(60) == 0, lake.log(engine)
-    assert not address(lake).exists()
+
+    # the engine is killed in the middle: the command says so, and the next one does without
+    shutil.rmtree(lake.storage / "silver")
+    client = in_the_middle(lake)
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wait(30)
+    assert "ENGINE_DIED" in client.communicate(timeout=30)[1]
+    assert client.returncode == 1
+    alone = ran(lake.lakehouse("run", SILVER, GOLD))
+    assert "the engine does not answer" in alone
+    assert "starting Spark" in alone
+    ran(lake.lakehouse("serve", "--no-engine", GOLD))
+    assert right(lake)
 
 
 def test_nothing_of_it_needs_pyspark_until_there_is_work() -> None:

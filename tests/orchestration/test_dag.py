@@ -53,12 +53,16 @@ def test_the_reference_dag_on_a_warm_engine_fills_gold_with_the_right_numbers(
     lake.produce(3000, seed=1, duplicates=0.05, malformed=0.02)
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
     engine = lake.start("engine")
-    lake.until((lake.folder / ".lakehouse" / "engine.json").exists, "the engine takes requests")
+    address = lake.folder / ".lakehouse" / "engine.json"
+    lake.until(address.exists, "the engine takes requests")
     result = airflow_command(lake.folder, "dags", "test", DAG)
     assert result.returncode == 0, result.stdout[-3000:]
     assert "starting Spark" not in result.stdout
     assert lake.log(engine).count("silver.user_events: full") == 1
     assert off(lake, "gold") == []
+    engine.terminate()
+    assert engine.wait(60) == 0, lake.log(engine)
+    assert not address.exists()
 
 
 SLOW = """\
