@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
@@ -18,6 +21,7 @@ from lakehouse_engine import grafana
 from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.plan import fingerprint
 from lakehouse_engine.spec.loader import load
+from lakehouse_engine.spec.pipeline import Panel
 from tests.grafana import seed as seeds
 from tests.grafana.conftest import Ask
 from tests.grafana.macros import Range, expand
@@ -366,10 +370,38 @@ def test_the_committed_files_are_as_the_pipelines_say(tmp_path: Path) -> None:
     assert refused.value.code == "GRAFANA_STALE"
 
 
+def test_the_command_writes_what_its_check_accepts(tmp_path: Path) -> None:
+    pipelines = project(tmp_path / "pipelines", {})
+
+    def command(*words: str) -> tuple[int, str]:
+        line = [sys.executable, "-m", "lakehouse_engine.cli", "grafana", *words]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code, message = command("--check")
+    assert (code, "GRAFANA_STALE" in message) == (2, True)
+    assert command() == command("--check") == (0, "")
+    assert (tmp_path / "grafana" / grafana.OVERVIEW).read_text() == (FOLDER / grafana.OVERVIEW).read_text()
+    file = pipelines / "gold" / "daily_active_users.yaml"
+    file.write_text(file.read_text().replace("title: DAU", "title: Users"))
+    assert command("--check")[0] == 2
+
+
 def test_a_panel_does_not_make_another_pipeline() -> None:
     (spec,) = [s for s in load([PROJECT / "pipelines"]) if s.name == "gold.daily_active_users"]
     assert spec.panel
     assert fingerprint(spec) == fingerprint(spec.model_copy(update={"panel": ()}))
+
+
+def test_the_documented_panel_is_one_and_every_option_is_documented(tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "grafana.md").read_text()
+    (example,) = re.findall(r"```yaml\n(panel: .*?)```", text, re.DOTALL)
+    window = panelled("realtime/purchases_per_minute", "{}").partition("panel:")[0]
+    specs = load([project(tmp_path, {"realtime/logouts.yaml": window.replace("purchase", "logout") + example})])
+    (panel,) = [panel for spec in specs for panel in spec.panel if spec.name == "realtime.logouts"]
+    assert (panel.title, panel.type) == ("Logouts", "timeseries")
+    assert re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE) == list(Panel.model_fields)
 
 
 def test_panels_alerts_and_the_data_source_name_each_other() -> None:

@@ -177,6 +177,12 @@ WRONG = [
      "7 MISSING_KEY"),
     ("a sum of greatest values", "realtime", "- window",
      "  - window: {tumbling: 1 minute, by: [id], measures: {n: max(amount)}}\npanel: {title: N}", "7 ILLEGAL_PANEL"),
+    ("a sum over windows that overlap", "realtime", "- window",
+     "  - window: {sliding: {size: 2 minutes, every: 1 minute}, measures: {n: count(*)}}\npanel: {title: N}",
+     "7 ILLEGAL_PANEL"),
+    ("distinct values of several days together", "silver", "- aggregate",
+     "  - aggregate: {by: [day, id], measures: {n: count(distinct amount)}}\nserve: postgres\n"
+     "panel: {title: N, type: stat}", "6 ILLEGAL_PANEL"),
     # what comes later
     ("a later key", "bronze", "trigger", "trigger: {every: 1 s}\nparams: {}", "7 NOT_YET"),
     ("a later trigger", "bronze", "trigger", "trigger: available_now", "6 NOT_YET"),
