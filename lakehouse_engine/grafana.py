@@ -140,7 +140,7 @@ def view(spec: PipelineSpec, panel: Panel) -> View:
     elif panel.type == "bars":
         assert panel.by is not None
         text = (f"select {_name(panel.by)}::text as {_name(panel.by)}, {total} as {_name(value)} from {source}"
-                f" where {where} group by 1 order by 2 desc, 1 limit 10")  # fmt: skip
+                f" where {where} group by 1 order by 2 desc nulls last, 1 limit 10")  # fmt: skip
     else:
         columns = [name for name in dict.fromkeys((time, *spec.key_columns, panel.by, value)) if name]
         order = f" order by {_name(time)} desc" if time else ""
