@@ -263,6 +263,24 @@ def status(env: str | None, as_json: bool) -> None:
 
 @main.command()
 @SPECS
+@ENV
+@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("grafana"), show_default=True)
+@click.option("--check", "checked", is_flag=True, help="Write nothing; fail when a file is not as it would be written.")
+def grafana(specs: tuple[Path, ...], env: str | None, folder: Path, checked: bool) -> None:
+    """Write Grafana's dashboards and alert rules, as the pipelines and their panels say."""
+    from lakehouse_engine import grafana as dashboards
+    from lakehouse_engine.spec.loader import load
+
+    files = dashboards.rendered(load(list(specs) or [Path("pipelines")], environment=_environment(env)))
+    if checked:
+        dashboards.check(folder, files)
+    else:
+        dashboards.write(folder, files)
+    click.echo(f"{len(files)} files in {folder} {'are as the pipelines say' if checked else 'written'}")
+
+
+@main.command()
+@SPECS
 @JSON
 def test(specs: tuple[Path, ...], as_json: bool) -> None:
     """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""

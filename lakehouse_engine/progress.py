@@ -40,6 +40,14 @@ create table if not exists lakehouse.batches (
   watermark timestamptz, quarantined bigint not null, filtered bigint not null, duplicate bigint not null,
   late bigint not null, counted bigint not null, warnings jsonb not null default '{}',
   primary key (pipeline, epoch, batch_id));
+-- a dashboard asks by time; asked for first, because `create index if not exists` locks the table even so, in an order
+-- in which a commit would wait for it and it for the commit
+do $$ begin
+  if to_regclass('lakehouse.batches_by_time') is null then
+    create index batches_by_time on lakehouse.batches using brin (committed_at)
+      with (autosummarize = on, pages_per_range = 16);
+  end if;
+end $$;
 """
 
 

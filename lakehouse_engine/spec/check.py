@@ -146,6 +146,45 @@ def unique_only_in_jobs(spec: PipelineSpec) -> Iterator[Problem]:
             )
 
 
+def panels_show_what_is_there(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, panel in enumerate(spec.panel):
+        place = f"panel[{index}]" if f"panel[{index}]" in spec.lines else "panel"
+        if spec.postgres_table is None:
+            yield _at(spec, place, "ILLEGAL_PANEL", "the result is not in PostgreSQL, where panels read; a job's comes"
+                      " there with serve: postgres")  # fmt: skip
+        value = spec.panel_value(panel)
+        if value is None:
+            there = f", one of {', '.join(spec.measures)}" if spec.measures else ""
+            yield _at(spec, place, "MISSING_KEY", f"value is missing: the column to show{there}")
+        if panel.type == "timeseries" and spec.time_column is None:
+            yield _at(spec, place, "ILLEGAL_PANEL", "the result has no time: a window has, and a job with replace_by")
+        if panel.type == "bars" and panel.by is None:
+            yield _at(spec, place, "MISSING_KEY", "by is missing: the column that has a bar for each of its values")
+        if panel.type == "stat" and panel.by is not None:
+            yield _at(spec, f"{place}.by", "ILLEGAL_PANEL", "a stat is one number; leave by out, or use bars")
+        text = spec.measures.get(value or "")
+        if panel.type != "table" and panel.aggregate == "sum" and text and not _adds_up(spec, text):
+            together = set(spec.key_columns) - ({spec.time_column, panel.by} if _apart(spec, panel.type) else set())
+            if together:
+                yield _at(spec, place, "ILLEGAL_PANEL", f"`{text}` does not add up over {', '.join(sorted(together))}:"
+                          " say aggregate: max, min or avg")  # fmt: skip
+
+
+def _apart(spec: PipelineSpec, kind: str) -> bool:
+    """Whether the panel shows the days of the result apart; those of windows come together as one zooms out."""
+    return kind != "bars" and spec.time_column != "window_start"
+
+
+def _adds_up(spec: PipelineSpec, text: str) -> bool:
+    """Counts and sums do, unless a row is in several windows."""
+    if any(isinstance(t, Window) and t.sliding for t in spec.transforms):
+        return False
+    try:
+        return sql.measure(text).function in ("count", "sum")
+    except sql.ExpressionError:
+        return False
+
+
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     source_fits,
     watermark_once_and_before_window,
@@ -155,6 +194,7 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     slices_do_not_depend_on_the_clock,
     unique_only_in_jobs,
     windows_have_names_of_their_own,
+    panels_show_what_is_there,
 )
 
 
@@ -270,6 +310,13 @@ class _Columns:
                 self._read([n for n in names if n], kept, f"sink.delta.{path}")
             self._read(spec.maintain.zorder_by, kept, "maintain.zorder_by")
         self._read(spec.keys or (), kept, "keys")
+        for index, panel in enumerate(spec.panel):
+            place = f"panel[{index}]" if f"panel[{index}]" in spec.lines else "panel"
+            self._read([name for name in (panel.value, panel.by) if name], kept, place)
+            kind = _known(kept).get((spec.time_column or "").lower(), "")
+            if kind not in ("", "timestamp" if spec.time_column == "window_start" else "date"):
+                self.problems.append(_at(spec, place, "COLUMN_TYPE", f"{spec.time_column} is {kind}; a panel's time is"
+                                         " a window's start or a date"))  # fmt: skip
         return kept
 
 

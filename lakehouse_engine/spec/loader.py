@@ -19,7 +19,7 @@ from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.check import check_all, check_one
 from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.pipeline import Airflow, Maintain, PipelineSpec, Trigger
+from lakehouse_engine.spec.pipeline import Airflow, Maintain, Panel, PipelineSpec, Trigger
 
 _KEYS = (
     "description",
@@ -33,8 +33,9 @@ _KEYS = (
     "schedule",
     "airflow",
     "maintain",
+    "panel",
 )
-_LATER_KEYS = {"inputs", "use", "params", "panel"}
+_LATER_KEYS = {"inputs", "use", "params"}
 _SCHEDULES = {"daily", "hourly", "weekly", "manual", "upstream"}
 #: minute, hour, day of the month, month, day of the week (0 and 7 are Sunday)
 _CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
@@ -216,13 +217,14 @@ class _Reader:
         trigger, schedule = self._clock(content)
         airflow = self._model(Airflow, content.get("airflow", {}), "airflow")
         maintain = self._model(Maintain, content.get("maintain", {}), "maintain")
+        panels = self._panels(content.get("panel"))
         contracts = self._contracts([t for t in found if isinstance(t, transforms.Parse)])
         if len(self.problems) > before or None in (source, sink, name, airflow, maintain):
             return None
         data = {
             "name": name, "file": self.shown, "source": source, "transforms": tuple(found), "checks": tuple(judged),
             "sink": sink, "trigger": trigger, "schedule": schedule, "airflow": airflow, "maintain": maintain,
-            "contracts": contracts,
+            "panel": tuple(panels), "contracts": contracts,
             "lines": {path: line for path, (file, line) in self._lines.items() if file == self.shown},
             **{key: content[key] for key in ("description", "keys", "serve") if content.get(key) is not None},
         }  # fmt: skip
@@ -319,6 +321,12 @@ class _Reader:
             self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not daily, hourly, weekly, manual, upstream or a"
                           f" cron line of five fields{hint}")  # fmt: skip
         return None, str(schedule)
+
+    def _panels(self, value: Any) -> list[Model | None]:
+        """One panel, or a list of them."""
+        if isinstance(value, list):
+            return [self._model(Panel, one, f"panel[{i}]") for i, one in enumerate(value)]
+        return [] if value is None else [self._model(Panel, value, "panel")]
 
     def _contracts(self, parses: Sequence[transforms.Parse]) -> dict[str, Contract]:
         found = {}

@@ -8,9 +8,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks import Check
-from lakehouse_engine.component import Columns, Duration, Model, Size
+from lakehouse_engine.component import Column, Columns, Duration, Model, Size
 from lakehouse_engine.contract import Contract
-from lakehouse_engine.sinks import Sink
+from lakehouse_engine.sinks import Delta, Postgres, Sink
 from lakehouse_engine.sources import Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.transforms import Aggregate, Dedupe, Select, Transform, Window
@@ -61,6 +61,23 @@ class Maintain(Model):
     log_after: Annotated[Duration, AfterValidator(_a_week)] = 30 * 86_400_000_000
 
 
+class Panel(Model):
+    """A panel of the overview in Grafana, for a result that is in PostgreSQL.
+
+    Rows are put together by ``aggregate``: those of the dashboard's time, and for a ``stat`` over days those of the
+    last day up to its end. ``value`` may be left out where the result has one measure. ``bars`` shows the ten greatest.
+    """
+
+    title: Annotated[str, Field(min_length=1, max_length=100)]
+    type: Literal["stat", "timeseries", "bars", "table"] = "timeseries"
+    value: Column | None = None
+    by: Column | None = None
+    aggregate: Literal["sum", "min", "max", "avg"] = "sum"
+    unit: Literal["number", "share", "seconds", "bytes"] = "number"
+    #: smaller ones stand further left in their row
+    position: int = 100
+
+
 class PipelineSpec(Model):
     """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: a path's line (``transforms[1].window``)."""
 
@@ -78,6 +95,7 @@ class PipelineSpec(Model):
     schedule: str | None = None
     airflow: Airflow = Airflow()
     maintain: Maintain = Maintain()
+    panel: tuple[Panel, ...] = ()
     contracts: dict[str, Contract] = Field(default_factory=dict)
 
     def where(self, path: str = "") -> str:
@@ -96,6 +114,30 @@ class PipelineSpec(Model):
     @property
     def is_stream(self) -> bool:
         return self.trigger is not None
+
+    @property
+    def postgres_table(self) -> str | None:
+        """Where readers find the result in PostgreSQL, if they do."""
+        if isinstance(self.sink, Postgres):
+            return self.sink.table or self.name
+        return self.name if self.serve else None
+
+    @property
+    def time_column(self) -> str | None:
+        """What a reader asks the result by: the window's start, else the slices of a job (days)."""
+        if any(isinstance(t, Window) for t in self.transforms):
+            return "window_start"
+        return self.sink.replace_by if isinstance(self.sink, Delta) else None
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """The expressions of the last step that aggregates, by column; none where a step after it may change them."""
+        last = self.transforms[-1] if self.transforms else None
+        return dict(last.measures) if isinstance(last, Window | Aggregate) else {}
+
+    def panel_value(self, panel: Panel) -> str | None:
+        """The column that a panel shows, None where it does not say and there is not one measure alone."""
+        return panel.value or (next(iter(self.measures)) if len(self.measures) == 1 else None)
 
     @property
     def key_columns(self) -> tuple[str, ...]:
