@@ -26,6 +26,14 @@ from tests.platform import PROJECT, Platform, platform
 VENV = PROJECT / ".airflow-venv"
 DAGS = PROJECT / "airflow" / "dags"
 DAG = "lakehouse_bronze_to_gold"
+LOGOUTS = """\
+description: Logouts per day.
+source: silver.user_events
+transforms:
+  - filter: event_type = 'logout'
+  - aggregate: {by: [event_date], measures: {logout_count: count(*)}}
+sink: {delta: {replace_by: event_date}}
+"""
 
 
 @pytest.fixture(scope="session")

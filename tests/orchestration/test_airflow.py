@@ -14,20 +14,12 @@ import pytest
 from demo.reconcile import gold as oracle
 from demo.reconcile import read_topic, silver, to_date
 from lakehouse_engine.local.process import family, recorded
-from tests.orchestration.conftest import DAG, Server
+from tests.orchestration.conftest import DAG, LOGOUTS, Server
 from tests.platform import user_event
 from tests.test_platform import ran
 
 pytestmark = pytest.mark.timeout(900)
-LOGOUTS = """\
-description: Logouts per day.
-source: silver.user_events
-transforms:
-  - filter: event_type = 'logout'
-  - aggregate: {by: [event_date], measures: {logout_count: count(*)}}
-sink: {delta: {replace_by: event_date}}
-serve: postgres
-"""
+SERVED = LOGOUTS + "serve: postgres\n"
 
 
 def test_a_run_by_hand_takes_up_new_files_outlives_a_kill_and_lets_a_wrong_file_fail_alone(server: Server) -> None:
@@ -36,8 +28,8 @@ def test_a_run_by_hand_takes_up_new_files_outlives_a_kill_and_lets_a_wrong_file_
     lake.produce(3000, seed=1, duplicates=0.05)
     lake.send(*[user_event(10**6 + number, today, event_type="logout") for number in range(3)])
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze"))
-    (gold / "logouts_daily.yaml").write_text(LOGOUTS)
-    (gold / "wrong.yaml").write_text(LOGOUTS.replace("filter:", "fliter:"))
+    (gold / "logouts_daily.yaml").write_text(SERVED)
+    (gold / "wrong.yaml").write_text(SERVED.replace("filter:", "fliter:"))
     new = {"gold.logouts_daily", "gold.wrong"}
     server.until(lambda: new <= {t["task_id"] for t in server.call(f"/dags/{DAG}/tasks")["tasks"]}, "tasks are new")
     run = server.trigger()

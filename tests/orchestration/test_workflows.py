@@ -13,20 +13,13 @@ import pytest
 
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.orchestration import FROM, FULL, TO, Task, Workflow, engine, workflows
+from tests.orchestration.conftest import LOGOUTS
 from tests.platform import PROJECT
 
 REFERENCE = "lakehouse_bronze_to_gold"
 GOLD = {"silver_to_gold_dau", "silver_to_gold_conversion", "silver_to_gold_events_source",
         "silver_to_gold_purchases_page"}  # fmt: skip
 EVIL = '"; touch x; $(touch x) `touch x` *'
-JOB = """\
-description: Logouts per day.
-source: silver.user_events
-transforms:
-  - filter: event_type = 'logout'
-  - aggregate: {by: [event_date], measures: {logout_count: count(*)}}
-sink: {delta: {replace_by: event_date}}
-"""
 
 
 @pytest.fixture
@@ -74,7 +67,7 @@ def test_the_reference_files_make_the_reference_workflow(project: Path) -> None:
 
 
 def test_a_new_file_is_a_new_task_under_its_own_name(project: Path) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + "serve: postgres\n"
+    write(project, "gold/logouts_daily.yaml", LOGOUTS + "serve: postgres\n"
           "airflow: {retries: 5, owner: web, timeout: 10 minutes}\n")  # fmt: skip
     task = tasks(project)["gold.logouts_daily"]
     assert task.upstream == ("bronze_to_silver",)
@@ -180,7 +173,11 @@ def test_a_file_that_tells_nothing_fails_under_its_name_in_the_default_dag(proje
 
 
 def test_a_wrong_file_stays_in_the_dag_it_names(project: Path) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + "airflow: {dag: other, task_id: logouts}\nschedule: hourly\nnot: [")
+    write(
+        project,
+        "gold/logouts_daily.yaml",
+        LOGOUTS + "airflow: {dag: other, task_id: logouts}\nschedule: hourly\nnot: [",
+    )
     assert set(tasks(project, "other")) == {"logouts"}
     assert made(project)["other"].schedule == "@hourly"
     assert not any(task.error for task in tasks(project).values())
@@ -209,7 +206,7 @@ def test_a_copy_that_kept_its_task_id_fails_under_its_own_name(project: Path) ->
 
 @pytest.mark.parametrize("name", ["gold", "gold_to_postgres", "serving"])
 def test_a_name_that_is_taken_by_what_is_added_is_refused(project: Path, name: str) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + f"airflow: {{task_id: {name}}}\n")
+    write(project, "gold/logouts_daily.yaml", LOGOUTS + f"airflow: {{task_id: {name}}}\n")
     assert "SAME_TASK" in (tasks(project)["gold.logouts_daily"].error or "")
 
 
@@ -225,27 +222,27 @@ def test_jobs_that_read_each_other_fail_both(project: Path) -> None:
 
 
 def test_a_dag_whose_jobs_all_wait_runs_after_the_tables_of_another(project: Path) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + "airflow: {dag: logouts}\n")
+    write(project, "gold/logouts_daily.yaml", LOGOUTS + "airflow: {dag: logouts}\n")
     workflow = made(project)["logouts"]
     assert (workflow.schedule, workflow.after) == (None, ("silver.user_events",))
     assert [(task.id, task.upstream) for task in workflow.tasks] == [("gold.logouts_daily", ())]
 
 
 def test_a_dag_goes_on_waiting_for_the_table_of_a_wrong_file(project: Path) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + "airflow: {dag: logouts}\n")
+    write(project, "gold/logouts_daily.yaml", LOGOUTS + "airflow: {dag: logouts}\n")
     write(project, "silver/user_events.yaml", "source: [")
     assert made(project)["logouts"].after == ("silver.user_events",)
 
 
 def test_a_cron_line_and_by_hand(project: Path) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + 'schedule: "30 2 * * 1"\nairflow: {dag: logouts}\n')
-    write(project, "gold/logins_daily.yaml", JOB + "schedule: manual\nairflow: {dag: logins}\n")
+    write(project, "gold/logouts_daily.yaml", LOGOUTS + 'schedule: "30 2 * * 1"\nairflow: {dag: logouts}\n')
+    write(project, "gold/logins_daily.yaml", LOGOUTS + "schedule: manual\nairflow: {dag: logins}\n")
     found = made(project)
     assert [found[name].schedule for name in ("logouts", "logins")] == ["30 2 * * 1", None]
 
 
 def test_two_clocks_in_one_dag_are_one_failing_task_that_says_so(project: Path) -> None:
-    write(project, "gold/logouts_daily.yaml", JOB + "schedule: hourly\n")
+    write(project, "gold/logouts_daily.yaml", LOGOUTS + "schedule: hourly\n")
     (task,) = tasks(project).values()
     assert task.error == ("pipelines/gold/logouts_daily.yaml:7: TWO_CLOCKS: gold.logouts_daily runs hourly and"
                           " silver.user_events daily; one DAG has one clock: give one of them another"
