@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 #: what makes two metadata actions describe the same rows; the rest (properties, description) does not touch them
 _SHAPE = ("id", "schemaString", "partitionColumns")
@@ -24,10 +25,13 @@ class Change:
     """What happened between two versions: the values of one column whose rows may differ, as the log writes them.
 
     ``slices`` None: the log does not tell, and ``reason`` says why. A None among them is the slice of nulls.
+    ``added``: the data files that hold the difference when rows were only added, with their sizes in bytes, by path
+    below the table; None when rows may have gone, or when a file holds rows that are not the table's.
     """
 
     slices: frozenset[str | None] | None
     reason: str = ""
+    added: Mapping[str, int] | None = None
 
 
 class DeltaLog:
@@ -141,6 +145,7 @@ class DeltaLog:
             return Change(None, f"it has gone back to version {newest}")
         there = set(versions)
         slices: set[str | None] = set()
+        added: dict[str, int] | None = {}
         for version in range(since + 1, newest + 1):
             if version not in there:
                 return Change(None, f"version {version} is no longer in its log")
@@ -148,10 +153,13 @@ class DeltaLog:
             if found.slices is None:
                 return found
             slices |= found.slices
-        return Change(frozenset(slices))
+            again = added is None or found.added is None or not added.keys().isdisjoint(found.added)
+            added = None if again else {**(added or {}), **(found.added or {})}
+        return Change(frozenset(slices), added=added)
 
     def _touched(self, version: int, column: str) -> Change:
         files: list[dict[str, Any]] = []
+        added: dict[str, int] | None = {}
         named: frozenset[str | None] | None = None
         for action in self.actions(version):
             if "protocol" in action and action["protocol"] != self._newest("protocol", "protocol", version - 1):
@@ -165,14 +173,17 @@ class DeltaLog:
             file = _changed_file(action)
             if file is not None:
                 files.append(file)
+                path = unquote(file["path"])
+                whole = "add" in action and "deletionVector" not in file and added is not None and path not in added
+                added = {**(added or {}), path: int(file["size"])} if whole else None
         if not files:
-            return Change(frozenset())
+            return Change(frozenset(), added={})
         if named is not None:
-            return Change(named)
+            return Change(named, added=added)
         values = [file.get("partitionValues") or {} for file in files]
         if any(column not in value for value in values):
             return Change(None, f"version {version} does not say which {column} it changed")
-        return Change(frozenset(value[column] for value in values))
+        return Change(frozenset(value[column] for value in values), added=added)
 
     def changed_after(self, version: int) -> int | None:
         """The newest commit after ``version`` that may have changed rows; compactions, whoever made them, do not."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from lakehouse_engine import arrivals
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.plan import EPOCH, Job
@@ -17,19 +18,22 @@ from lakehouse_engine.sinks import delta as delta_sink
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do and why. ``slices`` (kind ``slices``): values of ``replace_by`` as the log writes them.
+    """What to do and why. ``slices`` (kinds ``slices`` and ``rows``): values of ``replace_by`` as the log writes them.
 
-    ``version``: the source's, to read. ``sources`` and ``fingerprint``: what the commit will say has been read, and by
-    what; ``backfill``: what it will say of a backfill that it is a part of.
+    Kind ``rows``: in those slices rows were only added since the version ``since``, in the files ``added`` (bytes by
+    path below the table). ``version``: the source's, to read. ``sources`` and ``fingerprint``: what the commit will say
+    has been read, and by what; ``backfill``: what it will say of a backfill that it is a part of.
     """
 
-    kind: Literal["nothing", "slices", "full"]
+    kind: Literal["nothing", "rows", "slices", "full"]
     reason: str
     version: int = 0
     slices: tuple[str | None, ...] = ()
     sources: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
     backfill: Mapping[str, Any] | None = None
+    since: int = 0
+    added: Mapping[str, int] = field(default_factory=dict)
 
 
 def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
@@ -74,8 +78,14 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
         return everything(f"{job.source} does not tell which {job.slice_by} changed: {change.reason}")
     if not change.slices:
         return nothing(f"{job.source} has no changed rows")
-    return Decision("slices", f"{len(change.slices)} of {job.slice_by} changed", version, in_order(change.slices),
-                    read, job.fingerprint)  # fmt: skip
+    changed = f"{len(change.slices)} of {job.slice_by} changed"
+    slices = Decision("slices", changed, version, in_order(change.slices), read, job.fingerprint)
+    added = change.added
+    if added is None or not (job.rowwise and arrivals.readable(source, added) and _consistent(job, storage, record)):
+        return slices
+    if any(_appends(target, value) >= arrivals.MOST_APPENDS for value in slices.slices):
+        return slices
+    return replace(slices, kind="rows", reason=f"{changed}, by new rows", since=before["version"], added=added)
 
 
 def in_order(slices: frozenset[str | None] | set[str | None]) -> tuple[str | None, ...]:
@@ -100,6 +110,36 @@ def source_version(job: Job, source: DeltaLog) -> int:
                        f" to {newest}, from {first:%Y-%m-%dT%H:%M:%SZ} on; see: lakehouse history {job.source}",
                        where=where)  # fmt: skip
     return int(found)
+
+
+def _consistent(job: Job, storage: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the table and what it keeps aside are those of the version that was read, row by row.
+
+    After a backfill slices may be ahead of it; after a crash between the two commits what is kept aside is.
+    """
+    if record.get("backfill") is not None:
+        return False
+    aside = DeltaLog(delta_sink.table_path(storage, f"{job.name}__quarantine"))
+    held = aside.record()
+    if held is None:
+        return aside.version() is None
+    now, then = held["sources"].get(job.source, {}), record["sources"][job.source]
+    return (held.get("backfill") is None and held.get("fingerprint") == job.fingerprint
+            and now.get("id") == then["id"] and now.get("version", -1) <= then["version"]
+            and aside.changed_after(held["version"]) is None)  # fmt: skip
+
+
+def _appends(target: DeltaLog, value: str | None) -> int:
+    """How many runs have added rows to the slice since it was last computed as a whole."""
+    count = 0
+    for version in reversed(target.versions()):
+        record = target.record_of(version) or {}
+        if record.get("repeats") or (record.get("slices") is not None and value not in record["slices"]):
+            continue
+        if not record.get("appended"):
+            break
+        count += 1
+    return count
 
 
 def _stranger(target: DeltaLog, record: Mapping[str, Any] | None, name: str) -> int | None:

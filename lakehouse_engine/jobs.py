@@ -6,13 +6,14 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lakehouse_engine import arrivals, rows, sql
 from lakehouse_engine import plan as plans
-from lakehouse_engine import rows, sql
+from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.incremental import Decision, decide
@@ -63,7 +64,11 @@ def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager
 
 def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None) -> Outcome:
     """Does what ``decision`` says; the caller holds the table."""
-    return _Run(spark, job, decision, storage, dsn).execute()
+    try:
+        return _Run(spark, job, decision, storage, dsn).execute()
+    except MustRecompute as found:  # before anything was written
+        whole = replace(decision, kind="slices", reason=f"{decision.reason}, but {found}")
+        return _Run(spark, job, whole, storage, dsn).execute()
 
 
 class _Run:
@@ -80,15 +85,8 @@ class _Run:
         self._where = self._slices()
 
     def execute(self) -> Outcome:
-        from pyspark.errors import PySparkException
-
         try:
-            result, refused = self._compute()
-            result.schema  # noqa: B018  (analysis happens here, before anything is written)
-        except PySparkException as error:
-            reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
-            raise PlanError("EXPRESSION_TYPE", reason, where=self._spec.where("transforms")) from None
-        try:
+            result, refused = self._analysed()
             count = self._count(result)
             self._table_checks(result)
             if refused is not None:
@@ -99,9 +97,19 @@ class _Run:
             for frame in self._persisted:
                 frame.unpersist()
 
+    def _analysed(self) -> tuple[DataFrame, DataFrame | None]:
+        from pyspark.errors import PySparkException
+
+        try:
+            result, refused = self._compute()
+            result.schema  # noqa: B018  (analysis happens here, before anything is written)
+        except PySparkException as error:
+            raise PlanError("EXPRESSION_TYPE", _reason(error), where=self._spec.where("transforms")) from None
+        return result, refused
+
     def _slices(self) -> str | None:
-        """SQL that selects the slices to recompute, in the source and in the target; None for a full run."""
-        if self._decision.kind != "slices":
+        """SQL that selects the slices that changed, in the source and in the target; None for a full run."""
+        if self._decision.kind == "full":
             return None
         column = self._job.slice_by or ""
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
@@ -109,23 +117,53 @@ class _Run:
 
     def _compute(self) -> tuple[DataFrame, DataFrame | None]:
         """The result, and the rows that its checks refused (None without checks)."""
-        path = str(delta_sink.table_path(self._storage, self._job.source))
-        frame = self._spark.read.format("delta").option("versionAsOf", self._decision.version).load(path)
-        if self._where is not None:
-            frame = frame.filter(self._where)
-        frame = frame.drop("updated_at")
-        self._source = frame
+        frame = self._source = self._new() if self._only_new else self._stored(self._decision.version)
         current: Rows | None = None
         for index, transform in enumerate(self._spec.transforms):
             if isinstance(transform, Aggregate | Dedupe):
-                frame, current = self._project(frame, current), None
+                projected, before = self._project(frame, current), current
+                frame, current = transform.apply(projected), None
                 if isinstance(transform, Dedupe):
-                    self._deduped = frame
-                frame = transform.apply(frame)
+                    self._deduped = projected
+                    frame = self._unseen(frame, before, transform) if self._only_new else frame
             else:
                 current = plans.row_step(self._spec, current or Rows.identity(dict(frame.dtypes)), index)
         current = plans.with_checks(current or Rows.identity(dict(frame.dtypes)), self._spec)
         return self._judge(frame, current)
+
+    @property
+    def _only_new(self) -> bool:
+        return self._decision.kind == "rows"
+
+    def _keep(self, frame: DataFrame) -> DataFrame:
+        """Persisted until the run ends."""
+        self._persisted.append(frame.persist())
+        return frame
+
+    def _new(self) -> DataFrame:
+        """What came to the source since it was last read."""
+        from pyspark.errors import PySparkException
+
+        log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
+        try:
+            return arrivals.read(self._spark, log, self._decision.added).drop("updated_at")
+        except PySparkException as error:  # deleted since, after a compaction
+            raise MustRecompute(_reason(error)) from error
+
+    def _unseen(self, once: DataFrame, before: Rows | None, dedupe: Dedupe) -> DataFrame:
+        from pyspark.errors import PySparkException
+
+        try:
+            old = self._project(self._stored(self._decision.since), before)
+            return arrivals.unseen(self._keep(once), old, dedupe, self._keep)
+        except PySparkException as error:  # the source as it was is not there any more
+            raise MustRecompute(_reason(error)) from error
+
+    def _stored(self, version: int) -> DataFrame:
+        """What the source held in the slices that changed; in all of it for a full run."""
+        path = str(delta_sink.table_path(self._storage, self._job.source))
+        frame = self._spark.read.format("delta").option("versionAsOf", version).load(path)
+        return (frame if self._where is None else frame.filter(self._where)).drop("updated_at")
 
     def _project(self, frame: DataFrame, current: Rows | None) -> DataFrame:
         if current is None:
@@ -138,15 +176,12 @@ class _Run:
         place = [n for n in plans.LANDING_COLUMNS if n in current.columns]
         warned = [f"{w.failed} as _warned{i}" for i, w in enumerate(current.warnings)]
         if not current.verdicts and not warned:
-            result = frame.selectExpr(*stored).persist()
-            self._persisted.append(result)
-            return result, None
+            return self._keep(frame.selectExpr(*stored)), None
         # kept for three readings: what the expressions below read, not what they give; reasons are for few rows
         read = {column for text in [*current.columns.values(), *(v.refused for v in current.verdicts)]
                 for column in sql.columns(text)}  # fmt: skip
         inputs = [sql.name(name) for name in frame.columns if name.lower() in read]
-        judged = frame.selectExpr(*inputs, *warned, f"{rows.outcome(current.verdicts)} as _outcome").persist()
-        self._persisted.append(judged)
+        judged = self._keep(frame.selectExpr(*inputs, *warned, f"{rows.outcome(current.verdicts)} as _outcome"))
         self._judged, self._place = (judged, current), place
         step, reasons = rows.first_reasons(current.verdicts)
         at = [f"{current.columns[n]} as `_at{n}`" for n in place]
@@ -202,7 +237,8 @@ class _Run:
             "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id, "kind": "job",
             "started_at": self._started.isoformat(), "fingerprint": decision.fingerprint,
             "sources": dict(decision.sources), "slice_by": self._job.slice_by,
-            "slices": list(decision.slices) if decision.kind == "slices" else None, "reason": decision.reason,
+            "slices": None if decision.kind == "full" else list(decision.slices), "appended": self._only_new,
+            "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
         }  # fmt: skip
         if decision.backfill is not None:
@@ -210,10 +246,10 @@ class _Run:
         return json.dumps(record)
 
     def _keep_aside(self, refused: DataFrame) -> None:
-        """Refused rows replace those of the same slices, in a commit before the main one."""
+        """Refused rows replace those of the same slices, or join them, in a commit before the main one."""
         path = delta_sink.table_path(self._storage, self._job.name + "__quarantine")
         exists = DeltaLog(path).version() is not None
-        if not self._counters.get(rows.QUARANTINED) and not exists:
+        if not self._counters.get(rows.QUARANTINED) and (self._only_new or not exists):
             return
         assert self._judged is not None
         _, current = self._judged
@@ -227,6 +263,9 @@ class _Run:
             f"cast({at['_partition']} as int) as partition", f"cast({at['_offset']} as bigint) as offset",
             "cast(null as binary) as key", "cast(null as binary) as value",
             f"to_json(named_struct({stored})) as row", f"{unit} as unit")  # fmt: skip
+        if self._only_new:
+            delta_sink.append(kept.coalesce(1), path, self._record(), run=self._txn())
+            return
         where = None
         if self._where is not None and exists:
             where = sql.among("unit", "string", self._decision.slices)
@@ -246,6 +285,9 @@ class _Run:
             result = result.withColumn("updated_at", F.lit(self._started))
         if isinstance(sink, Delta):
             path = delta_sink.table_path(self._storage, self._job.name)
+            if self._only_new:
+                delta_sink.append(result.coalesce(1), path, self._record(), run=self._txn())
+                return
             where = self._where if DeltaLog(path).version() is not None else None
             delta_sink.replace(
                 result,
@@ -262,3 +304,7 @@ class _Run:
         table, where = sink.table or self._job.name, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0].split(" SQLSTATE")[0]

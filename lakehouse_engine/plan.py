@@ -62,7 +62,10 @@ class Scan:
 
 @dataclass(frozen=True)
 class Job:
-    """A batch pipeline. ``local``: a slice of the result depends on that slice of the source alone."""
+    """A batch pipeline. ``local``: a slice of the result depends on that slice of the source alone.
+
+    ``rowwise``: what rows add to the source adds rows to the result, once a dedupe has seen the others of their keys.
+    """
 
     spec: PipelineSpec
     source: str
@@ -70,6 +73,7 @@ class Job:
     local: bool
     reason: str
     fingerprint: str
+    rowwise: bool
 
     @property
     def name(self) -> str:
@@ -200,7 +204,9 @@ def _job(spec: PipelineSpec) -> Job:
     assert not isinstance(spec.source, Kafka)
     slice_by = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
     local, reason = _locality(spec, slice_by)
-    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec))
+    dedupes = sum(isinstance(transform, Dedupe) for transform in spec.transforms)
+    rowwise = dedupes <= 1 and not any(isinstance(t, Aggregate) for t in spec.transforms) and not table_checks(spec)
+    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), rowwise)
 
 
 def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lakehouse_engine.deltalog import Change, DeltaLog
+from lakehouse_engine.deltalog import DeltaLog
 
 SCHEMA = {"type": "struct", "fields": [
     {"name": "id", "type": "string", "nullable": True, "metadata": {}},
@@ -28,7 +28,8 @@ def commit(table: Path, version: int, *actions: dict[str, Any]) -> None:
 
 
 def add(day: str | None, **more: Any) -> dict[str, Any]:
-    return {"add": {"path": "x.parquet", "partitionValues": {"day": day}, "dataChange": True, **more}}
+    return {"add": {"path": "x.parquet", "size": 9, "partitionValues": {"day": day}, "dataChange": True,
+                    **more}}  # fmt: skip
 
 
 def remove(day: str | None, **more: Any) -> dict[str, Any]:
@@ -110,17 +111,17 @@ def test_the_tables_id_is_unknown_when_its_commit_is_gone(table: Path) -> None:
 def test_the_slices_that_changed_are_those_of_added_and_removed_files(
     table: Path, since: int, slices: set[str | None]
 ) -> None:
-    assert DeltaLog(table).changed(since, "day") == Change(frozenset(slices))
+    assert DeltaLog(table).changed(since, "day").slices == frozenset(slices)
 
 
 def test_a_compaction_changes_nothing(table: Path) -> None:
     commit(table, 4, remove("2026-01-02", dataChange=False), add("2026-01-02", dataChange=False))
-    assert DeltaLog(table).changed(3, "day") == Change(frozenset())
+    assert DeltaLog(table).changed(3, "day").slices == frozenset()
 
 
 def test_a_file_that_does_not_say_whether_it_changes_data_does(table: Path) -> None:
-    commit(table, 4, {"add": {"path": "x", "partitionValues": {"day": "2026-01-04"}}})
-    assert DeltaLog(table).changed(3, "day") == Change(frozenset({"2026-01-04"}))
+    commit(table, 4, {"add": {"path": "x", "size": 1, "partitionValues": {"day": "2026-01-04"}}})
+    assert DeltaLog(table).changed(3, "day").slices == frozenset({"2026-01-04"})
 
 
 UNKNOWN = [
@@ -130,7 +131,7 @@ UNKNOWN = [
     ),
     ("the partitions", {"metaData": {**METADATA["metaData"], "partitionColumns": []}}),
     ("the protocol", {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7}}),
-    ("a file without the column", {"add": {"path": "x", "partitionValues": {"other": "1"}}}),
+    ("a file without the column", {"add": {"path": "x", "size": 1, "partitionValues": {"other": "1"}}}),
     ("a file without values", {"remove": {"path": "x", "dataChange": True}}),
 ]
 
@@ -141,6 +142,32 @@ def test_what_changed_cannot_be_told_from(table: Path, action: dict[str, Any]) -
     assert DeltaLog(table).changed(3, "day").slices is None
 
 
+def test_files_are_named_when_rows_were_only_added(table: Path) -> None:
+    commit(table, 4, add("2026-01-04", path="day=2026-01-04/a%20b.parquet", size=7), METADATA)
+    commit(table, 5, remove("2026-01-02", dataChange=False), add("2026-01-02", path="c.parquet", dataChange=False))
+    commit(table, 6, add("2026-01-05", path="d.parquet", size=8))
+    assert DeltaLog(table).changed(3, "day").added == {"day=2026-01-04/a b.parquet": 7, "d.parquet": 8}
+    assert DeltaLog(table).changed(3, "day", until=4).added == {"day=2026-01-04/a b.parquet": 7}
+    assert DeltaLog(table).changed(6, "day").added == {}
+
+
+@pytest.mark.parametrize("actions", [
+    [remove("2026-01-01")], [remove("2026-01-01"), add("2026-01-01")],
+    [add("2026-01-01", deletionVector={"storageType": "u"})], [add("2026-01-01"), add("2026-01-01")],
+], ids=["removed", "replaced", "with a deletion vector", "twice"])  # fmt: skip
+def test_no_file_is_named_when_rows_may_have_gone(table: Path, actions: list[dict[str, Any]]) -> None:
+    commit(table, 4, add("2026-01-04", path="a.parquet"))
+    commit(table, 5, *actions)
+    commit(table, 6, add("2026-01-04", path="b.parquet"))
+    assert DeltaLog(table).changed(3, "day").added is None
+
+
+def test_a_file_that_is_added_again_is_not_taken_for_new_rows(table: Path) -> None:
+    commit(table, 4, add("2026-01-04"))
+    commit(table, 5, add("2026-01-04"))
+    assert DeltaLog(table).changed(3, "day").added is None
+
+
 def test_a_change_of_properties_alone_changes_no_rows(table: Path) -> None:
     commit(
         table,
@@ -148,13 +175,13 @@ def test_a_change_of_properties_alone_changes_no_rows(table: Path) -> None:
         {"metaData": {**METADATA["metaData"], "configuration": {"delta.appendOnly": "true"}}},
         add("2026-01-04"),
     )
-    assert DeltaLog(table).changed(3, "day") == Change(frozenset({"2026-01-04"}))
+    assert DeltaLog(table).changed(3, "day").slices == frozenset({"2026-01-04"})
 
 
 def test_a_job_names_the_slices_that_it_replaced_in_a_table_without_partitions(table: Path) -> None:
     named = note(json.dumps({"pipeline": "gold.x", "slice_by": "day", "slices": ["2026-01-07", None]}))
     commit(table, 4, named, add("x", partitionValues={}))
-    assert DeltaLog(table).changed(3, "day") == Change(frozenset({"2026-01-07", None}))
+    assert DeltaLog(table).changed(3, "day").slices == frozenset({"2026-01-07", None})
     assert DeltaLog(table).changed(3, "hour").slices is None
 
 
@@ -169,13 +196,13 @@ def test_the_metadata_is_in_the_checksum_file_when_its_commit_is_gone(table: Pat
 def test_a_change_before_the_versions_asked_for_does_not_matter(table: Path) -> None:
     commit(table, 4, METADATA)
     commit(table, 5, add("2026-01-05"))
-    assert DeltaLog(table).changed(4, "day") == Change(frozenset({"2026-01-05"}))
+    assert DeltaLog(table).changed(4, "day").slices == frozenset({"2026-01-05"})
 
 
 def test_what_changed_cannot_be_told_when_a_commit_in_between_is_gone(table: Path) -> None:
     (table / "_delta_log" / f"{2:020d}.json").unlink()
     assert DeltaLog(table).changed(1, "day").slices is None
-    assert DeltaLog(table).changed(2, "day") == Change(frozenset({"2026-01-01"}))
+    assert DeltaLog(table).changed(2, "day").slices == frozenset({"2026-01-01"})
 
 
 def test_what_changed_cannot_be_told_of_a_table_that_has_gone_back(table: Path) -> None:

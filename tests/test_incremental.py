@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
+from lakehouse_engine.arrivals import MOST_APPENDS
+from lakehouse_engine.backfill import backfill
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import delta as delta_sink
 from tests.lab import GOLD, Lab, Row
 
@@ -32,7 +36,7 @@ def lab(spark: SparkSession, tmp_path: Path) -> Lab:
 
 
 def test_a_job_reads_what_changed_replaces_it_and_says_so(lab: Lab) -> None:
-    lab.append((5, TUE, 9, 1))
+    lab.correct(TUE, (3, TUE, 1, 1), (4, TUE, None, 1), (5, TUE, 9, 1))
     decision = lab.decide("silver.events")
     assert (decision.kind, decision.slices, decision.reason) == ("slices", (TUE,), "1 of day changed")
     silver, gold = lab.run()
@@ -47,6 +51,77 @@ def test_a_day_corrected_away_vanishes_everywhere(lab: Lab) -> None:
     lab.run()
     assert lab.rows("gold.events") == [(date(2026, 1, 5), 2, 1)]
     assert lab.rows("silver.events__quarantine") == []
+
+
+# rows that were only added
+
+
+def files(lab: Lab, table: str) -> set[str]:
+    return set(lab.spark.read.format("delta").load(str(lab.path(table))).inputFiles())
+
+
+def test_new_rows_alone_are_computed_and_added_and_what_lies_there_is_not_touched(lab: Lab) -> None:
+    before = files(lab, "silver.events")
+    lab.append((5, TUE, 9, 1), (5, TUE, 9, 2), (6, TUE, None, 1), (3, TUE, 8, 2), (7, WED, 1, 1))
+    silver, gold = lab.run()
+    assert (silver.decision.kind, silver.decision.slices, silver.rows) == ("rows", (TUE, WED), 2)
+    assert silver.counters == {"counted": 2, "quarantined": 1, "duplicate": 2, "filtered": 0}
+    assert (gold.decision.kind, gold.decision.slices) == ("slices", (TUE, WED))
+    assert before < files(lab, "silver.events")
+    assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
+    kept = sorted(row[9] for row in lab.rows("silver.events__quarantine"))
+    assert kept == ['{"id":4,"day":"2026-01-06","n":1}', '{"id":6,"day":"2026-01-06","n":1}']
+    assert lab.decide("silver.events").kind == "nothing"
+
+
+def test_a_new_row_that_comes_before_one_that_is_there_takes_its_place(lab: Lab) -> None:
+    lab.append((2, MON, 9, 0), (8, MON, 9, 1))
+    (silver,) = lab.run("silver.events")
+    reason = "1 of day changed, by new rows, but 1 of the new rows come before rows of their keys"
+    assert (silver.decision.kind, silver.decision.reason, silver.rows) == ("slices", reason, 3)
+    assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
+
+
+def test_a_slice_that_was_added_to_often_is_computed_as_a_whole_again(lab: Lab) -> None:
+    kinds = []
+    for number in range(MOST_APPENDS + 2):
+        lab.append((10 + number, TUE, 1, 1))
+        kinds.append(lab.run("silver.events")[0].decision.kind)
+    assert kinds == ["rows"] * MOST_APPENDS + ["slices", "rows"]
+    assert lab.decide("gold.events").slices == (TUE,)
+    assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
+
+
+def test_a_slice_filled_back_from_a_later_version_is_not_added_to(lab: Lab) -> None:
+    lab.append((5, TUE, 9, 1))
+    backfill(lab.spark, lab.job("silver.events"), Span(TUE, TUE, False), lab.storage, None, lambda _: None)
+    assert lab.decide("silver.events").kind == "slices"
+    lab.run()
+    assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
+
+
+def test_rows_kept_aside_by_a_run_that_died_are_not_kept_twice(lab: Lab) -> None:
+    lab.append((6, TUE, None, 1))
+    with pytest.raises(Killed), killed_at(1, after=True):
+        lab.run("silver.events")
+    assert len(lab.rows("silver.events__quarantine")) == 2
+    assert lab.decide("silver.events").kind == "slices"
+    lab.run()
+    assert len(lab.rows("silver.events__quarantine")) == 2
+
+
+def test_a_source_whose_former_files_are_gone_is_computed_by_slice(lab: Lab) -> None:
+    lab.append((5, TUE, 9, 1))
+    lab.sql("optimize {}")
+    lab.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        lab.sql("vacuum {} retain 0 hours")
+    finally:
+        lab.spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    (silver,) = lab.run("silver.events")
+    assert silver.decision.kind == "slices"
+    assert silver.decision.reason.startswith("1 of day changed, by new rows, but [")
+    assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
 
 
 def foreign(lab: Lab) -> None:
@@ -135,7 +210,9 @@ def test_compaction_and_properties_change_nothing_whoever_made_them(lab: Lab) ->
     assert lab.decide("silver.events").kind == "nothing"
     assert lab.decide("gold.events").kind == "nothing"
     lab.append((9, MON, 4, 1))
-    assert lab.decide("silver.events").slices == (MON,)
+    assert (lab.decide("silver.events").kind, lab.decide("silver.events").slices) == ("rows", (MON,))
+    lab.run()
+    assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
 
 
 def test_a_job_that_is_not_local_says_which_step_makes_it_so(spark: SparkSession, tmp_path: Path) -> None:
@@ -184,21 +261,23 @@ class Killed(BaseException):
 @contextmanager
 def killed_at(write: int, after: bool) -> Iterator[None]:
     """The process dies at its n-th Delta commit, just before or just after it."""
-    original, calls = delta_sink.replace, [0]
+    calls = [0]
 
-    def replace(*args: Any, **options: Any) -> None:
-        calls[0] += 1
-        if calls[0] == write and not after:
-            raise Killed
-        original(*args, **options)
-        if calls[0] == write:
-            raise Killed
+    def dying(original: Callable[..., None]) -> Callable[..., None]:
+        def write_it(*args: Any, **options: Any) -> None:
+            calls[0] += 1
+            if calls[0] == write and not after:
+                raise Killed
+            original(*args, **options)
+            if calls[0] == write:
+                raise Killed
 
-    delta_sink.replace = replace
-    try:
+        return write_it
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replace", "append"):
+            patch.setattr(delta_sink, name, dying(getattr(delta_sink, name)))
         yield
-    finally:
-        delta_sink.replace = original
 
 
 days = st.sampled_from([MON, TUE, WED, None])
@@ -207,7 +286,10 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("append"), rows),
         st.tuples(st.just("correct"), days, st.lists(st.integers(1, 3), max_size=2)),
+        st.tuples(st.just("append"), rows),
         st.tuples(st.just("run"), st.integers(0, 3), st.booleans()),
+        st.tuples(st.just("run"), st.just(0), st.booleans()),
+        st.tuples(st.just("backfill"), st.sampled_from([MON, TUE, WED])),
         st.tuples(st.just("optimize")),
         st.tuples(st.just("restore"), st.integers(1, 3)),
     ),
@@ -216,7 +298,10 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "8"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=steps)
 def test_incremental_equals_full_for_any_arrivals_corrections_cuts_and_kills(
     spark: SparkSession, steps: list[tuple[Any, ...]]
@@ -251,6 +336,8 @@ def take(lab: Lab, step: tuple[Any, ...]) -> None:
     elif step[0] == "restore":
         newest = lab.log("bronze.events").version() or 0
         lab.sql(f"restore {{}} to version as of {max(newest - step[1], 0)}")
+    elif step[0] == "backfill":
+        backfill(lab.spark, lab.job("silver.events"), Span(step[1], step[1], False), lab.storage, None, lambda _: None)
     elif step[0] == "run":
         try:
             with killed_at(step[1], step[2]):

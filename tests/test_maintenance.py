@@ -132,7 +132,7 @@ def test_history_shows_what_each_version_read_and_why(spark: SparkSession, tmp_p
     lab.run("silver.events")
     newest, first = history.read(lab.storage, "silver.events", 20)
     assert (newest["version"], newest["slices"], newest["rows"]) == (1, [TUE], 1)
-    assert (newest["read"], newest["reason"]) == ({"bronze.events": 1}, "1 of day changed")
+    assert (newest["read"], newest["reason"]) == ({"bronze.events": 1}, "1 of day changed, by new rows")
     assert (first["slices"], first["reason"]) == (None, "first run")
     assert "bronze.events@1" in history.table([newest, first])
     with pytest.raises(RunError, match="there is no table") as error:

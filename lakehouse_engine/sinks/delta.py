@@ -77,10 +77,12 @@ def keep_statistics(spark: SparkSession, path: Path, columns: Sequence[str]) -> 
 
 
 def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
-           cluster_by: Sequence[str] = ()) -> None:  # fmt: skip
-    """Adds the rows in one commit that carries ``record`` in ``userMetadata``."""
+           cluster_by: Sequence[str] = (), run: str | None = None) -> None:  # fmt: skip
+    """Adds the rows in one commit that carries ``record`` in ``userMetadata``; ``run`` as for ``replace``."""
     new = DeltaLog(path).version() is None
     writer = frame.write.format("delta").mode("append").option("userMetadata", record)
+    if run is not None:
+        writer = writer.option("txnAppId", run).option("txnVersion", "1")
     if new:
         writer = _with_statistics(writer, frame, partition_by, cluster_by)
     (writer.partitionBy(*partition_by) if partition_by else writer).save(str(path))

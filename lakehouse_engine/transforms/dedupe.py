@@ -14,7 +14,10 @@ from lakehouse_engine import sql
 from lakehouse_engine.component import Columns, Component, Expression
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
+
+#: where a record of a topic stands
+_PLACE = ("_topic", "_partition", "_offset")
 
 
 class Dedupe(Component):
@@ -39,17 +42,39 @@ class Dedupe(Component):
         from pyspark.sql import Window
         from pyspark.sql import functions as F
 
-        orders = [F.expr(text) for text in self.order_by]
-        # the record's place first: it is unique in a landing, cheap to compare and does not depend on other columns
-        ties = sorted(frame.columns, key=lambda name: (name not in ("_topic", "_partition", "_offset"), name))
-        orders += [
-            F.col(sql.name(name)) for name in ties if frame.schema[name].dataType.typeName() not in ("map", "variant")
-        ]
-        direction = [c.asc_nulls_last() if self.keep == "first" else c.desc_nulls_last() for c in orders]
-        keys = [F.col(sql.name(key)) for key in self.keys]
-        # a hash first: Spark sorts by the first column's leading bytes, and those of a date are all the same in a day
-        window = Window.partitionBy(F.xxhash64(*keys), *keys).orderBy(*direction)
+        window = Window.partitionBy(*self.partition()).orderBy(*self.order(frame))
         return frame.withColumn("_rank", F.row_number().over(window)).filter("_rank = 1").drop("_rank")
+
+    def partition(self) -> list[Column]:
+        """A hash first: Spark sorts by the first column's leading bytes, and those of a date are the same in a day."""
+        from pyspark.sql import functions as F
+
+        keys = [F.col(sql.name(key)) for key in self.keys]
+        return [F.xxhash64(*keys), *keys]
+
+    def order(self, frame: DataFrame) -> list[Column]:
+        """What decides between the rows of a key: ``order_by``, then all columns that can be compared.
+
+        The record's place comes first among those: it is unique in a landing, cheap to compare and depends on no other
+        column.
+        """
+        from pyspark.sql import functions as F
+
+        ties = sorted(_comparable(frame), key=lambda name: (name not in _PLACE, name))
+        orders = [F.expr(text) for text in self.order_by] + [F.col(sql.name(name)) for name in ties]
+        return [c.asc_nulls_last() if self.keep == "first" else c.desc_nulls_last() for c in orders]
+
+    def deciding(self, frame: DataFrame) -> list[str]:
+        """The columns that decide where a record's place is unique; all that can be compared without one."""
+        if not all(name in frame.columns for name in _PLACE):
+            return _comparable(frame)
+        read = {column for text in self.order_by for column in sql.columns(text)}
+        read |= {name.lower() for name in (*self.keys, *_PLACE)}
+        return [name for name in frame.columns if name.lower() in read]
 
     def expressions(self) -> list[str]:
         return [*self.keys, *self.order_by]
+
+
+def _comparable(frame: DataFrame) -> list[str]:
+    return [f.name for f in frame.schema.fields if f.dataType.typeName() not in ("map", "variant")]
