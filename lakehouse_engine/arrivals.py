@@ -32,19 +32,19 @@ class MustRecompute(Exception):
     """New rows cannot just be added: one comes before, or beside, one of its key, or the old ones cannot be read."""
 
 
-def readable(log: DeltaLog, added: Mapping[str, int] | None) -> bool:
-    """Whether the files can be read as they lie, and are few enough."""
+def readable(log: DeltaLog, added: Mapping[str, int] | None, version: int) -> bool:
+    """Whether the files, of the table as of ``version``, can be read as they lie, and are few enough."""
     if added is None or sum(added.values()) > MOST_BYTES or any(map(_PATTERN.search, added)):
         return False
-    metadata = log.metadata() or {}
+    metadata = log.metadata(until=version) or {}
     return bool(metadata.get("configuration", {}).get(_MAPPED, "none") == "none")
 
 
-def read(spark: SparkSession, log: DeltaLog, added: Mapping[str, int]) -> DataFrame:
-    """The rows of data files, by path below the table, with the table's columns."""
+def read(spark: SparkSession, log: DeltaLog, added: Mapping[str, int], version: int) -> DataFrame:
+    """The rows of data files, by path below the table, with the columns that it has as of ``version``."""
     from pyspark.sql.types import StructType
 
-    metadata = log.metadata()
+    metadata = log.metadata(until=version)
     assert metadata is not None
     schema = StructType.fromJson(json.loads(metadata["schemaString"]))
     files = [str(log.path / path) for path in added]

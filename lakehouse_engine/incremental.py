@@ -81,7 +81,9 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     changed = f"{len(change.slices)} of {job.slice_by} changed"
     slices = Decision("slices", changed, version, in_order(change.slices), read, job.fingerprint)
     added = change.added
-    if added is None or not (job.rowwise and arrivals.readable(source, added) and _consistent(job, storage, record)):
+    if added is None or not (job.rowwise and arrivals.readable(source, added, version)):
+        return slices
+    if not _consistent(job, storage, record):
         return slices
     if any(_appends(target, value) >= arrivals.MOST_APPENDS for value in slices.slices):
         return slices

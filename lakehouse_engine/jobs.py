@@ -146,7 +146,7 @@ class _Run:
 
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
         try:
-            return arrivals.read(self._spark, log, self._decision.added).drop("updated_at")
+            return arrivals.read(self._spark, log, self._decision.added, self._decision.version).drop("updated_at")
         except PySparkException as error:  # deleted since, after a compaction
             raise MustRecompute(_reason(error)) from error
 

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
+from lakehouse_engine import arrivals
 from lakehouse_engine.arrivals import MOST_APPENDS
 from lakehouse_engine.backfill import backfill
+from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import delta as delta_sink
@@ -113,15 +115,29 @@ def test_rows_kept_aside_by_a_run_that_died_are_not_kept_twice(lab: Lab) -> None
 def test_a_source_whose_former_files_are_gone_is_computed_by_slice(lab: Lab) -> None:
     lab.append((5, TUE, 9, 1))
     lab.sql("optimize {}")
-    lab.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
-    try:
-        lab.sql("vacuum {} retain 0 hours")
-    finally:
-        lab.spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    session = lab.spark.newSession()
+    session.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    session.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", "2")
+    session.sql(f"vacuum delta.`{lab.path('bronze.events')}` retain 0 hours").collect()
     (silver,) = lab.run("silver.events")
     assert silver.decision.kind == "slices"
     assert silver.decision.reason.startswith("1 of day changed, by new rows, but [")
     assert lab.rows("silver.events") == oracle_silver(source_rows(lab))
+
+
+def test_new_files_are_read_as_delta_reads_them(spark: SparkSession, tmp_path: Path) -> None:
+    rows = spark.createDataFrame([(1, "007"), (2, None), (3, "a b/c:d%=e"), (4, "\u00fc 100%25")], "id int, s string")
+    rows = rows.selectExpr("s", "id", "parse_json('[1]') as v", "timestamp'2026-01-01 10:00:00.5' as t", "array(s) a")
+    table = str(tmp_path / "table")
+    rows.limit(0).write.format("delta").partitionBy("s", "t").save(table)
+    rows.write.format("delta").mode("append").save(table)
+    log = DeltaLog(Path(table))
+    added = log.changed(0, "s").added
+    assert added is not None
+    assert arrivals.readable(log, added, 1)
+    found, expected = arrivals.read(spark, log, added, 1), spark.read.format("delta").load(table)
+    assert found.schema == expected.schema
+    assert sorted(map(str, found.collect())) == sorted(map(str, expected.collect()))
 
 
 def foreign(lab: Lab) -> None:
