@@ -183,7 +183,10 @@ class _Task:
         if environment.spark != self._environment.spark:
             return "refused", "the engine was started with other Spark settings"
         self._runner = Runner(environment, tuple, self._tell, session=self._spark)
-        return "exit", self._runner.perform(plan, self._request)
+        try:
+            return "exit", self._runner.perform(plan, self._request)
+        finally:
+            self._runner.close()
 
     def _tell(self, text: str) -> None:
         self._log(text)

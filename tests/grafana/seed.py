@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2
 
-from lakehouse_engine import progress, serving
+from lakehouse_engine import ledger
 from lakehouse_engine.sinks import postgres as sink
 from lakehouse_engine.sinks.postgres import Merge
 
@@ -81,8 +81,7 @@ class Seed:
 
 def tables(cursor: Any) -> None:
     """Empty, as streams and ``serve`` make them."""
-    cursor.execute(progress.DDL)
-    cursor.execute(serving.DDL)
+    cursor.execute(ledger.DDL)
     for name, by, measure in (("events_per_minute", {"event_type": "text"}, "event_count"),
                               ("logins_per_source", {"source": "text"}, "login_count"),
                               ("purchases_per_minute", {}, "purchase_count")):  # fmt: skip
