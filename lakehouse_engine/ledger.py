@@ -42,11 +42,32 @@ do $$ begin
     create index runs_by_pipeline on lakehouse.runs (pipeline, ended_at desc);
     create index runs_by_time on lakehouse.runs using brin (ended_at) with (autosummarize = on, pages_per_range = 16);
   end if;
+  if to_regclass('lakehouse.last_runs') is null then
+    create index runs_by_kind on lakehouse.runs (pipeline, kind, ended_at desc);
+    -- the last run of each pipeline and kind, found by steps through the index
+    create view lakehouse.last_runs as
+      with recursive k (pipeline, kind) as (
+        (select pipeline, kind from lakehouse.runs order by 1, 2 limit 1) union all
+        select n.* from k, lateral (select r.pipeline, r.kind from lakehouse.runs r
+          where (r.pipeline, r.kind) > (k.pipeline, k.kind) order by 1, 2 limit 1) n)
+      select l.* from k, lateral (select r.* from lakehouse.runs r where r.pipeline = k.pipeline and r.kind = k.kind
+        order by ended_at desc limit 1) l;
+  end if;
   if not exists (select from pg_attribute where attrelid = 'lakehouse.batches'::regclass and attname = 'behind') then
     alter table lakehouse.batches add column behind bigint;
   end if;
   if not exists (select from pg_attribute where attrelid = 'lakehouse.served'::regclass and attname = 'checksum') then
     alter table lakehouse.served add column if not exists commit_id text, add column checksum bigint;
+  end if;
+  if to_regclass('lakehouse.commits') is null then
+    -- every micro-batch of every stream, whichever store it went to
+    create view lakehouse.commits as
+      select pipeline, started_at, committed_at, watermark, behind, quarantined, filtered, duplicate, late, counted
+        from lakehouse.batches
+      union all
+      select pipeline, started_at, ended_at, null, behind, coalesce(quarantined, 0), coalesce(filtered, 0),
+        coalesce(duplicate, 0), coalesce(late, 0), coalesce(counted, 0)
+        from lakehouse.runs where kind = 'batch' and outcome = 'committed';
   end if;
 end $$;
 """
@@ -54,7 +75,7 @@ end $$;
 
 def ensure(cursor: Any) -> None:
     """Makes the tables where the newest of them is not there yet, in the caller's transaction."""
-    cursor.execute("select to_regclass('lakehouse.runs') is not null")
+    cursor.execute("select to_regclass('lakehouse.commits') is not null")
     if cursor.fetchone() != (True,):
         cursor.execute(LOCK)
         cursor.execute(DDL)

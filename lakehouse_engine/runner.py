@@ -28,9 +28,10 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.journal import Journal, Run, See
+from lakehouse_engine.log import Log
 from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
 from lakehouse_engine.progress import now_micros
-from lakehouse_engine.request import Request, Span
+from lakehouse_engine.request import Request, Span, metrics_address
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from lakehouse_engine.streams import ScanRun
 
-Report = Callable[[str], None]
 #: restarts of a query without a batch in between, before it is given up
 MAX_RESTARTS = 5
 #: tables that are copied to PostgreSQL side by side
@@ -56,7 +56,7 @@ class Runner:
 
     environment: Environment
     jars: Callable[[], Sequence[Path]]
-    report: Report
+    report: Log
     submitted: bool = False
     #: Spark will run many requests
     warm: bool = False
@@ -66,6 +66,7 @@ class Runner:
     #: each is told of every micro-batch, run and failure
     watchers: list[See] = field(default_factory=list)
     _journal: Journal | None = None
+    _endpoint: Any = None
     _secrets: tuple[str, ...] = ()
     _spark: SparkSession | None = None
     _stop: bool = False
@@ -76,7 +77,10 @@ class Runner:
 
     def perform(self, plan: Plan, request: Request) -> int:
         """Does what the request says with its plan; the exit status."""
+        self.watchers.append(self.report.see)
         self._keep_journal()
+        if request.metrics is not None:
+            self._show_metrics(plan, *request.metrics)
         if request.command == "run":
             return self.run(plan, available_now=request.available_now)
         if request.command == "serve":
@@ -97,6 +101,16 @@ class Runner:
         self._secrets = journal.secrets_of(dsn)
         self._journal = Journal(dsn, self.report)
         self.watchers.append(self._journal.see)
+
+    def _show_metrics(self, plan: Plan, host: str, port: int) -> None:
+        """Raises ``RunError`` PORT_IN_USE."""
+        from lakehouse_engine.metrics import Metrics
+
+        metrics = Metrics()
+        metrics.expect({member.name: scan.every for scan in plan.scans for member in scan.members})
+        self._endpoint, port = metrics.serve(host, port)
+        self.watchers.append(metrics.see)
+        self.report(f"metrics at http://{host}:{port}/metrics")
 
     def see(self, run: Run) -> None:
         shown = journal.without_secrets(run, self._secrets)
@@ -126,7 +140,7 @@ class Runner:
                 break
             self._job(job, failed)
         for failure in self.failures:
-            self.report(f"failed: {failure}")
+            self.report.progress(f"failed: {failure}")
         return 1 if self.failures else 0
 
     def _preflight(self, plan: Plan) -> None:
@@ -206,15 +220,15 @@ class Runner:
     def _attempt(self, job: Job, started_at: int) -> Run:
         decision = decide(job, self.storage)
         if decision.kind == "nothing":
-            self.report(f"{job.name}: nothing new ({decision.reason})")
+            self.report.progress(f"{job.name}: nothing new ({decision.reason})")
             return self._job_run(job, "job", started_at, None)
         began = time.monotonic()
 
         def announce(made: Decision) -> None:
-            self.report(f"{job.name}: {made.kind} ({made.reason})")
+            self.report.progress(f"{job.name}: {made.kind} ({made.reason})")
 
         outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce)
-        self.report(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+        self.report.progress(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
         return self._job_run(job, "job", started_at, outcome if outcome.decision.kind != "nothing" else None)
 
     def _job_run(self, job: Job, kind: journal.Kind, started_at: int, outcome: jobs.Outcome | None) -> Run:
@@ -272,8 +286,8 @@ class Runner:
                 loads = [(item, pool.submit(self._load, load_one, spark, item, dsn)) for item in stale]
             for item, load in loads:
                 done = load.result()
-                self.report(f"{item.spec.name}: {done.rows:,} rows ({done.reason}), version {item.version}:"
-                            f" {done.total:,} rows in postgres")  # fmt: skip
+                self.report.progress(f"{item.spec.name}: {done.rows:,} rows ({done.reason}), version {item.version}:"
+                                     f" {done.total:,} rows in postgres")  # fmt: skip
         self.report(f"{len(plan.served)} tables of gold are current in postgres")
         return 0
 
@@ -319,6 +333,9 @@ class Runner:
             self._spark.stop()
         if self._journal is not None:
             self._journal.close()
+        if self._endpoint is not None:
+            self._endpoint.shutdown()
+            self._endpoint.server_close()
 
 
 def planned(specs: Sequence[Path], environment: Environment) -> Plan:
@@ -329,7 +346,7 @@ def planned(specs: Sequence[Path], environment: Environment) -> Plan:
 class _Supervised:
     """A scan that is started again when it fails, with growing pauses, and given up when that does not help."""
 
-    def __init__(self, scan: Scan, spark: SparkSession, to: Any, report: Report, see: See,
+    def __init__(self, scan: Scan, spark: SparkSession, to: Any, report: Log, see: See,
                  available_now: bool) -> None:  # fmt: skip
         self._scan, self._spark, self._to, self._report, self._see = scan, spark, to, report, see
         self._since = now_micros()
@@ -344,7 +361,7 @@ class _Supervised:
         from lakehouse_engine.streams import ScanRun
 
         self._since = now_micros()
-        self._run = ScanRun(self._spark, self._scan, self._to, self._report, self._see)
+        self._run = ScanRun(self._spark, self._scan, self._to, self._report.progress, self._see)
         self._run.start(available_now=self._available_now)
 
     def look(self) -> None:
@@ -383,7 +400,8 @@ class _Supervised:
             return
         self._seen_failed(error, "restart")
         pause = min(2.0 ** (self._restarts - 1), 30.0)
-        self._report(f"{self._scan.name}: {text}; starting again in {pause:.0f} s ({self._restarts} of {MAX_RESTARTS})")
+        self._report.progress(f"{self._scan.name}: {text}; starting again in {pause:.0f} s"
+                              f" ({self._restarts} of {MAX_RESTARTS})")  # fmt: skip
         self._again_at = time.monotonic() + pause
 
     def _seen_failed(self, error: BaseException, step: journal.Step) -> None:
@@ -434,22 +452,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("specs", nargs="+", type=Path)
     parser.add_argument("--env")
     parser.add_argument("--available-now", action="store_true")
+    parser.add_argument("--metrics-port", type=int)
+    parser.add_argument("--metrics-host", default="127.0.0.1")
+    parser.add_argument("--json-log", action="store_true", default=os.environ.get("LAKEHOUSE_LOG") == "json")
     options = parser.parse_args(arguments)
 
-    def report(text: str) -> None:
+    def write(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    log = Log(write, as_json=options.json_log)
     try:
         environment = load_environment(options.env, Path.cwd())
         plan = planned(options.specs, environment)
-        runner = Runner(environment, lambda: (), report, submitted=True)
+        runner = Runner(environment, lambda: (), log, submitted=True)
         try:
-            request = Request("run", tuple(options.specs), options.env, available_now=options.available_now)
+            request = Request("run", tuple(options.specs), options.env, available_now=options.available_now,
+                              metrics=metrics_address(options.metrics_host, options.metrics_port))  # fmt: skip
             return runner.perform(plan, request)
         finally:
             runner.close()
     except LakehouseError as error:
-        report(str(error))
+        log.error(error)
         return error.exit_status
 
 

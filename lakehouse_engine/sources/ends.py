@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import TimeoutError as NoAnswer
 
 from lakehouse_engine.sources.kafka import TopicState
@@ -19,8 +19,8 @@ class Ends:
     A broker that does not answer leaves them as they were: what is behind is then the last that was known.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: TopicState, heard: Callable[[], None] = lambda: None) -> None:
-        self._servers, self._name, self._heard = bootstrap_servers, topic.name, heard
+    def __init__(self, bootstrap_servers: str, topic: TopicState) -> None:
+        self._servers, self._name = bootstrap_servers, topic.name
         self._ends: Mapping[int, int] = {p: after for p, (_, after) in topic.offsets.items()}
         self._wake = threading.Event()
         self._closed = False
@@ -59,7 +59,6 @@ class Ends:
                 answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED,
                                              request_timeout=_TIMEOUT)  # fmt: skip
                 self._ends = {at.partition: answer.result(_TIMEOUT + 1).offset for at, answer in answers.items()}
-                self._heard()
             except (KafkaException, NoAnswer):
                 self._wake.clear()
                 if not self._closed:
