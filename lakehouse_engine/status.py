@@ -95,7 +95,7 @@ def _stands(entry: dict[str, Any], commit: Any, run: Any) -> dict[str, Any]:
             seconds = took
             last = entry["last_commit"]
             entry["last_commit"] = last if last is not None or outcome != "committed" else ended
-    return {"state": state, "rate": None if at is None else rows / RATE_OVER, "behind": behind,
+    return {"state": state, "rate": None if rows is None else rows / RATE_OVER, "behind": behind,
             "batch_seconds": seconds, "watermark_delay": delay, "error": error}  # fmt: skip
 
 
