@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -71,6 +70,8 @@ class Lineage:
     """``began`` and ``see`` are told of runs; ``report`` once that events do not arrive."""
 
     def __init__(self, specs: Sequence[PipelineSpec], places: Places, report: Callable[[str], None]) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
         from openlineage.client import OpenLineageClient
 
         self._client: Any = OpenLineageClient()
