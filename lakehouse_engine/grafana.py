@@ -34,6 +34,11 @@ _DUE = {"hourly": 1 + 2, "daily": 24 + 2, "weekly": 168 + 2}
 _STALE = 300
 
 
+def stale_after(trigger: float) -> float:
+    """Seconds without a commit after which a stream of this trigger (seconds) is stale."""
+    return max(_STALE, 3 * trigger)
+
+
 @dataclass(frozen=True)
 class View:
     """One panel of a dashboard. ``kind`` is Grafana's; ``series``: the query has a column ``time``."""
@@ -155,12 +160,18 @@ def _name(column: str) -> str:
     return f'"{column}"'  # the loader takes letters, digits and _ alone
 
 
-def _overview(specs: Iterable[PipelineSpec]) -> list[dict[str, Any]]:
+def ordered(specs: Iterable[PipelineSpec]) -> list[tuple[PipelineSpec, Panel]]:
+    """The panels of the overview with their pipelines, from its top left; a panel's id is its place, from 1."""
     found = sorted(((panel.position, spec.name, panel.title, spec, panel) for spec in specs for panel in spec.panel),
                    key=lambda item: item[:3])  # fmt: skip
+    return [(spec, panel) for kind, *_ in _ROWS for *_, spec, panel in found if panel.type == kind]
+
+
+def _overview(specs: Iterable[PipelineSpec]) -> list[dict[str, Any]]:
+    found = ordered(specs)
     placed: list[dict[str, Any]] = []
     for kind, height, across in _ROWS:
-        views = [view(spec, panel) for *_, spec, panel in found if panel.type == kind]
+        views = [view(spec, panel) for spec, panel in found if panel.type == kind]
         placed += _placed(views, height, min(across, len(views) or 1), placed)
     return placed
 
@@ -197,7 +208,7 @@ def _since(moment: str) -> str:
     return f"extract(epoch from now() - {moment})::double precision"
 
 
-def _due(specs: Sequence[PipelineSpec]) -> list[tuple[str, float]]:
+def due(specs: Sequence[PipelineSpec]) -> list[tuple[str, float]]:
     """Served jobs and the hours after which their copy is overdue; those that run by hand or by a cron line are not."""
     by_name = {spec.name: spec for spec in specs}
 
@@ -207,7 +218,7 @@ def _due(specs: Sequence[PipelineSpec]) -> list[tuple[str, float]]:
         upstream = by_name.get(getattr(spec.source, "table", ""))
         return hours(upstream) if upstream is not None else None
 
-    return [(s.name, due) for s in specs if s.serve and (due := hours(s)) is not None]
+    return [(s.name, limit) for s in specs if s.serve and (limit := hours(s)) is not None]
 
 
 def _operators(specs: Sequence[PipelineSpec]) -> list[View]:
@@ -262,7 +273,7 @@ def _alerts(specs: Sequence[PipelineSpec]) -> list[Alert]:
     streams = _streams(specs)
     if streams:
         triggers = _values(streams, "trigger")
-        allowed = _values([(name, max(_STALE, 3 * every)) for name, every in streams], "allowed")
+        allowed = _values([(name, stale_after(every)) for name, every in streams], "allowed")
         recent = "from lakehouse.batches where committed_at > now() - interval '15 minutes' group by 1"
         found += [
             Alert("lakehouse-stale", "Stale pipeline",
@@ -279,12 +290,12 @@ def _alerts(specs: Sequence[PipelineSpec]) -> list[Alert]:
                   " on b.pipeline = s.pipeline order by 1", 0.05, "0s",
                   "{{ .Labels.pipeline }} put more than 5 % of the last 15 minutes into quarantine"),
         ]  # fmt: skip
-    due = _due(specs)
-    if due:
+    overdue = due(specs)
+    if overdue:
         found.append(Alert(
             "lakehouse-gold", "Failed gold",
             f"select s.pipeline, coalesce({_since('v.served_at')} / 3600 / s.hours, 1000) as value from"
-            f" {_values(due, 'hours')} left join lakehouse.served v on v.pipeline = s.pipeline"
+            f" {_values(overdue, 'hours')} left join lakehouse.served v on v.pipeline = s.pipeline"
             " order by 1", 1, "0s", "The copy of {{ .Labels.pipeline }} is overdue: its job or its load has failed",
             "critical"))  # fmt: skip
     return found

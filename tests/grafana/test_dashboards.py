@@ -18,13 +18,13 @@ import yaml
 from psycopg2.extensions import connection as Connection
 
 from lakehouse_engine import grafana
+from lakehouse_engine.dashboard.macros import Range, expand
 from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.plan import fingerprint
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import Panel
 from tests.grafana import seed as seeds
 from tests.grafana.conftest import Ask
-from tests.grafana.macros import Range, expand
 from tests.grafana.seed import BATCH, PAGES, REACHED, SERVED, SOURCES, STREAMS, TYPES, Seed
 from tests.platform import PROJECT
 
