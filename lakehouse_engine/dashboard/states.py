@@ -21,8 +21,6 @@ from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
 BATCHES, POSITIONS, SERVED, RUNS = "lakehouse.batches", "lakehouse.positions", "lakehouse.served", "lakehouse.runs"
-#: what is wrong comes first
-STATES = ("failed", "stale", "overdue", "never", "running", "ok")
 _READ = " + ".join(COUNTERS)
 
 # a column that an older ledger does not have is null: to_jsonb asks the row and not the catalog

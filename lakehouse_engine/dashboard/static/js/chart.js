@@ -5,12 +5,17 @@ import { moment, shown } from "./format.js";
 
 // after the fourth series a line's pattern tells it apart as well
 const DASHES = [[], [], [], [], [6, 3], [6, 3], [2, 3], [2, 3]];
+// round numbers of time
+const SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200,
+                 86400, 172800, 432000, 864000, 8640000];
 const sync = uPlot.sync("dashboard");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const utc = (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC");
 
+const clock = (tick, { min, max }) => (max - min > 172800 ? moment(tick).slice(5, max - min > 604800 ? 10 : 16) : moment(tick).slice(11, max - min > 900 ? 16 : 19));
+
 export class Chart {
-  /** ``limit`` is drawn as a line. ``gaps``: lines end where a step has no value. */
+  /** ``limit`` is drawn as a line. A line ends where a step has no value. */
   constructor({ unit, limit = null, label }) {
     Object.assign(this, { unit, limit, data: null, hiddenNames: new Set(), names: "" });
     this.plot = h("div", { class: "plot", role: "img", "aria-label": label });
@@ -61,9 +66,9 @@ export class Chart {
         y: { range: (_, low, high) => this.height(low, high) },
       },
       axes: [
-        { ...axis, size: 28, gap: 6 },
-        { ...axis, gap: 8, size: (_, found) => 20 + 7 * Math.max(3, ...(found ?? []).map((text) => text.length)),
-          values: (_, ticks) => ticks.map((tick) => shown(tick, this.unit)) },
+        { ...axis, size: 28, gap: 6, space: 74, values: (_, ticks) => ticks.map((tick) => clock(tick, this.ends())) },
+        { ...axis, gap: 8, ...(this.unit === "s" ? { incrs: SECONDS } : {}), size: (_, found) => 20 + 7 * Math.max(3, ...(found ?? []).map((text) => text.length)),
+          values: (_, ticks) => ticks.map((tick) => shown(tick, this.unit === "rowsps" ? "short" : this.unit)) },
       ],
       series: [{}, ...series.map((one, i) => ({
         label: one.name, stroke: colour(`--c${(i % 8) + 1}`), width: 1.7, dash: DASHES[i % 8], spanGaps: false,
