@@ -118,7 +118,7 @@ def _conditions(table: Table, asked: Sequence[tuple[str, str]]) -> tuple[Composa
         if column not in table.columns:
             raise UsageError("BAD_FILTER", f"there is no column {column or name!r}; {_told(table)}")
         if "\0" in value:
-            raise UsageError("BAD_FILTER", f"{column}: a value holds no NUL")
+            raise UsageError("BAD_FILTER", f"{column}: a value holds no NUL; {_told(table)}")
         kind, quoted = sql.SQL(table.columns[column]), sql.Identifier(column)
         if operator == "null" and value in ("true", "false"):
             parts.append(sql.SQL("{} is null" if value == "true" else "{} is not null").format(quoted))
