@@ -24,8 +24,8 @@ ROWS = 10_000
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 #: points of a tile's small curve; of days it shows so many
 _POINTS, _DAYS = 60, 30
-#: the shortest step of a panel that does not say its own: ``timeInterval`` of Grafana's data source
-_LEAST = "10s"
+#: the shortest step (seconds) of a panel that does not say its own: ``timeInterval`` of Grafana's data source
+LEAST = 10
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,13 @@ def parse_range(shown: str | None, start: str | None, end: str | None, now: date
         first = last - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
     if not timedelta(seconds=1) <= last - first <= timedelta(days=3660):
         raise UsageError("BAD_RANGE", "from lies before to, by ten years at most")
-    return Range(first, last, step_for((last - first).total_seconds()))
+    return Range(first, last, step_for((last - first).total_seconds(), LEAST))
+
+
+def aligned(shown: Range) -> Range:
+    """From the beginning of a step: a series does not begin with a part of one."""
+    start = shown.start.timestamp() // shown.step * shown.step
+    return Range(datetime.fromtimestamp(start, timezone.utc), shown.end, shown.step)
 
 
 def _moment(text: str | None) -> datetime:
@@ -99,9 +105,11 @@ def answer(board: Board, number: int, shown: Range, database: Database) -> dict[
     Raises ``RunError`` where PostgreSQL cannot be asked at all.
     """
     panel = board.panels[number]
-    text, least = panel["targets"][0]["rawSql"], int(str(panel.get("interval", _LEAST)).rstrip("s"))
+    text, least = panel["targets"][0]["rawSql"], int(str(panel.get("interval", LEAST)).rstrip("s"))
     seconds = (shown.end - shown.start).total_seconds()
     shown = Range(shown.start, shown.end, step_for(seconds, least))
+    if panel["type"] == "timeseries":
+        shown = aligned(shown)
     known: dict[str, Any] = {"id": number, "from": frames.plain(shown.start), "to": frames.plain(shown.end),
                              "step": shown.step, "state": "ok"}  # fmt: skip
     try:
@@ -133,7 +141,7 @@ def _spark(board: Board, number: int, shown: Range, database: Database) -> dict[
         over = Range(shown.end - timedelta(days=_DAYS), shown.end, 86400)
     else:
         seconds = (shown.end - shown.start).total_seconds()
-        over = Range(shown.start, shown.end, step_for(seconds, int(one.every.rstrip("s")), _POINTS))
+        over = aligned(Range(shown.start, shown.end, step_for(seconds, int(one.every.rstrip("s")), _POINTS)))
     told = database.ask(expand(one.sql, over), limit=ROWS)
     drawn = frames.series(told.columns, told.rows, over, filling(one.sql))
     return {"time": drawn["time"], "values": drawn["series"][0]["values"]} if drawn["series"] else None

@@ -54,7 +54,9 @@ class Served:
 
 
 @contextmanager
-def serving(dsn: str, storage: Path, pipelines: Path = PROJECT / "pipelines", token: str | None = None) -> Iterator[Served]:
+def serving(
+    dsn: str, storage: Path, pipelines: Path = PROJECT / "pipelines", token: str | None = None
+) -> Iterator[Served]:
     environment = Environment(storage=str(storage), embedded={"postgres": dsn})
     made = Served(Project([pipelines], lambda: environment), token).start()
     try:

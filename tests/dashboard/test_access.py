@@ -53,9 +53,11 @@ def test_a_name_of_somebody_elses_is_not(host: str, path: str, served: Served) -
 
 
 @pytest.mark.parametrize("path", ["/api/tables", "/api/pipelines", "/metrics", "/openapi.json", "/api/graph",
-                                  "/api/dashboards/lakehouse-overview/panels", "/nothing", "/static/../api/tables"])  # fmt: skip
+                                  "/api/dashboards/lakehouse-overview/panels", "/nothing",
+                                  "/static/../api/tables"])  # fmt: skip
 def test_without_the_token_there_is_nothing(path: str, guarded: Served) -> None:
-    wrong = ({}, {"authorization": "Bearer " + TOKEN[:-1]}, {"authorization": f"Basic {TOKEN}"}, {"authorization": TOKEN},
+    wrong = ({}, {"authorization": "Bearer " + TOKEN[:-1]}, {"authorization": f"Basic {TOKEN}"},
+             {"authorization": TOKEN},
              {"authorization": "Bearer"}, {"cookie": f"{COOKIE}={TOKEN}"}, {"cookie": f"{COOKIE}="},
              {"authorization": "Bearer t\u00e9"})  # fmt: skip
     for headers in wrong:
@@ -156,7 +158,9 @@ def project(seed: Seed, tmp_path: Path) -> Path:
 def command(folder: Path, *words: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "lakehouse_engine.cli", "dashboard", *words]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -84,7 +85,7 @@ def test_pages_follow_each_other_without_a_gap(client: httpx.Client, seed: Seed)
         page = client.get(address).json()
         rows += map(tuple, page["rows"])
         address, pages = page["next"], pages + 1
-    (count,), = seed.run("select count(*) from realtime.events_per_minute where event_type in ('click', 'login')")  # fmt: skip
+    ((count,),) = seed.run("select count(*) from realtime.events_per_minute where event_type in ('click', 'login')")
     assert pages == -(-count // 700)
     assert len(rows) == len(set(rows)) == count
     assert rows == sorted(rows), "by its keys where nothing else is asked for"
@@ -139,7 +140,8 @@ def test_sql_in_any_place_is_data(attack: str, client: httpx.Client, seed: Seed)
 def test_names_and_values_of_every_type(database: str, tmp_path: Path) -> None:
     with psycopg2.connect(database) as connection, connection.cursor() as cursor:
         cursor.execute("""create schema gold; create table gold."Odd "" name" (
-            "Order" int, "limit" text, "a.b" text, n numeric, d double precision, b bytea, j jsonb, l text[], f boolean);
+            "Order" int, "limit" text, "a.b" text, n numeric, d double precision, b bytea, j jsonb, l text[],
+            f boolean);
             insert into gold."Odd "" name" values (1, 'x', 'y', 1.10, 'NaN', '\\xff00', '{"k": [1]}', '{p,NULL}', true),
             (2, null, null, null, null, 'text', null, null, null)""")
     with serving(database, tmp_path) as made, httpx.Client(base_url=made.url) as client:
@@ -182,7 +184,7 @@ def test_a_filled_series_has_every_step_of_its_time(wanted: str, step: int, clie
         return
     assert data["step"] == step
     times = data["time"]
-    assert all(b - a == step for a, b in zip(times, times[1:], strict=False))
+    assert all(b - a == step for a, b in pairwise(times))
     start, end = (datetime.fromisoformat(data[k].replace("Z", "+00:00")).timestamp() for k in ("from", "to"))
     assert times[0] <= start < times[0] + step
     assert times[-1] <= end < times[-1] + step
@@ -195,7 +197,14 @@ def _file(name: str) -> str:
 
 
 def test_wrong_ranges(client: httpx.Client) -> None:
-    for wrong in ("range=1y", "range=0h", "range=-1h", "range=99999d", "from=2026-01-02&to=2026-01-01", "to=2026-01-01"):
+    for wrong in (
+        "range=1y",
+        "range=0h",
+        "range=-1h",
+        "range=99999d",
+        "from=2026-01-02&to=2026-01-01",
+        "to=2026-01-01",
+    ):
         assert error(client.get(f"/api/dashboards/lakehouse-overview/panels?{wrong}")) == (400, "BAD_RANGE"), wrong
 
 
@@ -239,7 +248,9 @@ def test_a_query_changes_nothing_and_ends(seed: Seed, monkeypatch: pytest.Monkey
     with pytest.raises(RunError, match="longer than") as ended:
         database.ask("select pg_sleep(30)")
     assert ended.value.code == "QUERY_TIMEOUT"
-    assert database.ask("select n from generate_series(1, 5) n", limit=3) == databases.Answer(("n",), [(1,), (2,), (3,)], True)
+    assert database.ask("select n from generate_series(1, 5) n", limit=3) == databases.Answer(
+        ("n",), [(1,), (2,), (3,)], True
+    )
     database.close()
 
 
@@ -292,8 +303,9 @@ def test_health_is_the_age_of_progress(database: str, tmp_path: Path) -> None:
         assert [(one["pipeline"], one["state"]) for one in red.json()["wrong"]] == [(STREAMS[0], "stale")]
 
 
-def test_a_file_that_changes_is_read_again_and_a_wrong_one_is_said(database: str, tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_file_that_changes_is_read_again_and_a_wrong_one_is_said(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lakehouse_engine.dashboard.project._LOOK", 0)
     folder = shutil.copytree(PROJECT / "pipelines", tmp_path / "pipelines")
     file = folder / "realtime" / "events_per_minute.yaml"
@@ -329,7 +341,8 @@ def test_nothing_there_yet(database: str, tmp_path: Path) -> None:
 def test_the_description_has_every_address_and_only_reading(client: httpx.Client) -> None:
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
-        "/api/tables", "/api/tables/{table}", "/api/pipelines", "/api/pipelines/{name}", "/api/graph", "/api/dashboards",
+        "/api/tables", "/api/tables/{table}", "/api/pipelines", "/api/pipelines/{name}", "/api/graph",
+        "/api/dashboards",
         "/api/dashboards/{uid}", "/api/dashboards/{uid}/panels", "/api/dashboards/{uid}/panels/{number}", "/healthz",
         "/metrics"}  # fmt: skip
     assert all(list(methods) == ["get"] for methods in described["paths"].values())

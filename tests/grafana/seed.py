@@ -101,7 +101,7 @@ def tables(cursor: Any) -> None:
 
 
 def fill(dsn: str, reader: Path, long: int = MINUTES) -> Seed:
-    """So many minutes, a year of them, up to this one; gold up to yesterday. The reader's role is made before the tables."""
+    """So many minutes up to this one; gold up to yesterday. The reader's role is made before the tables."""
     now = datetime.now(timezone.utc).replace(second=0, microsecond=0)
     seed = Seed(dsn, now)
     connection = psycopg2.connect(dsn)

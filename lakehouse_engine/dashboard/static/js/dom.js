@@ -24,5 +24,5 @@ export function renew(element, made, make) {
   const key = JSON.stringify(made);
   if (element.madeFrom === key) return;
   element.madeFrom = key;
-  element.replaceChildren(...[make(made)].flat());
+  element.replaceChildren(...[make(made)].flat(Infinity));
 }

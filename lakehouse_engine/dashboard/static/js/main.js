@@ -31,8 +31,9 @@ async function refresh() {
   clearTimeout(timer);
   if (!page || document.hidden) return;
   const [mine, began] = [turn, performance.now()];
+  main.dataset.asking = "";
   try {
-    await page.refresh(context);
+    await page.refresh(context).finally(() => { if (mine === turn) delete main.dataset.asking; });
     if (mine !== turn) return;
     failures = 0;
     main.classList.remove("lost");

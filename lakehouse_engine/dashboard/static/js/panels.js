@@ -31,7 +31,7 @@ export class PanelView {
     this.actions.hidden = !usable;
     if (!usable) return this.tell(data);
     this.show(data);
-    this.element.dataset.at = data.to;
+    Object.assign(this.element.dataset, { from: data.from, to: data.to });
   }
 
   tell(data) {

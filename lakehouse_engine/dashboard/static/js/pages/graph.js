@@ -29,9 +29,10 @@ function lay({ nodes, edges }) {
   }
   nodes.filter((node) => !below.has(node.id)).forEach(place);
   const used = [...new Set(nodes.map((node) => node.column))].sort((a, b) => a - b);
-  nodes.forEach((node) => { node.x = used.indexOf(node.column) * (WIDTH + ACROSS); node.y = TOP + node.row * (HEIGHT + DOWN); });
-  const headOf = (one) => { const there = nodes.filter((node) => node.column === one); return there[0].kind === "delta" ? [...new Set(there.map((node) => node.title.split(".")[0]))].join(", ") : KINDS[there[0].kind]; };
-  return { byId, heads: used.map(headOf), width: used.length * (WIDTH + ACROSS) - ACROSS, height: TOP + row * (HEIGHT + DOWN) };
+  nodes.forEach((node) => { node.x = 1 + used.indexOf(node.column) * (WIDTH + ACROSS); node.y = TOP + node.row * (HEIGHT + DOWN); });
+  const HEADS = { topic: "Topics", postgres: "PostgreSQL", panel: "Panels", console: "Console" };
+  const headOf = (one) => { const there = nodes.filter((node) => node.column === one); return there[0].kind === "delta" ? [...new Set(there.map((node) => node.title.split(".")[0]))].join(", ") : HEADS[there[0].kind]; };
+  return { byId, heads: used.map(headOf), width: used.length * (WIDTH + ACROSS) - ACROSS + 2, height: 2 + TOP + row * (HEIGHT + DOWN) };
 }
 
 function told(node, state) {
