@@ -21,10 +21,11 @@ def pleasant(dsn: str, storage: Path) -> None:
     minutes = "generate_series(date_trunc('minute', now()) - interval '1 day', now(), '1 minute') m"
     with psycopg2.connect(dsn) as connection, connection.cursor() as cursor:
         tables(cursor)
-        for table, names, size in (("events_per_minute", TYPES, "(array[90,420,60,70])[k + 1]"),
+        for table, names, size in (("events_per_minute", TYPES, "(array[90,420,60,70])[k+1]"),
                                    ("logins_per_source", SOURCES, "(array[55, 35])[k + 1]")):  # fmt: skip
             cursor.execute(f"insert into realtime.{table} select m, (%s::text[])[k + 1], ({size} * ({wave}))::int,"
-                           f" now() from {minutes}, generate_series(0, {len(names) - 1}) k", (list(names),))  # fmt: skip
+                           f" now() from {minutes}, generate_series(1, {len(names)}) n, lateral (select n - 1) v (k)",
+                           (list(names),))  # fmt: skip
         cursor.execute(f"insert into realtime.purchases_per_minute select m, (60 * ({wave}))::int, now()"
                        f" from {minutes}, (values (2)) as v (k)", ())  # fmt: skip
         for back in range(1, 40):
@@ -56,8 +57,9 @@ def pleasant(dsn: str, storage: Path) -> None:
             cursor.execute(f"insert into {stream}__quarantine (quarantined_at, batch_id, step, reasons, origin,"
                            " partition, \"offset\", value) select now() - n * interval '97 s', 540 - n * 9,"
                            " 'transforms[1].watermark', array['timestamp: too far ahead'], 'user-events', n % 3,"
-                           " 81000 - n * 53, convert_to(json_build_object('event_id', md5(n::text), 'user_id', 900 + n * 3,"
-                           " 'timestamp', '2031-01-01T00:00:00Z')::text, 'utf8') from generate_series(1, 20) n")  # fmt: skip
+                           " 81000 - n * 53, convert_to(json_build_object('event_id', md5(n::text), 'user_id', 900"
+                           " + n * 3, 'timestamp', '2031-01-01T00:00:00Z')::text, 'utf8')"
+                           " from generate_series(1, 20) n")  # fmt: skip
         for hours, name in enumerate(("conversion_rate_daily", "daily_active_users", "events_per_source_daily",
                                       "purchases_per_page_daily")):  # fmt: skip
             cursor.execute("insert into lakehouse.served (pipeline, version, served_at, rows) values (%s, 38,"

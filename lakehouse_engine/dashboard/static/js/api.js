@@ -8,11 +8,14 @@ export class Failed extends Error {
 }
 
 export async function get(path, parameters = {}) {
-  const asked = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined));
+  const asked = new URLSearchParams(
+    Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined),
+  );
   let response;
   try {
     response = await fetch(asked.size ? `${path}?${asked}` : path, {
-      headers: { accept: "application/json" }, signal: AbortSignal.timeout(15000),
+      headers: { accept: "application/json" },
+      signal: AbortSignal.timeout(15000),
     });
   } catch {
     throw new Failed("NO_CONNECTION", "Connection lost: is lakehouse dashboard still running?", true);

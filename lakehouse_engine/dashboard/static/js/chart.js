@@ -6,13 +6,18 @@ import { moment, shown } from "./format.js";
 // after the fourth series a line's pattern tells it apart as well
 const DASHES = [[], [], [], [], [6, 3], [6, 3], [2, 3], [2, 3]];
 // round numbers of time
-const SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200,
-                 86400, 172800, 432000, 864000, 8640000];
+const SECONDS = [
+  0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200,
+  21600, 43200, 86400, 172800, 432000, 864000, 8640000,
+];
 const sync = uPlot.sync("dashboard");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const utc = (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC");
 
-const clock = (tick, { min, max }) => (max - min > 172800 ? moment(tick).slice(5, max - min > 604800 ? 10 : 16) : moment(tick).slice(11, max - min > 900 ? 16 : 19));
+const clock = (tick, { min, max }) =>
+  max - min > 172800
+    ? moment(tick).slice(5, max - min > 604800 ? 10 : 16)
+    : moment(tick).slice(11, max - min > 900 ? 16 : 19);
 
 export class Chart {
   /** ``limit`` is drawn as a line. A line ends where a step has no value. */
@@ -54,27 +59,53 @@ export class Chart {
   }
 
   options(series) {
-    const axis = { stroke: colour("--muted"), font: "12px system-ui, sans-serif", ticks: { show: false },
-                   grid: { stroke: colour("--grid"), width: 1 } };
+    const axis = {
+      stroke: colour("--muted"),
+      font: "12px system-ui, sans-serif",
+      ticks: { show: false },
+      grid: { stroke: colour("--grid"), width: 1 },
+    };
     const single = series.length === 1;
     return {
-      width: Math.max(this.plot.clientWidth, 50), height: Math.max(this.plot.clientHeight, 120),
-      tzDate: utc, legend: { show: false }, padding: [10, 10, 0, 0],
+      width: Math.max(this.plot.clientWidth, 50),
+      height: Math.max(this.plot.clientHeight, 120),
+      tzDate: utc,
+      legend: { show: false },
+      padding: [10, 10, 0, 0],
       cursor: { sync: { key: sync.key }, y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: {
-        x: { time: true, range: () => { const { min, max } = this.ends(); return [min, max]; } },
+        x: {
+          time: true,
+          range: () => {
+            const { min, max } = this.ends();
+            return [min, max];
+          },
+        },
         y: { range: (_, low, high) => this.height(low, high) },
       },
       axes: [
         { ...axis, size: 28, gap: 6, space: 74, values: (_, ticks) => ticks.map((tick) => clock(tick, this.ends())) },
-        { ...axis, gap: 8, ...(this.unit === "s" ? { incrs: SECONDS } : {}), size: (_, found) => 20 + 7 * Math.max(3, ...(found ?? []).map((text) => text.length)),
-          values: (_, ticks) => ticks.map((tick) => shown(tick, this.unit === "rowsps" ? "short" : this.unit)) },
+        {
+          ...axis,
+          gap: 8,
+          ...(this.unit === "s" ? { incrs: SECONDS } : {}),
+          size: (_, found) => 20 + 7 * Math.max(3, ...(found ?? []).map((text) => text.length)),
+          values: (_, ticks) => ticks.map((tick) => shown(tick, this.unit === "rowsps" ? "short" : this.unit)),
+        },
       ],
-      series: [{}, ...series.map((one, i) => ({
-        label: one.name, stroke: colour(`--c${(i % 8) + 1}`), width: 1.7, dash: DASHES[i % 8], spanGaps: false,
-        show: !this.hiddenNames.has(one.name), fill: single ? `${colour("--c1")}18` : undefined,
-        points: { show: (chart, index) => alone(chart.data[index]), size: 5, fill: colour(`--c${(i % 8) + 1}`) },
-      }))],
+      series: [
+        {},
+        ...series.map((one, i) => ({
+          label: one.name,
+          stroke: colour(`--c${(i % 8) + 1}`),
+          width: 1.7,
+          dash: DASHES[i % 8],
+          spanGaps: false,
+          show: !this.hiddenNames.has(one.name),
+          fill: single ? `${colour("--c1")}18` : undefined,
+          points: { show: (chart, index) => alone(chart.data[index]), size: 5, fill: colour(`--c${(i % 8) + 1}`) },
+        })),
+      ],
       hooks: {
         setCursor: [(chart) => this.told(chart.cursor.idx)],
         draw: [(chart) => this.limited(chart)],
@@ -110,14 +141,32 @@ export class Chart {
 
   makeLegend(series) {
     this.values = series.map(() => h("b", {}));
-    this.legend.replaceChildren(...series.map((one, i) => {
-      const line = s("line", { x1: 0, y1: 4, x2: 20, y2: 4, stroke: `var(--c${(i % 8) + 1})`, "stroke-width": 3,
-                               "stroke-dasharray": DASHES[i % 8].join(" ") || null });
-      const button = h("button", { type: "button", "aria-pressed": String(!this.hiddenNames.has(one.name)),
-                                   title: "Show or hide", onclick: () => this.toggle(one.name, i, button) },
-                       s("svg", { viewBox: "0 0 20 8", "aria-hidden": "true" }, line), one.name || "(none)", this.values[i]);
-      return h("li", {}, button);
-    }));
+    this.legend.replaceChildren(
+      ...series.map((one, i) => {
+        const line = s("line", {
+          x1: 0,
+          y1: 4,
+          x2: 20,
+          y2: 4,
+          stroke: `var(--c${(i % 8) + 1})`,
+          "stroke-width": 3,
+          "stroke-dasharray": DASHES[i % 8].join(" ") || null,
+        });
+        const button = h(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(!this.hiddenNames.has(one.name)),
+            title: "Show or hide",
+            onclick: () => this.toggle(one.name, i, button),
+          },
+          s("svg", { viewBox: "0 0 20 8", "aria-hidden": "true" }, line),
+          one.name || "(none)",
+          this.values[i],
+        );
+        return h("li", {}, button);
+      }),
+    );
   }
 
   toggle(name, index, button) {

@@ -14,7 +14,12 @@ export function duration(seconds) {
   if (total === 0) return "0 s";
   if (total < 1) return `${sign}${some.format(Math.round(total * 1000))} ms`;
   if (total < 60) return `${sign}${total < 10 ? Math.round(total * 10) / 10 : Math.round(total)} s`;
-  const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+  const units = [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ];
   let left = Math.round(total);
   const first = units.findIndex(([, size]) => left >= size);
   const parts = [];
@@ -30,7 +35,10 @@ export function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let place = 0;
   let number = value;
-  while (Math.abs(number) >= 1024 && place < units.length - 1) { number /= 1024; place += 1; }
+  while (Math.abs(number) >= 1024 && place < units.length - 1) {
+    number /= 1024;
+    place += 1;
+  }
   return `${place ? number.toFixed(number < 10 ? 1 : 0) : whole.format(number)} ${units[place]}`;
 }
 
@@ -50,11 +58,17 @@ export const shown = (value, unit) => parts(value, unit).filter(Boolean).join(" 
 export function moment(value, withSeconds = true) {
   if (value === null || value === undefined) return "–";
   const date = typeof value === "number" ? new Date(value * 1000) : new Date(value);
-  return date.toISOString().slice(0, withSeconds ? 19 : 16).replace("T", " ");
+  return date
+    .toISOString()
+    .slice(0, withSeconds ? 19 : 16)
+    .replace("T", " ");
 }
 
 /** ``last_commit_seconds`` as people write it. */
 export function title(name) {
-  const words = name.replace(/_seconds$/, "").replaceAll("_", " ").trim();
+  const words = name
+    .replace(/_seconds$/, "")
+    .replaceAll("_", " ")
+    .trim();
   return words.charAt(0).toUpperCase() + words.slice(1);
 }

@@ -22,8 +22,20 @@ let timer = null;
 let failures = 0;
 let turn = 0;
 
-function stored(name) { try { return localStorage.getItem(name); } catch { return null; } }
-function store(name, value) { try { localStorage.setItem(name, value); } catch { /* for this page alone, then */ } }
+function stored(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+function store(name, value) {
+  try {
+    localStorage.setItem(name, value);
+  } catch {
+    /* for this page alone, then */
+  }
+}
 
 // --- refreshing ---------------------------------------------------------------------------------------------------
 
@@ -33,11 +45,18 @@ async function refresh() {
   const [mine, began] = [turn, performance.now()];
   main.dataset.asking = "";
   try {
-    await page.refresh(context).finally(() => { if (mine === turn) delete main.dataset.asking; });
+    await page.refresh(context).finally(() => {
+      if (mine === turn) delete main.dataset.asking;
+    });
     if (mine !== turn) return;
     failures = 0;
     main.classList.remove("lost");
-    warn(context.problems?.length ? `A pipeline's file is wrong; the last good ones are shown. ${context.problems[0]}` : null, false);
+    warn(
+      context.problems?.length
+        ? `A pipeline's file is wrong; the last good ones are shown. ${context.problems[0]}`
+        : null,
+      false,
+    );
   } catch (error) {
     if (mine !== turn) return;
     failures += 1;
@@ -58,7 +77,9 @@ function warn(text, bad) {
   document.querySelectorAll(".panel").forEach((panel) => panel.classList.toggle("old", Boolean(text) && bad));
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden && (context.live || failures)) refresh(); });
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && (context.live || failures)) refresh();
+});
 addEventListener("online", refresh);
 
 // --- pages --------------------------------------------------------------------------------------------------------
@@ -86,7 +107,10 @@ async function open() {
     if (link.getAttribute("href") === current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!one) return main.replaceChildren(h("p", { class: "note" }, h("strong", {}, "There is no such page"), h("a", { href: "/" }, "Overview")));
+  if (!one)
+    return main.replaceChildren(
+      h("p", { class: "note" }, h("strong", {}, "There is no such page"), h("a", { href: "/" }, "Overview")),
+    );
   const { create } = await one.load();
   if (mine !== turn) return;
   main.replaceChildren();
@@ -114,23 +138,55 @@ addEventListener("popstate", open);
 const tools = h("span", { class: "tools" });
 
 function bar() {
-  document.getElementById("nav").append(...PAGES.filter((one) => one.name).map((one) => h("a", { href: one.path }, one.name)));
-  const buttons = RANGES.map((range) => h("button", { type: "button", "aria-pressed": String(range === context.range), onclick: () => {
-    context.range = range;
-    store("range", range);
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(RANGES[i] === range)));
-    refresh();
-  } }, range));
-  const live = h("button", { type: "button", class: "live", "aria-pressed": "true", title: "Refresh every second", onclick: () => {
-    context.live = !context.live;
-    live.setAttribute("aria-pressed", String(context.live));
-    renew(live, context.live, (on) => h("span", {}, on ? "Live" : "Paused"));
-    live.setAttribute("aria-label", context.live ? "Live" : "Paused");
-    if (context.live) refresh();
-    else clearTimeout(timer);
-  } }, h("span", {}, "Live"));
+  document
+    .getElementById("nav")
+    .append(...PAGES.filter((one) => one.name).map((one) => h("a", { href: one.path }, one.name)));
+  const buttons = RANGES.map((range) =>
+    h(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(range === context.range),
+        onclick: () => {
+          context.range = range;
+          store("range", range);
+          buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(RANGES[i] === range)));
+          refresh();
+        },
+      },
+      range,
+    ),
+  );
+  const live = h(
+    "button",
+    {
+      type: "button",
+      class: "live",
+      "aria-pressed": "true",
+      title: "Refresh every second",
+      onclick: () => {
+        context.live = !context.live;
+        live.setAttribute("aria-pressed", String(context.live));
+        renew(live, context.live, (on) => h("span", {}, on ? "Live" : "Paused"));
+        live.setAttribute("aria-label", context.live ? "Live" : "Paused");
+        if (context.live) refresh();
+        else clearTimeout(timer);
+      },
+    },
+    h("span", {}, "Live"),
+  );
   live.setAttribute("aria-label", "Live");
-  const theme = h("button", { type: "button", class: "icon", "aria-label": "Light or dark", title: "Light or dark", onclick: () => window.toggleTheme() }, "◐");
+  const theme = h(
+    "button",
+    {
+      type: "button",
+      class: "icon",
+      "aria-label": "Light or dark",
+      title: "Light or dark",
+      onclick: () => window.toggleTheme(),
+    },
+    "◐",
+  );
   tools.append(h("div", { class: "ranges", role: "group", "aria-label": "Time shown, up to now" }, buttons), live);
   document.getElementById("tools").append(tools, theme);
 }

@@ -15,10 +15,19 @@ export class PanelView {
     this.note = h("div", { class: "note", hidden: true });
     this.content = h("div", { class: "body" });
     this.body.append(this.content, this.note);
-    const name = panel.pipeline ? h("a", { href: `/pipelines/${panel.pipeline}`, title: `Pipeline ${panel.pipeline}` }, panel.title) : panel.title;
-    this.element = h("section", { class: `panel span-${panel.gridPos.w}${panel.gridPos.h > 5 ? " tall" : ""}`,
-                                  "aria-label": panel.title, "data-panel": panel.id },
-                     h("header", {}, h("h2", { title: panel.description || null }, name), this.actions), this.body);
+    const name = panel.pipeline
+      ? h("a", { href: `/pipelines/${panel.pipeline}`, title: `Pipeline ${panel.pipeline}` }, panel.title)
+      : panel.title;
+    this.element = h(
+      "section",
+      {
+        class: `panel span-${panel.gridPos.w}${panel.gridPos.h > 5 ? " tall" : ""}`,
+        "aria-label": panel.title,
+        "data-panel": panel.id,
+      },
+      h("header", {}, h("h2", { title: panel.description || null }, name), this.actions),
+      this.body,
+    );
     (kinds[panel.type] ?? kinds.table)(this);
   }
 
@@ -40,10 +49,15 @@ export class PanelView {
     renew(this.note, [head, todo], () => [h("strong", {}, head), todo ? commands(todo) : ""]);
   }
 
-  destroy() { this.chart?.destroy(); }
+  destroy() {
+    this.chart?.destroy();
+  }
 }
 
-const split = (text) => { const [head, ...rest] = text.split(": "); return [head.charAt(0).toUpperCase() + head.slice(1), rest.join(": ")]; };
+const split = (text) => {
+  const [head, ...rest] = text.split(": ");
+  return [head.charAt(0).toUpperCase() + head.slice(1), rest.join(": ")];
+};
 const commands = (text) => text.split(/, then /).flatMap((one, i) => [i ? ", then " : "", h("code", {}, one)]);
 
 /** The unit of a column: the panel's own, or what an override by its name says. */
@@ -53,7 +67,8 @@ function unitOf(panel, name) {
 }
 
 /** The greatest threshold that a value has reached, beside the first, which is everybody's. */
-const reached = (panel, value) => panel.fieldConfig.defaults.thresholds.steps.slice(1).findLast((step) => value >= step.value);
+const reached = (panel, value) =>
+  panel.fieldConfig.defaults.thresholds.steps.slice(1).findLast((step) => value >= step.value);
 
 const kinds = {
   stat(view) {
@@ -73,9 +88,18 @@ const kinds = {
 
   timeseries(view) {
     const custom = view.panel.fieldConfig.defaults.custom ?? {};
-    const limit = custom.thresholdsStyle?.mode === "line" ? view.panel.fieldConfig.defaults.thresholds.steps[1]?.value ?? null : null;
+    const limit =
+      custom.thresholdsStyle?.mode === "line"
+        ? (view.panel.fieldConfig.defaults.thresholds.steps[1]?.value ?? null)
+        : null;
     view.chart = new Chart({ unit: view.unit, limit, label: view.panel.title });
-    const table = h("div", { class: "scroll low", tabindex: 0, role: "region", "aria-label": `${view.panel.title}: numbers`, hidden: true });
+    const table = h("div", {
+      class: "scroll low",
+      tabindex: 0,
+      role: "region",
+      "aria-label": `${view.panel.title}: numbers`,
+      hidden: true,
+    });
     const button = h("button", { type: "button", "aria-pressed": "false", onclick: () => turn(table.hidden) }, "Table");
     const legend = view.panel.options.legend?.showLegend === false ? null : view.chart.legend;
     let last = null;
@@ -92,8 +116,13 @@ const kinds = {
     view.show = (data) => {
       last = data;
       if (table.hidden) return view.chart.update(data);
-      const heads = [{ name: "Time (UTC)" }, ...data.series.map((one) => ({ name: one.name || "(none)", unit: view.unit, number: true }))];
-      const lines = data.time.map((at, i) => [moment(at, data.step < 60), ...data.series.map((one) => one.values[i])]).reverse();
+      const heads = [
+        { name: "Time (UTC)" },
+        ...data.series.map((one) => ({ name: one.name || "(none)", unit: view.unit, number: true })),
+      ];
+      const lines = data.time
+        .map((at, i) => [moment(at, data.step < 60), ...data.series.map((one) => one.values[i])])
+        .reverse();
       renew(table, [heads, lines.slice(0, ROWS)], () => dataTable(heads, lines.slice(0, ROWS), lines.length - ROWS));
     };
   },
@@ -105,9 +134,22 @@ const kinds = {
       const number = data.columns.length - 1;
       const most = Math.max(...data.rows.map((row) => row[number] ?? 0), 0) || 1;
       const named = data.rows.map((row) => row[0]);
-      renew(table, [data.columns, named], () => [h("caption", { class: "hidden" }, `${title(data.columns[0])} by ${title(data.columns[number])}`),
-        h("tbody", {}, data.rows.map((row) => h("tr", {}, h("th", { scope: "row", title: row[0] }, row[0] ?? "(none)"),
-          h("td", { "aria-hidden": "true" }, h("div", { class: "track" }, h("div", { class: "fill" }))), h("td", { class: "number" }))))]);
+      renew(table, [data.columns, named], () => [
+        h("caption", { class: "hidden" }, `${title(data.columns[0])} by ${title(data.columns[number])}`),
+        h(
+          "tbody",
+          {},
+          data.rows.map((row) =>
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row", title: row[0] }, row[0] ?? "(none)"),
+              h("td", { "aria-hidden": "true" }, h("div", { class: "track" }, h("div", { class: "fill" }))),
+              h("td", { class: "number" }),
+            ),
+          ),
+        ),
+      ]);
       [...table.querySelectorAll("tr")].forEach((line, i) => {
         const value = data.rows[i][number];
         line.querySelector(".fill").style.width = `${Math.max(0, (value ?? 0) / most) * 100}%`;
@@ -121,11 +163,18 @@ const kinds = {
     const place = h("div", { class: "scroll low", tabindex: 0, role: "region", "aria-label": view.panel.title });
     view.content.append(place);
     view.show = (data) => {
-      const heads = data.columns.map((name, i) => ({ name: title(name), unit: unitOf(view.panel, name), link: name === "pipeline",
-                                                     number: data.rows.some((row) => typeof row[i] === "number") }));
+      const heads = data.columns.map((name, i) => ({
+        name: title(name),
+        unit: unitOf(view.panel, name),
+        link: name === "pipeline",
+        number: data.rows.some((row) => typeof row[i] === "number"),
+      }));
       // durations are rounded before they are compared: a table is made anew when somebody would see it
-      renew(place, [heads, data.rows.map((row) => row.map((value, i) => (heads[i].number ? shown(value, heads[i].unit) : value)))],
-            () => dataTable(heads, data.rows));
+      renew(
+        place,
+        [heads, data.rows.map((row) => row.map((value, i) => (heads[i].number ? shown(value, heads[i].unit) : value)))],
+        () => dataTable(heads, data.rows),
+      );
       data.rows.forEach((row, i) => row.forEach((value, j) => cell(place, i, j, value)));
     };
   },
@@ -137,8 +186,15 @@ export function spark(data) {
   const values = data.values.map((value) => value ?? 0);
   const [low, high] = [Math.min(...values, 0), Math.max(...values)];
   if (values.length < 2 || high === low) return [];
-  const points = values.map((value, i) => `${((i / (values.length - 1)) * 100).toFixed(2)},${(28 - ((value - low) / (high - low)) * 26).toFixed(2)}`);
+  const points = values.map(
+    (value, i) =>
+      `${((i / (values.length - 1)) * 100).toFixed(2)},${(28 - ((value - low) / (high - low)) * 26).toFixed(2)}`,
+  );
   const line = `M${points.join("L")}`;
-  return s("svg", { viewBox: "0 0 100 30", preserveAspectRatio: "none", width: "100%", height: "100%" },
-           s("path", { class: "area", d: `${line}L100,30L0,30Z` }), s("path", { d: line }));
+  return s(
+    "svg",
+    { viewBox: "0 0 100 30", preserveAspectRatio: "none", width: "100%", height: "100%" },
+    s("path", { class: "area", d: `${line}L100,30L0,30Z` }),
+    s("path", { d: line }),
+  );
 }

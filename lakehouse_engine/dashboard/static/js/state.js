@@ -2,8 +2,12 @@
 import { h } from "./dom.js";
 
 export const STATES = {
-  running: ["●", "good", "Running"], ok: ["✓", "good", "Up to date"], stale: ["▲", "warn", "Stale"],
-  overdue: ["▲", "warn", "Overdue"], never: ["○", "", "Never ran"], failed: ["✕", "bad", "Failed"],
+  running: ["●", "good", "Running"],
+  ok: ["✓", "good", "Up to date"],
+  stale: ["▲", "warn", "Stale"],
+  overdue: ["▲", "warn", "Overdue"],
+  never: ["○", "", "Never ran"],
+  failed: ["✕", "bad", "Failed"],
 };
 
 export function badge(state) {

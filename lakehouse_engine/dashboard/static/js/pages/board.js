@@ -6,19 +6,24 @@ import { PanelView } from "../panels.js";
 export class Board {
   constructor(place, uid) {
     Object.assign(this, { place, uid, views: new Map(), seen: new Set(), fresh: new Set(), shape: "" });
-    this.watch = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        const id = Number(entry.target.dataset.panel);
-        if (entry.isIntersecting) this.seen.add(id);
-        else this.seen.delete(id);
-      }
-    }, { rootMargin: "200px" });
+    this.watch = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries) {
+          const id = Number(entry.target.dataset.panel);
+          if (entry.isIntersecting) this.seen.add(id);
+          else this.seen.delete(id);
+        }
+      },
+      { rootMargin: "200px" },
+    );
   }
 
   async refresh({ range }) {
     if (!this.views.size || (this.turns = (this.turns ?? 0) + 1) % 10 === 0) await this.lay();
     // the first time all of them, so that nothing is blank while it is scrolled into sight
-    const wanted = [...this.views.keys()].filter((id) => this.seen.has(id) || this.fresh.has(id) || this.range !== range);
+    const wanted = [...this.views.keys()].filter(
+      (id) => this.seen.has(id) || this.fresh.has(id) || this.range !== range,
+    );
     this.range = range;
     if (!wanted.length) return;
     const { panels } = await get(`/api/dashboards/${this.uid}/panels`, { range, ids: wanted.join(",") });
@@ -41,7 +46,14 @@ export class Board {
       this.fresh.add(panel.id);
       this.watch.observe(view.element);
     }
-    const none = h("p", { class: "note" }, h("strong", {}, "No pipeline has a panel"), "Add ", h("code", {}, "panel: {title: …}"), " to a file of pipelines/.");
+    const none = h(
+      "p",
+      { class: "note" },
+      h("strong", {}, "No pipeline has a panel"),
+      "Add ",
+      h("code", {}, "panel: {title: …}"),
+      " to a file of pipelines/.",
+    );
     this.place.replaceChildren(...(this.views.size ? [...this.views.values()].map((view) => view.element) : [none]));
   }
 
