@@ -114,7 +114,7 @@ def _pipelines(api: FastAPI, project: Project) -> None:
         spec = next((s for s in project.specs if s.name == name), None)
         if spec is None:
             raise NotFound("UNKNOWN_PIPELINE", f"there is no pipeline {name!r}; GET /api/pipelines")
-        over = boards.aligned(boards.parse_range(shown, start, end))
+        over = boards.parse_range(shown, start, end)
         state = next(entry for entry in _states(project) if entry["name"] == name)
         return project.shared.get(("pipeline", name, shown, start, end), lambda: detail.detail(
             spec, state, over, project.database, project.storage))  # fmt: skip
@@ -185,9 +185,14 @@ def _operations(api: FastAPI, project: Project) -> None:
 
     @api.get("/metrics", response_class=Response, responses=_ERRORS, tags=["operations"])
     def metrics() -> Response:
-        """Prometheus' text format."""
+        """What the ledger holds, in Prometheus' text format."""
         return _metrics(project)
 
 
 def _metrics(project: Project) -> Response:
-    return problem(501, "NOT_AVAILABLE", "this version has no metrics")
+    from prometheus_client import CONTENT_TYPE_LATEST
+
+    from lakehouse_engine import metrics
+
+    text = project.shared.get("metrics", lambda: metrics.exposition(project.dsn()))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

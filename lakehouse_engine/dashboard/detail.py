@@ -8,11 +8,11 @@ from typing import Any
 
 from lakehouse_engine import history
 from lakehouse_engine.dashboard import samples
-from lakehouse_engine.dashboard.boards import hint
+from lakehouse_engine.dashboard.boards import aligned, hint
 from lakehouse_engine.dashboard.database import Answer, Database, known
 from lakehouse_engine.dashboard.frames import plain
 from lakehouse_engine.dashboard.macros import Range, expand
-from lakehouse_engine.dashboard.states import BATCHES, RUNS
+from lakehouse_engine.dashboard.states import BATCHES, COMMITS, RUNS, commits_of
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.sinks import Delta, Postgres
@@ -20,20 +20,21 @@ from lakehouse_engine.spec.pipeline import PipelineSpec
 
 NEWEST = 20
 _READ = " + ".join(COUNTERS)
-_MINE = "from {} where $__timeFilter({}) and pipeline = %s group by 1 order by 1"
+_MINE = "from {} where $__timeFilter(committed_at) and pipeline = %s group by 1 order by 1"
 #: of a stream into PostgreSQL: records a second, and seconds
 _OF_BATCHES = (
     f"select $__timeGroupAlias(committed_at, $__interval), sum({_READ})::float8 / ($__interval_ms / 1000.0) as read,"
     " max(extract(epoch from committed_at - started_at))::float8 as batch_seconds,"
-    " max(extract(epoch from committed_at - watermark))::float8 as watermark_delay_seconds,"
-    " sum(late)::float8 as late, sum(quarantined)::float8 as quarantined " + _MINE.format(BATCHES, "committed_at")
-)  # fmt: skip
+    " max(extract(epoch from committed_at - watermark))::float8 as watermark_delay_seconds, sum(late)::float8 as late,"
+    " sum(quarantined)::float8 as quarantined, "
+)
 #: of what writes Delta, where runs are kept
 _OF_RUNS = (
     "select $__timeGroupAlias(ended_at, $__interval), sum(rows)::float8 / ($__interval_ms / 1000.0) as written,"
     " max(extract(epoch from ended_at - started_at))::float8 as run_seconds, max(behind)::float8 as behind,"
-    " sum(quarantined)::float8 as quarantined " + _MINE.format(RUNS, "ended_at")
-)  # fmt: skip
+    " sum(quarantined)::float8 as quarantined, max(files)::float8 as files "
+    f"from {RUNS} where $__timeFilter(ended_at) and pipeline = %s and kind <> 'serve' group by 1 order by 1"
+)
 
 
 def detail(
@@ -41,25 +42,29 @@ def detail(
 ) -> dict[str, Any]:
     """``state``, ``activity`` (time, and a list a measure), ``counters`` of the time, ``batches`` or ``versions``,
     ``errors`` (None where runs are not kept), ``late`` and ``quarantined`` samples; ``hint`` where nothing ran."""
-    there = known(database, [BATCHES, RUNS])
+    there = known(database, [BATCHES, COMMITS, RUNS])
+    source = commits_of(there)
     aside: dict[str, Any] = {"late": [], "quarantined": [], "batches": [], "versions": []}
     activity: dict[str, Any] | None = None
+    whole = aligned(shown)
     if isinstance(spec.sink, Postgres):
         table = spec.postgres_table or spec.name
         aside["late"] = samples.of_postgres(database, table, "late")
         aside["quarantined"] = samples.of_postgres(database, table, "quarantine")
-        if BATCHES in there:
-            activity = _columns(database.ask(expand(_OF_BATCHES, shown), (spec.name,), limit=10_000))
+        if source:
+            text = ("max(behind)::float8 as behind " if source == COMMITS else "null as behind ") + _MINE.format(source)
+            activity = _columns(database.ask(expand(_OF_BATCHES + text, whole), (spec.name,), limit=10_000))
             aside["batches"] = _batches(database, spec.name)
     elif isinstance(spec.sink, Delta):
         aside["quarantined"] = samples.of_delta(storage, spec.name)
         aside["versions"] = _versions(storage, spec.name)
         if RUNS in there:
-            activity = _columns(database.ask(expand(_OF_RUNS, shown), (spec.name,), limit=10_000))
+            activity = _columns(database.ask(expand(_OF_RUNS, whole), (spec.name,), limit=10_000))
     return {
-        **state, "from": plain(shown.start), "to": plain(shown.end), "step": shown.step, "activity": activity,
+        **state, "from": plain(shown.start), "to": plain(shown.end), "step": shown.step,
+        "activity": activity and {**activity, "from": plain(whole.start)},
         "errors": _errors(database, spec.name) if RUNS in there else None, **aside,
-        "totals": _totals(database, spec.name, shown) if isinstance(spec.sink, Postgres) and BATCHES in there else None,
+        "totals": _totals(database, source, spec.name, shown) if spec.is_stream and source else None,
         "hint": hint(spec) if state["state"] == "never" else None,
     }  # fmt: skip
 
@@ -71,9 +76,9 @@ def _columns(found: Answer) -> dict[str, Any]:
     return {"time": values.pop("time"), "series": [{"name": n, "values": v} for n, v in values.items()]}
 
 
-def _totals(database: Database, pipeline: str, shown: Range) -> dict[str, int]:
+def _totals(database: Database, source: str, pipeline: str, shown: Range) -> dict[str, int]:
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint as {name}" for name in COUNTERS)
-    text = f"select count(*) as batches, {sums} from lakehouse.batches where $__timeFilter(committed_at)"
+    text = f"select count(*) as batches, {sums} from {source} where $__timeFilter(committed_at)"
     found = database.ask(expand(f"{text} and pipeline = %s", shown), (pipeline,))
     return dict(zip(found.columns, found.rows[0], strict=True))
 

@@ -31,8 +31,12 @@ class Project:
         #: the validator's lines, while a file is wrong; what was read before is shown on
         self.problems: tuple[str, ...] = ()
         self.storage = Path(first.storage)
-        self.database = Database(lambda: environment().postgres_dsn())
+        self.database = Database(self.dsn)
         self.shared = Shared()
+
+    def dsn(self) -> str:
+        """As the environment says now. Raises ``RunError`` STACK_DOWN, NO_CONNECTION, SECRET_MISSING."""
+        return self._environment().postgres_dsn()
 
     @property
     def specs(self) -> tuple[PipelineSpec, ...]:

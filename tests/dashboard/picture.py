@@ -43,7 +43,8 @@ def pleasant(dsn: str, storage: Path) -> None:
                 " + 1) / 3 + (hashtext(m::text) %% 100) / 800.0) * interval '1 s', m, 't', '{}', m - interval '123 s',"
                 " greatest(0, hashtext(m::text) %% 4 - 1), 0, 0, greatest(0, hashtext(m::text || 'l') %% 5 - 2),"
                 " (110 * (1 + 0.3 * sin(extract(epoch from m) / 1300) + 0.1 * (hashtext(m::text || %s) %% 10) / 10"
-                " ))::int from generate_series(now() - interval '90 min', now(), '10 s') m",
+                " ))::int, '{}', greatest(0, hashtext(m::text) %% 9 - 5)"
+                " from generate_series(now() - interval '90 min', now(), '10 s') m",
                 (stream, number, stream))  # fmt: skip
             for partition in range(3):
                 cursor.execute("insert into lakehouse.positions values (%s, 1, 't', %s, 'user-events', 10,"
@@ -60,6 +61,17 @@ def pleasant(dsn: str, storage: Path) -> None:
                            " 81000 - n * 53, convert_to(json_build_object('event_id', md5(n::text), 'user_id', 900"
                            " + n * 3, 'timestamp', '2031-01-01T00:00:00Z')::text, 'utf8')"
                            " from generate_series(1, 20) n")  # fmt: skip
+        cursor.execute(
+            "insert into lakehouse.runs (pipeline, kind, started_at, ended_at, outcome, version, rows, behind,"
+            " quarantined, filtered, duplicate, late, counted, files, bytes) select 'bronze.user_events', 'batch',"
+            " m - interval '0.9 s', m, 'committed', 1, 112, 0, 2, 0, 0, 0, 110, 40, 9000000 from"
+            " generate_series(now() - interval '90 min', now(), '10 s') m"
+        )
+        for ago, name in enumerate(("silver.user_events", "gold.conversion_rate_daily", "gold.daily_active_users",
+                                    "gold.events_per_source_daily", "gold.purchases_per_page_daily")):  # fmt: skip
+            cursor.execute("insert into lakehouse.runs (pipeline, kind, started_at, ended_at, outcome, version, rows,"
+                           " files, bytes) select %s, 'job', t - interval '6 s', t, 'committed', 38, 39, 40, 120000"
+                           " from (values (now() - %s * interval '1 min')) v (t)", (name, 70 - ago))  # fmt: skip
         for hours, name in enumerate(("conversion_rate_daily", "daily_active_users", "events_per_source_daily",
                                       "purchases_per_page_daily")):  # fmt: skip
             cursor.execute("insert into lakehouse.served (pipeline, version, served_at, rows) values (%s, 38,"

@@ -16,13 +16,14 @@ from urllib.parse import quote
 import httpx
 import psycopg2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg2.errors import ReadOnlySqlTransaction
 
 from lakehouse_engine.dashboard import database as databases
 from lakehouse_engine.dashboard.database import Database, Shared
 from lakehouse_engine.errors import RunError
 from tests.dashboard.conftest import Served, serving
-from tests.grafana.seed import STREAMS, TYPES, Seed, tables
+from tests.grafana.seed import LANDING, STREAMS, TYPES, Seed, tables
 from tests.platform import PROJECT
 
 EVENTS = "/api/tables/realtime.events_per_minute"
@@ -269,17 +270,21 @@ def test_states_are_the_ledgers(client: httpx.Client, seed: Seed) -> None:
     states = {one["name"]: one for one in client.get("/api/pipelines").json()["pipelines"]}
     assert len(states) == 9
     passed = (datetime.now(timezone.utc) - seed.now).total_seconds()
-    for stream in STREAMS:
+    for stream in (*STREAMS, LANDING):
         one = states[stream]
+        assert one["behind"] == 0
         assert (one["kind"], one["state"]) == ("stream", "running" if passed < 300 else "stale")
         assert one["age_seconds"] == pytest.approx(passed, abs=5)
         since = (datetime.now(timezone.utc) - timedelta(hours=1),)
-        ((late, quarantined),) = seed.run("select sum(late), sum(quarantined) from lakehouse.batches where pipeline ="
+        ((late, quarantined),) = seed.run("select sum(late), sum(quarantined) from lakehouse.commits where pipeline ="
                                           " %s and committed_at > %s", stream, *since)  # fmt: skip
         assert (one["hour"]["late"], one["hour"]["quarantined"]) == (late, quarantined)
     assert states["gold.conversion_rate_daily"]["state"] == "overdue"
     assert states["gold.daily_active_users"]["state"] == "ok"
-    assert {states[n]["state"] for n in ("gold.purchases_per_page_daily", "bronze.user_events")} == {"never"}
+    assert states["gold.purchases_per_page_daily"]["state"] == "never"
+    failed = states["gold.events_per_source_daily"]
+    assert (failed["state"], failed["failure"]["code"]) == ("failed", "CHECK_FAILED")
+    assert states["silver.user_events"]["state"] == "ok"
     assert error(client.get("/api/pipelines/realtime.x")) == (404, "UNKNOWN_PIPELINE")
 
 
@@ -328,11 +333,36 @@ def test_nothing_there_yet(database: str, tmp_path: Path) -> None:
         assert client.get("/api/tables").json() == {"tables": []}
         for uid in ("lakehouse-overview", "lakehouse-pipelines"):
             panels = client.get(f"/api/dashboards/{uid}/panels").json()["panels"]
-            assert {p["state"] for p in panels} == {"missing"}
-            assert all("lakehouse run" in p["message"] for p in panels)
+            # one asks how large the tables are, and that is known of those that are not there
+            missing = [p for p in panels if p["state"] == "missing"]
+            assert len(panels) - len(missing) == (uid == "lakehouse-pipelines")
+            assert all("lakehouse run" in p["message"] for p in missing)
         for stream in (*STREAMS, "bronze.user_events"):
             one = client.get(f"/api/pipelines/{stream}").json()
             assert (one["activity"], one["late"], one["quarantined"]) == (None, [], [])
+
+
+def test_what_failed_says_so_until_it_has_run_again(client: httpx.Client, seed: Seed, served: Served) -> None:
+    failed = client.get("/api/pipelines/gold.events_per_source_daily").json()
+    assert [(e["kind"], e["code"], e["message"]) for e in failed["errors"]] == [
+        ("job", "CHECK_FAILED", "it did not work")]  # fmt: skip
+    mended = client.get("/api/pipelines/realtime.logins_per_source").json()
+    assert mended["state"] in ("running", "stale")
+    assert [e["code"] for e in mended["errors"]] == ["KAFKA_UNREACHABLE"]
+    seed.run("insert into lakehouse.runs (pipeline, kind, started_at, outcome) values"
+             " ('gold.events_per_source_daily', 'job', now(), 'nothing')")  # fmt: skip
+    served.project.shared = Shared()
+    assert client.get("/api/pipelines/gold.events_per_source_daily").json()["state"] == "ok"
+    seed.run("delete from lakehouse.runs where pipeline = 'gold.events_per_source_daily' and outcome = 'nothing'")
+    served.project.shared = Shared()
+
+
+def test_metrics_are_the_ledgers(client: httpx.Client) -> None:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert {s.value for s in families["lakehouse_ledger_up"].samples} == {1}
+    assert any(s.labels.get("pipeline") == LANDING for f in families.values() for s in f.samples)
 
 
 # --- the description --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser
 from tests.dashboard.browser import Watched, chromium, watched
 from tests.dashboard.conftest import Served, serving
 from tests.dashboard.picture import pleasant
-from tests.grafana.seed import STREAMS, Seed, tables
+from tests.grafana.seed import LANDING, STREAMS, Seed, tables
 from tests.platform import PROJECT
 
 PAGES = ("/", "/pipelines", "/pipelines/realtime.events_per_minute", "/graph", "/tables",
@@ -31,18 +31,19 @@ SERIES = {
     "Logins Per Source": "select floor(extract(epoch from window_start) / {step}) * {step}, source, sum(login_count)"
     " from realtime.logins_per_source where window_start between '{start}' and '{end}' group by 1, 2",
     "Records read": "select floor(extract(epoch from committed_at) / {step}) * {step}, pipeline, sum(quarantined +"
-    " filtered + duplicate + late + counted) / {step}.0 from lakehouse.batches where committed_at between '{start}' and"
+    " filtered + duplicate + late + counted) / {step}.0 from lakehouse.commits where committed_at between '{start}' and"
     " '{end}' group by 1, 2",
     "Batch time / trigger": "select floor(extract(epoch from committed_at) / {step}) * {step}, pipeline, max(extract("
-    "epoch from committed_at - started_at)) from lakehouse.batches where committed_at between '{start}' and '{end}'"
+    "epoch from committed_at - started_at) / case when pipeline like 'bronze%' then 10 else 1 end) from"
+    " lakehouse.commits where committed_at between '{start}' and '{end}'"
     " group by 1, 2",
     "Watermark delay": "select floor(extract(epoch from committed_at) / {step}) * {step}, pipeline, max(extract("
     "epoch from committed_at - watermark)) from lakehouse.batches where committed_at between '{start}' and '{end}'"
     " group by 1, 2",
     "Late": "select floor(extract(epoch from committed_at) / {step}) * {step}, pipeline, sum(late) from"
-    " lakehouse.batches where committed_at between '{start}' and '{end}' group by 1, 2",
+    " lakehouse.commits where committed_at between '{start}' and '{end}' group by 1, 2",
     "Quarantined": "select floor(extract(epoch from committed_at) / {step}) * {step}, pipeline, sum(quarantined) from"
-    " lakehouse.batches where committed_at between '{start}' and '{end}' group by 1, 2",
+    " lakehouse.commits where committed_at between '{start}' and '{end}' group by 1, 2",
 }
 FILLED = ("Event Stream", "Logins Per Source")
 
@@ -124,7 +125,7 @@ def test_every_value_for_operators_is_the_databases(browser: Browser, served: Se
             series_equal(opened, title, 30, seed)
         start, end = shown(opened.panel("What became of it"))
         sums = ", ".join(f"sum({name})" for name in ("quarantined", "filtered", "duplicate", "late", "counted"))
-        rows = seed.run(f"select pipeline, count(*), {sums} from lakehouse.batches where committed_at between %s and %s"
+        rows = seed.run(f"select pipeline, count(*), {sums} from lakehouse.commits where committed_at between %s and %s"
                         " group by 1 order by 1", start, end)  # fmt: skip
         assert cells(opened.panel("What became of it")) == [[str(value) for value in row] for row in rows]
         now = datetime.now(timezone.utc)
@@ -137,7 +138,7 @@ def test_every_value_for_operators_is_the_databases(browser: Browser, served: Se
             else:
                 assert (version, count, age) == ("", "", "")
         streams = opened.panel("Streams")
-        assert [row[:2] for row in cells(streams)] == [[name, "1"] for name in STREAMS]
+        assert [row[:2] for row in cells(streams)] == [[LANDING, "10"], *([name, "1"] for name in STREAMS)]
         committed = seed.run("select max(committed_at) from lakehouse.batches")[0][0]
         assert all(float(row[2]) == pytest.approx((now - committed).total_seconds(), abs=15) for row in cells(streams))
         listed = opened.page.locator("tr[data-pipeline]")
@@ -145,7 +146,8 @@ def test_every_value_for_operators_is_the_databases(browser: Browser, served: Se
         states = {row.get_attribute("data-pipeline"): row.locator(".state").inner_text().replace("\n", " ")
                   for row in listed.all()}  # fmt: skip
         assert states["gold.conversion_rate_daily"].endswith("Overdue")
-        assert states["bronze.user_events"].endswith("Never ran")
+        assert states["gold.purchases_per_page_daily"].endswith("Never ran")
+        assert states["gold.events_per_source_daily"].endswith("Failed")
 
 
 def test_a_pipelines_page_has_its_counters_batches_and_samples(browser: Browser, served: Served, seed: Seed) -> None:
@@ -163,8 +165,10 @@ def test_a_pipelines_page_has_its_counters_batches_and_samples(browser: Browser,
         opened.page.locator(".plot canvas").first.wait_for()
         opened.settled()
         tiles = {tile.get_attribute("data-tile"): tile for tile in opened.page.locator("dd[data-tile]").all()}
+        start, end = shown(opened.page.locator("div[data-from]"))
         sums = seed.run("select sum(counted), sum(late), sum(quarantined) from lakehouse.batches where pipeline = %s"
-                        " and committed_at > now() - interval '1 hour'", name)[0]  # fmt: skip
+                        " and committed_at between %s and %s", name, start, end)[0]  # fmt: skip
+        assert end - start == timedelta(hours=1)
         for head, expected in zip(("Counted", "Late", "Quarantined"), sums, strict=True):
             tile = tiles[f"{head}, last 1h"]
             assert int(tile.get_attribute("data-value")) == expected
@@ -177,9 +181,9 @@ def test_a_pipelines_page_has_its_counters_batches_and_samples(browser: Browser,
         assert "user_id: too low" in cards["Quarantined"].inner_text()
         batches = seed.run("select batch_id, counted from lakehouse.batches where pipeline = %s order by batch_id desc"
                            " limit 20", name)  # fmt: skip
-        assert [(int(row[0]), int(row[-1])) for row in cells(cards["Batches"])] == batches
+        assert [(int(row[0]), int(row[-2])) for row in cells(cards["Batches"])] == batches
         assert opened.page.locator(".panel h2").all_inner_texts() == [
-            "Records read", "Batch time", "Watermark delay", "Late and quarantined"]  # fmt: skip
+            "Records read", "Batch time", "Watermark delay", "Records behind", "Late and quarantined"]  # fmt: skip
 
 
 def test_an_event_is_on_the_page_within_two_seconds(browser: Browser, database: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ const CHARTS = [
   { title: "Run time", unit: "s", names: ["run_seconds"] },
   { title: "Watermark delay", unit: "s", names: ["watermark_delay_seconds"] },
   { title: "Records behind", unit: "short", names: ["behind"] },
+  { title: "Live files", unit: "short", names: ["files"] },
   { title: "Late and quarantined", unit: "short", names: ["late", "quarantined"] },
 ];
 const known = (value, tell) => (value === null || value === undefined ? "–" : tell(value));
@@ -101,7 +102,7 @@ export function create(main, { name }) {
         );
         charts.set(wanted.title, chart);
       }
-      charts.get(wanted.title).update({ ...data, series, from: one.from, to: one.to, step: one.step });
+      charts.get(wanted.title).update({ ...data, series, from: data.from, to: one.to, step: one.step });
     }
   }
 
@@ -130,6 +131,7 @@ export function create(main, { name }) {
             )
           : [],
       );
+      Object.assign(place.tiles.dataset, { from: one.from, to: one.to });
       renew(place.tiles, tiles(one, range), (made) =>
         h(
           "dl",
