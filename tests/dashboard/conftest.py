@@ -69,7 +69,7 @@ def serving(
 Serve = Callable[..., Served]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def seed(stack: Services) -> Iterator[Seed]:
     """Two days of minutes and batches up to now, 400 days of gold."""
     with empty_database(stack) as dsn:

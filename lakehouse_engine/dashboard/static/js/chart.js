@@ -10,6 +10,10 @@ const SECONDS = [
   0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200,
   21600, 43200, 86400, 172800, 432000, 864000, 8640000,
 ];
+const TENTHS = [-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12].flatMap((power) =>
+  [1, 2, 2.5, 5].map((first) => Number((first * 10 ** power).toPrecision(2))),
+);
+const WHOLE = TENTHS.filter(Number.isInteger);
 const sync = uPlot.sync("dashboard");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const utc = (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC");
@@ -88,7 +92,7 @@ export class Chart {
         {
           ...axis,
           gap: 8,
-          ...(this.unit === "s" ? { incrs: SECONDS } : {}),
+          incrs: () => (this.unit === "s" ? SECONDS : this.whole() ? WHOLE : TENTHS),
           size: (_, found) => 20 + 7 * Math.max(3, ...(found ?? []).map((text) => text.length)),
           values: (_, ticks) => ticks.map((tick) => shown(tick, this.unit === "rowsps" ? "short" : this.unit)),
         },
@@ -111,6 +115,11 @@ export class Chart {
         draw: [(chart) => this.limited(chart)],
       },
     };
+  }
+
+  /** Whether there are counts alone: half of one is no step for an axis. */
+  whole() {
+    return this.data.series.every((one) => one.values.every((value) => value === null || Number.isInteger(value)));
   }
 
   height(low, high) {
