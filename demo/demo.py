@@ -95,9 +95,10 @@ def main() -> int:
         kept = options.keep
         if kept:
             say(f"kept in {root}; look at it there, and end it")
-            own = shlex.join([*LAKEHOUSE])
-            for words in ("dashboard", "run pipelines/bronze pipelines/realtime", "produce --rate 50", "down"):
-                print(f"  {own} {words}")
+            print(f"  cd {root} && export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+            for words in ("dashboard", "run pipelines/bronze pipelines/realtime   # beside it: the streams go on",
+                          "produce --rate 50", "down"):  # fmt: skip
+                print(f"  lakehouse {words}")
         elif sys.stdin.isatty() and sys.stdout.isatty():
             if input("\nlook at it in the browser, with events that go on? [y/N] ").strip().lower() in ("y", "yes"):
                 look(root, environment)

@@ -51,6 +51,11 @@ class Board:
         found = self.behind.get(number)
         return hint(found[0]) if found else "no data yet: lakehouse run"
 
+    def nothing(self, number: int) -> str:
+        """What to say where the tables are there, and hold nothing of this time."""
+        found = self.behind.get(number)
+        return f"nothing in this time: {_commands(found[0])}" if found else "nothing in this time"
+
 
 def boards(specs: Sequence[PipelineSpec]) -> dict[str, Board]:
     """Overview and operators' dashboard, by uid."""
@@ -65,9 +70,13 @@ def boards(specs: Sequence[PipelineSpec]) -> dict[str, Board]:
 
 def hint(spec: PipelineSpec) -> str:
     """The commands that bring the first rows of this pipeline."""
+    return f"no data yet: {_commands(spec)}"
+
+
+def _commands(spec: PipelineSpec) -> str:
     if spec.serve:
-        return "no data yet: lakehouse run --available-now pipelines, then lakehouse serve"
-    return f"no data yet: lakehouse run {spec.file}"
+        return "lakehouse run --available-now pipelines, then lakehouse serve"
+    return f"lakehouse run {spec.file}"
 
 
 def parse_range(shown: str | None, start: str | None, end: str | None, now: datetime | None = None) -> Range:
@@ -127,7 +136,7 @@ def answer(board: Board, number: int, shown: Range, database: Database) -> dict[
         return {**known, "state": "missing", "message": board.hint(number)}
     except psycopg2.Error as error:
         return {**known, "state": "error", "message": str(error).strip().splitlines()[0]}
-    return {**known, "state": "empty", "message": board.hint(number)} if nothing else known
+    return {**known, "state": "empty", "message": board.nothing(number)} if nothing else known
 
 
 def _spark(board: Board, number: int, shown: Range, database: Database) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ has no row, and ``frames.py`` puts it there.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,9 +29,13 @@ class Range:
 
 
 def step_for(seconds: float, at_least: int = 1, points: int = 240) -> int:
-    """The step of a series over so many seconds: a round one that gives ``points`` points or fewer."""
+    """The step of a series over so many seconds: round, a multiple of ``at_least``, for ``points`` points or fewer.
+
+    Where no round one is a multiple (windows of seven minutes), the smallest multiple.
+    """
     wanted = max(seconds / points, at_least)
-    return next((step for step in _STEPS if step >= wanted and step % at_least == 0), _STEPS[-1])
+    smallest = math.ceil(wanted / at_least) * at_least
+    return next((step for step in _STEPS if step >= wanted and step % at_least == 0), smallest)
 
 
 def expand(text: str, shown: Range) -> str:

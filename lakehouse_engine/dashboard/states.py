@@ -130,6 +130,8 @@ def about(spec: PipelineSpec) -> dict[str, Any]:
         "name": spec.name, "layer": spec.layer, "kind": "stream" if spec.is_stream else "job",
         "description": spec.description.strip(), "file": spec.file,
         "source": spec.source.topic if isinstance(spec.source, Kafka) else spec.source.table,
+        # what breaks a contract is kept there, and not here
+        "kept_by": spec.source.history if isinstance(spec.source, Kafka) else None,
         "source_kind": "topic" if isinstance(spec.source, Kafka) else "table",
         "sink": type(spec.sink).__name__.lower(),
         "table": spec.postgres_table, "trigger_seconds": trigger,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +182,10 @@ def test_the_dashboards_are_grafanas_without_their_queries(client: httpx.Client)
 def test_a_filled_series_has_every_step_of_its_time(wanted: str, step: int, client: httpx.Client) -> None:
     (data,) = client.get(f"/api/dashboards/lakehouse-overview/panels?ids=5&{wanted}").json()["panels"]
     if "from" in wanted:
-        assert (data["state"], data["message"]) == ("empty", f"no data yet: lakehouse run {_file('events_per_minute')}")
+        assert (data["state"], data["message"]) == (
+            "empty",
+            f"nothing in this time: lakehouse run {_file('events_per_minute')}",
+        )
         return
     assert data["step"] == step
     times = data["time"]
@@ -253,6 +257,20 @@ def test_a_query_changes_nothing_and_ends(seed: Seed, monkeypatch: pytest.Monkey
         ("n",), [(1,), (2,), (3,)], True
     )
     database.close()
+
+
+def test_without_postgresql_it_says_what_to_start(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dsn = f"postgresql://x@127.0.0.1:{closed.getsockname()[1]}/x"
+        with serving(dsn, tmp_path) as made, httpx.Client(base_url=made.url) as client:
+            for path in ("/api/pipelines", "/api/tables", "/api/dashboards/lakehouse-overview/panels"):
+                answer = client.get(path)
+                assert error(answer) == (503, "POSTGRES_UNREACHABLE")
+                assert "lakehouse up" in answer.json()["error"]["message"]
+            assert (client.get("/healthz").status_code, client.get("/healthz").json()["status"]) == (503, "failing")
+            assert client.get("/").status_code == 200
+            assert "lakehouse_ledger_up 0" in client.get("/metrics").text
 
 
 def test_a_connection_that_died_is_replaced(seed: Seed) -> None:

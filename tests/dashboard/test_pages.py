@@ -328,6 +328,7 @@ def test_where_nothing_ran_it_says_what_to_run(browser: Browser, database: str, 
         assert "lakehouse serve" in opened.panel("DAU").locator(".note").inner_text()
         opened.page.goto(f"{made.url}/pipelines/realtime.events_per_minute")
         assert "lakehouse run" in opened.page.locator(".failure").inner_text()
+        assert "kept by bronze.user_events" in opened.page.inner_text("main")
         opened.page.goto(f"{made.url}/nothing")
         assert opened.page.inner_text("body").find("NOT_FOUND") > 0
         opened.complaints.clear()  # of the page that there is not

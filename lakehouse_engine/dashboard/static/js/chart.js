@@ -143,8 +143,8 @@ export class Chart {
     pen.lineTo(left + width, y);
     pen.stroke();
     pen.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-    pen.textAlign = "right";
-    pen.fillText(`limit ${shown(this.limit, this.unit)}`, left + width - 4, y - 5 * devicePixelRatio);
+    pen.textAlign = "left";
+    pen.fillText(`limit ${shown(this.limit, this.unit)}`, left + 4, y - 5 * devicePixelRatio);
     pen.restore();
   }
 

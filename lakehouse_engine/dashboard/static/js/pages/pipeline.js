@@ -22,7 +22,7 @@ const clock = (seconds) => duration(seconds < 10 ? seconds : Math.round(seconds)
 function tiles(one, range) {
   const totals = one.totals ?? one.counters;
   const of = one.totals ? `, last ${range}` : one.kind === "job" ? ", last run" : "";
-  const found = [["Last commit", known(one.age_seconds, (value) => `${clock(value)} ago`), one.age_seconds]];
+  const found = [["Since last commit", known(one.age_seconds, clock), one.age_seconds]];
   if (one.rows_per_second !== null)
     found.push(["Records a second", count(Math.round(one.rows_per_second * 10) / 10), one.rows_per_second]);
   if (one.lag_seconds !== null) found.push(["Lag", clock(one.lag_seconds), one.lag_seconds]);
@@ -53,6 +53,15 @@ function facts(one) {
     ["File", one.file, null],
   ].filter(([, value]) => value);
 }
+
+/** The versions that were read, as the command line writes them: table@version. */
+const readable = (version) => ({
+  ...version,
+  read:
+    Object.entries(version.read ?? {})
+      .map(([table, number]) => `${table}@${number}`)
+      .join(", ") || null,
+});
 
 function section(title, records, empty, options) {
   return [
@@ -161,9 +170,15 @@ export function create(main, { name }) {
           ? []
           : section("Recent errors", errors, "No failure in the last 30 days.", { wide: ["message"] }),
       );
-      renew(place.quarantined, one.quarantined, (rows) =>
-        section("Quarantined", rows, "Nothing was quarantined.", { wide: ["reasons", "value", "row"], skip: ["unit"] }),
-      );
+      renew(place.quarantined, [one.quarantined, one.kept_by], ([rows, keeper]) => {
+        const elsewhere = [
+          "What breaks the contract is kept by ",
+          h("a", { href: `/pipelines/${keeper}` }, keeper),
+          ".",
+        ];
+        const empty = keeper ? ["Nothing was quarantined here. ", elsewhere] : "Nothing was quarantined.";
+        return section("Quarantined", rows, empty, { wide: ["reasons", "value", "row"], skip: ["unit"] });
+      });
       renew(place.late, one.sink === "postgres" ? one.late : null, (rows) =>
         rows === null
           ? []
@@ -172,7 +187,7 @@ export function create(main, { name }) {
       renew(place.batches, [one.batches, one.versions], ([batches, versions]) =>
         one.sink === "postgres"
           ? section("Batches", batches, "No batch yet.")
-          : section("Versions", versions, "No version yet.", {
+          : section("Versions", versions.map(readable), "No version yet.", {
               wide: ["slices", "read", "reason"],
               skip: ["pipeline"],
             }),
