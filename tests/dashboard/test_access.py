@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -118,6 +119,17 @@ def test_pages_name_nothing_from_elsewhere() -> None:
     version = (static / "vendor" / "uplot" / "VERSION").read_text()
     assert "1.6.32" in version
     assert "MIT" in (static / "vendor" / "uplot" / "LICENSE").read_text()
+
+
+def test_every_file_of_the_pages_is_in_the_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(PROJECT / "setup.cfg")
+    patterns = setup["options.package_data"]["lakehouse_engine"].split()
+    package = PROJECT / "lakehouse_engine"
+    files = [f for f in (package / "dashboard" / "static").rglob("*") if f.is_file()]
+    assert len(files) > 20
+    taken = {found for pattern in patterns for found in package.glob(pattern)}
+    assert [file for file in files if file not in taken] == []
 
 
 def test_loopback() -> None:

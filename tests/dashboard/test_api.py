@@ -259,6 +259,23 @@ def test_a_query_changes_nothing_and_ends(seed: Seed, monkeypatch: pytest.Monkey
     database.close()
 
 
+@pytest.mark.parametrize(("suffix", "time"), [("late", "arrived_at"), ("quarantine", "quarantined_at")])
+def test_the_newest_kept_aside_are_found_without_reading_all(suffix: str, time: str, database: str) -> None:
+    table = f"{STREAMS[0]}__{suffix}"
+    rest = "'x'" if suffix == "late" else "array['x'], 'x'"
+    columns = 'origin, partition, "offset"' if suffix == "late" else 'reasons, origin, partition, "offset"'
+    with psycopg2.connect(database) as connection, connection.cursor() as cursor:
+        tables(cursor)
+        tables(cursor)  # an engine that starts again makes no second index
+        cursor.execute(f"insert into {table} ({time}, batch_id, step, {columns}) select now() - n * interval '1 s', 1,"
+                       f" 's', {rest}, 1, n from generate_series(1, 20000) n")  # fmt: skip
+        cursor.execute(f"analyze {table}")
+        cursor.execute(f"explain select * from {table} order by {time} desc limit 20")
+        assert "Index Scan Backward" in "".join(row[0] for row in cursor.fetchall())
+        cursor.execute("select count(*) from pg_indexes where schemaname || '.' || tablename = %s", (table,))
+        assert cursor.fetchone() == (1,)
+
+
 def test_without_postgresql_it_says_what_to_start(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
