@@ -44,7 +44,8 @@ def is_loopback(host: str) -> bool:
 
 
 def token_of(file: Path, *, make: bool) -> str:
-    """The token in a file that its owner alone may read; with ``make`` it is written if there is none.
+    """The token in a file. With ``make`` it is written if there is none, for its owner alone to read; another file may
+    be readable to others, as secrets in a container are, but not writable.
 
     Raises ``UsageError`` TOKEN_FILE.
     """
@@ -54,12 +55,12 @@ def token_of(file: Path, *, make: bool) -> str:
             file.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
                 written.write(secrets.token_urlsafe(32) + "\n")
-        open_to_others = file.stat().st_mode & 0o077
+        open_to_others = file.stat().st_mode & (0o077 if make else 0o022)
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("TOKEN_FILE", f"cannot be used: {error}", where=where) from None
     if open_to_others:
-        raise UsageError("TOKEN_FILE", "others may read it; mend with: chmod 600", where=where)
+        raise UsageError("TOKEN_FILE", "it is open to others; mend with: chmod 600", where=where)
     if len(token) < _SHORTEST:
         raise UsageError("TOKEN_FILE", f"a token has {_SHORTEST} characters or more", where=where)
     return token

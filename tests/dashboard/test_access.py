@@ -146,6 +146,10 @@ def test_a_token_file_is_its_owners(tmp_path: Path) -> None:
     file.chmod(0o640)
     with pytest.raises(UsageError, match="chmod 600"):
         token_of(file, make=True)
+    assert token_of(file, make=False) == token, "a secret of a container"
+    file.chmod(0o620)
+    with pytest.raises(UsageError, match="chmod 600"):
+        token_of(file, make=False)
     short = tmp_path / "short"
     short.write_text("short")
     short.chmod(0o600)
