@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
 NEWEST = 20
+_RATES = {"read", "written"}
 _READ = " + ".join(COUNTERS)
 _MINE = "from {} where $__timeFilter(committed_at) and pipeline = %s group by 1 order by 1"
 #: of a stream into PostgreSQL: records a second, and seconds
@@ -53,13 +53,13 @@ def detail(
         aside["quarantined"] = samples.of_postgres(database, table, "quarantine")
         if source:
             text = ("max(behind)::float8 as behind " if source == COMMITS else "null as behind ") + _MINE.format(source)
-            activity = _columns(database.ask(expand(_OF_BATCHES + text, whole), (spec.name,), limit=10_000))
+            activity = _columns(database.ask(expand(_OF_BATCHES + text, whole), (spec.name,), limit=10_000), whole)
             aside["batches"] = _batches(database, spec.name)
     elif isinstance(spec.sink, Delta):
         aside["quarantined"] = samples.of_delta(storage, spec.name)
         aside["versions"] = _versions(storage, spec.name)
         if RUNS in there:
-            activity = _columns(database.ask(expand(_OF_RUNS, whole), (spec.name,), limit=10_000))
+            activity = _columns(database.ask(expand(_OF_RUNS, whole), (spec.name,), limit=10_000), whole)
     return {
         **state, "from": plain(shown.start), "to": plain(shown.end), "step": shown.step,
         "activity": activity and {**activity, "from": plain(whole.start)},
@@ -69,11 +69,16 @@ def detail(
     }  # fmt: skip
 
 
-def _columns(found: Answer) -> dict[str, Any]:
-    columns: Sequence[Sequence[Any]] = list(zip(*found.rows, strict=True)) or [() for _ in found.columns]
-    values = {name: [None if v is None else float(v) for v in column]
-              for name, column in zip(found.columns, columns, strict=True)}  # fmt: skip
-    return {"time": values.pop("time"), "series": [{"name": n, "values": v} for n, v in values.items()]}
+def _columns(found: Answer, shown: Range) -> dict[str, Any]:
+    """The rows as series. A rate of a step that is not over yet would be too low: it is None."""
+    rows = [[None if value is None else float(value) for value in row] for row in found.rows]
+    columns = list(map(list, zip(*rows, strict=True))) or [[] for _ in found.columns]
+    values = dict(zip(found.columns, columns, strict=True))
+    times = values.pop("time")
+    for name in _RATES & values.keys():
+        values[name] = [None if at is None or at + shown.step > shown.end.timestamp() else value
+                        for at, value in zip(times, values[name], strict=True)]  # fmt: skip
+    return {"time": times, "series": [{"name": n, "values": v} for n, v in values.items()]}
 
 
 def _totals(database: Database, source: str, pipeline: str, shown: Range) -> dict[str, int]:

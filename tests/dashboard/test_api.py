@@ -400,6 +400,22 @@ def test_metrics_are_the_ledgers(client: httpx.Client) -> None:
     assert any(s.labels.get("pipeline") == LANDING for f in families.values() for s in f.samples)
 
 
+def test_the_activity_of_a_stream_is_the_ledgers(client: httpx.Client, seed: Seed) -> None:
+    found = client.get(f"/api/pipelines/{STREAMS[0]}?range=6h").json()
+    start, end = (datetime.fromisoformat(found[k].replace("Z", "+00:00")) for k in ("from", "to"))
+    start = datetime.fromtimestamp(start.timestamp() // 120 * 120, timezone.utc)
+    rows = seed.run(
+        "select floor(extract(epoch from committed_at) / 120) * 120, sum(quarantined + filtered + duplicate + late +"
+        " counted) / 120.0, max(behind), sum(late) from lakehouse.batches where pipeline = %s and committed_at between"
+        " %s and %s group by 1 order by 1", STREAMS[0], start, end)  # fmt: skip
+    assert (found["step"], found["activity"]["time"]) == (120, [float(row[0]) for row in rows])
+    series = {one["name"]: one["values"] for one in found["activity"]["series"]}
+    over = [float(row[0]) + 120 <= end.timestamp() for row in rows]
+    assert series["read"] == [pytest.approx(float(row[1])) if o else None for row, o in zip(rows, over, strict=True)]
+    assert [series["behind"], series["late"]] == [[float(row[2]) for row in rows], [float(row[3]) for row in rows]]
+    assert sum(over) >= len(rows) - 1 > 100
+
+
 # --- the description --------------------------------------------------------------------------------------------------
 
 
