@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := .airflow-venv
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults bench lint airflow airflow-up airflow-down clean
+.PHONY: help setup demo test pictures faults bench lint airflow airflow-up airflow-down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,16 +12,19 @@ help:  ## Show this list
 $(VENV)/ready: setup.cfg pyproject.toml
 	@echo "building $(VENV) (a minute or two the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,demo,lineage,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,dashboard,demo,lineage,test,dev]'
 	@touch $@
 
 setup: $(VENV)/ready  ## Build .venv with the command at .venv/bin/lakehouse
 
 demo: setup  ## Everything real, end to end, with a reconciliation at the end
-	@$(BIN)/python demo/demo.py
+	@$(BIN)/python demo/demo.py $(if $(KEEP),--keep)
 
 test: setup  ## Run the whole suite on real services
 	@$(BIN)/python -m pytest
+
+pictures: setup  ## Take the pictures in docs/images anew
+	@LAKEHOUSE_PICTURES=docs/images $(BIN)/python -m pytest -q tests/dashboard/test_pages.py -k pictures
 
 faults: setup  ## More of what dies: ten kills in mid-stream
 	@LAKEHOUSE_KILLS=10 $(BIN)/python -m pytest tests/faults

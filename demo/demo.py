@@ -2,7 +2,8 @@
 
 Starts Kafka and PostgreSQL in a folder of its own, sends live events (some repeated, late and malformed), runs bronze
 and the real-time pipelines in one Spark application, then silver, gold and serve, prints the tables, and recounts
-everything from the topic. Exits non-zero when one number is off.
+everything from the topic. Exits non-zero when one number is off. In the end it offers the dashboard: in a terminal it
+asks, and with --keep what it started stays.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,12 +43,14 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=800.0, help="events per second")
     parser.add_argument("--share", type=float, default=0.05, help="of events each: repeated, late, malformed")
+    parser.add_argument("--keep", action="store_true", help="leave Kafka, PostgreSQL and the data for the dashboard")
     options = parser.parse_args()
     began = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="lakehouse-demo-"))
     root.chmod(0o755)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     streams: subprocess.Popen[bytes] | None = None
+    kept = False
 
     def lakehouse(*words: str) -> None:
         subprocess.run([*LAKEHOUSE, *words], cwd=root, env=environment, check=True)
@@ -88,6 +92,18 @@ def main() -> int:
             "--topic", "user-events",
         ]).returncode  # fmt: skip
         print(f"\n{'every number is right' if code == 0 else 'NUMBERS ARE OFF'}; {time.monotonic() - began:.0f} s")
+        kept = options.keep
+        if kept:
+            say(f"kept in {root}; look at it there, and end it")
+            print(f"  cd {root} && export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+            for words in ("dashboard", "run pipelines/bronze pipelines/realtime   # beside it: the streams go on",
+                          "produce --rate 50", "down"):  # fmt: skip
+                print(f"  lakehouse {words}")
+        elif sys.stdin.isatty() and sys.stdout.isatty():
+            if input("\nlook at it in the browser, with events that go on? [y/N] ").strip().lower() in ("y", "yes"):
+                look(root, environment)
+        else:
+            print("to look at it in the browser: make demo KEEP=1")
         return code
     except subprocess.CalledProcessError as error:
         print(f"{' '.join(error.cmd[2:])} ended with status {error.returncode}", file=sys.stderr)
@@ -99,8 +115,30 @@ def main() -> int:
                 streams.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 streams.kill()
-        subprocess.run([*LAKEHOUSE, "down"], cwd=root, env=environment, check=False)
-        shutil.rmtree(root, ignore_errors=True)
+        if not kept:
+            subprocess.run([*LAKEHOUSE, "down"], cwd=root, env=environment, check=False)
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def look(root: Path, environment: dict[str, str]) -> None:
+    """Streams, events and the dashboard, until Ctrl-C or until the dashboard ends."""
+    beside = [["run", "pipelines/bronze", "pipelines/realtime"], ["produce", "--rate", "50"]]
+    # sessions of their own: Ctrl-C is for the dashboard, and these are ended after it
+    running = [subprocess.Popen([*LAKEHOUSE, *words], cwd=root, env=environment, start_new_session=True,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for words in beside]  # fmt: skip
+    dashboard = subprocess.Popen([*LAKEHOUSE, "dashboard", "--port", "0", "--open"], cwd=root, env=environment)
+    try:
+        dashboard.wait()
+    except KeyboardInterrupt:
+        dashboard.wait(timeout=20)
+    finally:
+        for process in [dashboard, *running]:
+            process.send_signal(signal.SIGTERM)
+        for process in [dashboard, *running]:
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def settle(root: Path, streams: subprocess.Popen[bytes], limit: float = 120.0) -> None:

@@ -319,6 +319,24 @@ def grafana(specs: tuple[Path, ...], env: str | None, folder: Path, beside: Path
 
 @main.command()
 @SPECS
+@ENV
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any other than loopback asks for a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0: any free one.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="Ask for this token, on loopback as well."
+              "  [default elsewhere: .lakehouse/dashboard.token]")  # fmt: skip
+@click.option("--open", "show", is_flag=True, help="Open the browser.")
+def dashboard(
+    specs: tuple[Path, ...], env: str | None, host: str, port: int, token_file: Path | None, show: bool
+) -> None:
+    """Show the dashboards, the pipelines and the tables in a browser; also a read-only API."""
+    from lakehouse_engine.dashboard import server
+
+    server.serve(specs or [Path("pipelines")], lambda: _environment(env), Path.cwd(), host, port, token_file, show,
+                 report)  # fmt: skip
+
+
+@main.command()
+@SPECS
 @JSON
 def test(specs: tuple[Path, ...], as_json: bool) -> None:
     """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""

@@ -125,12 +125,18 @@ def _name(column: str) -> str:
     return f'"{column}"'  # the loader takes letters, digits and _ alone
 
 
-def _overview(specs: Iterable[PipelineSpec]) -> list[dict[str, Any]]:
+def ordered(specs: Iterable[PipelineSpec]) -> list[tuple[PipelineSpec, Panel]]:
+    """The panels of the overview with their pipelines, from its top left; a panel's id is its place, from 1."""
     found = sorted(((panel.position, spec.name, panel.title, spec, panel) for spec in specs for panel in spec.panel),
                    key=lambda item: item[:3])  # fmt: skip
+    return [(spec, panel) for kind, *_ in _ROWS for *_, spec, panel in found if panel.type == kind]
+
+
+def _overview(specs: Iterable[PipelineSpec]) -> list[dict[str, Any]]:
+    found = ordered(specs)
     placed: list[dict[str, Any]] = []
     for kind, height, across in _ROWS:
-        views = [view(spec, panel) for *_, spec, panel in found if panel.type == kind]
+        views = [view(spec, panel) for spec, panel in found if panel.type == kind]
         placed += _placed(views, height, min(across, len(views) or 1), placed)
     return placed
 
@@ -205,5 +211,5 @@ def _provisioned(alerts: Sequence[Alert]) -> dict[str, Any]:
                                          "rules": rules}]}  # fmt: skip
 
 
-__all__ = ["ALERTS", "DATA_SOURCE", "LEDGER", "OVERVIEW", "PIPELINES", "View", "check", "due", "rendered",
+__all__ = ["ALERTS", "DATA_SOURCE", "LEDGER", "OVERVIEW", "PIPELINES", "View", "check", "due", "ordered", "rendered",
            "stale_after", "view", "write"]  # fmt: skip

@@ -62,10 +62,10 @@ def pg_type(spark_type: str, where: str) -> str:
 _OPTIONS = "-c timezone=UTC -c statement_timeout=600000 -c lock_timeout=60000"
 
 
-def connect(dsn: str) -> Connection:
+def connect(dsn: str, options: str = _OPTIONS, name: str = "lakehouse") -> Connection:
     """A connection in UTC that does not wait for ever. Raises ``RunError`` POSTGRES_UNREACHABLE, POSTGRES_REFUSED."""
     try:
-        return psycopg2.connect(dsn, connect_timeout=5, application_name="lakehouse", options=_OPTIONS)
+        return psycopg2.connect(dsn, connect_timeout=5, application_name=name, options=options)
     except psycopg2.OperationalError as error:
         lines = str(error).strip().splitlines()
         reason = lines[-1].strip() if lines else "no answer"
@@ -130,6 +130,10 @@ def _columns(cursor: Any, table: str) -> dict[str, str]:
 def ensure_index(cursor: Any, table: str, column: str) -> None:
     """What replaces a slice, and what a dashboard asks by, finds its rows without reading them all."""
     name = "by_" + hashlib.sha256(f"{table} {column}".encode()).hexdigest()[:16]
+    # asked for first: `create index if not exists` waits for writers of the table even where the index is there
+    cursor.execute("select to_regclass(%s)", (f'"{table.partition(".")[0]}".{name}',))
+    if cursor.fetchone() != (None,):
+        return
     cursor.execute(sql.SQL("create index if not exists {} on {} ({})").format(
         sql.Identifier(name), identifier(table), sql.Identifier(column)))  # fmt: skip
 
@@ -304,8 +308,10 @@ class Merge:
         if self.has_state:
             state = {**self.keys, **{name: kind for name, (_, kind) in self.base.items()}}
             ensure_table(cursor, side_table(self.table, "state"), state, list(self.keys), where)
-        for suffix, ddl in (("late", LATE), ("quarantine", QUARANTINE)):
-            cursor.execute(sql.SQL(ddl).format(identifier(side_table(self.table, suffix))))
+        for suffix, ddl, time in (("late", LATE, "arrived_at"), ("quarantine", QUARANTINE, "quarantined_at")):
+            table = side_table(self.table, suffix)
+            cursor.execute(sql.SQL(ddl).format(identifier(table)))
+            ensure_index(cursor, table, time)  # people look at the newest
 
     @property
     def _staged(self) -> dict[str, str]:

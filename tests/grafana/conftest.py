@@ -9,8 +9,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
+from lakehouse_engine.dashboard.macros import Range, expand
 from lakehouse_engine.local.stack import Services
-from tests.grafana.macros import Range, expand
 from tests.grafana.seed import Seed, fill
 from tests.platform import PROJECT, empty_database
 

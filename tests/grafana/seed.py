@@ -116,8 +116,8 @@ def tables(cursor: Any) -> None:
         sink.ensure_index(cursor, table, "event_date")
 
 
-def fill(dsn: str, reader: Path) -> Seed:
-    """A year up to this minute; gold up to yesterday. The reader's role is made before the tables."""
+def fill(dsn: str, reader: Path, long: int = MINUTES) -> Seed:
+    """So many minutes up to this one; gold up to yesterday. The reader's role is made before the tables."""
     now = datetime.now(timezone.utc).replace(second=0, microsecond=0)
     seed = Seed(dsn, now)
     connection = psycopg2.connect(dsn)
@@ -125,7 +125,7 @@ def fill(dsn: str, reader: Path) -> Seed:
         cursor.execute("set timezone = 'UTC'")
         cursor.execute(reader.read_text())
         tables(cursor)
-        minutes = f"generate_series({seed.minute - MINUTES + 1}, {seed.minute}) m"
+        minutes = f"generate_series({seed.minute - long + 1}, {seed.minute}) m"
         cursor.execute(
             f"insert into realtime.events_per_minute select to_timestamp(m * 60), (%s::text[])[k + 1],"
             f" (m * 7 + k * 13) %% 50, now() from {minutes}, generate_series(0, 3) k where (m + k) %% 11 <> 0",
@@ -143,7 +143,7 @@ def fill(dsn: str, reader: Path) -> Seed:
             for number, page in enumerate(PAGES):
                 cursor.execute("insert into gold.purchases_per_page_daily values (%s, %s, %s, now())",
                                (day, page, bought(day, number)))  # fmt: skip
-        _ledger(cursor, seed)
+        _ledger(cursor, seed, long)
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute("vacuum analyze")  # which PostgreSQL does by itself, some time after so many rows
@@ -151,8 +151,8 @@ def fill(dsn: str, reader: Path) -> Seed:
     return seed
 
 
-def _ledger(cursor: Any, seed: Seed) -> None:
-    total = MINUTES * 60 // BATCH
+def _ledger(cursor: Any, seed: Seed, long: int) -> None:
+    total = long * 60 // BATCH
     for stream, name in enumerate(STREAMS):
         bad = f"case when {stream} = 1 and b < 6 then 40 else b % 2 end"
         cursor.execute(  # in the order of time, as the engine appends

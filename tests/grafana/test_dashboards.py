@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import closing
@@ -20,13 +22,15 @@ import yaml
 from psycopg2.extensions import connection as Connection
 
 from lakehouse_engine import grafana
+from lakehouse_engine.dashboard import boards, detail, states, tables
+from lakehouse_engine.dashboard.database import Answer, Database
+from lakehouse_engine.dashboard.macros import Range, expand
 from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.plan import fingerprint
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import Panel
 from tests.grafana import seed as seeds
 from tests.grafana.conftest import Ask, as_reader
-from tests.grafana.macros import Range, expand
 from tests.grafana.seed import BATCH, KEPT, LANDING, PAGES, REACHED, RUNS, SERVED, SOURCES, STREAMS, TYPES, Seed
 from tests.platform import PROJECT
 
@@ -289,6 +293,42 @@ def test_an_hour_of_a_year_takes_less_than_twenty_milliseconds(
 @pytest.mark.parametrize("table", ["realtime.events_per_minute", "lakehouse.batches"])
 def test_the_year_is_long_enough_to_tell(table: str, grafana_connection: Connection) -> None:
     assert milliseconds(grafana_connection, f"select max(t::text) from {table} t") > 20
+
+
+class Timed(Database):
+    """Keeps the shortest time (milliseconds) that each question took, from here and back."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(lambda: dsn)
+        self.taken: dict[str, float] = {}
+
+    def ask(self, text: Any, values: Any = None, limit: int = 1000) -> Answer:
+        began = time.perf_counter()
+        found = super().ask(text, values, limit)
+        name = " ".join(str(text).split())[:200]
+        self.taken[name] = min(self.taken.get(name, math.inf), 1000 * (time.perf_counter() - began))
+        return found
+
+
+def test_what_the_dashboard_asks_about_an_hour_is_as_quick(year: Seed, tmp_path: Path) -> None:
+    """`pytest -s` prints the times."""
+    database, specs = Timed(year.dsn), load([PROJECT / "pipelines"])
+    streams = [spec for spec in specs if spec.name in STREAMS]
+    shown = hour(year, step=60)
+    for _ in range(5):
+        for board in boards.boards(specs).values():
+            for number in board.panels:
+                assert boards.answer(board, number, shown, database)["state"] == "ok"
+        entries = {entry["name"]: entry for entry in states.states(specs, database, tmp_path)}
+        for spec in streams:
+            detail.detail(spec, entries[spec.name], shown, database, tmp_path)
+            asked = [("order", "-window_start"), ("window_start.gte", shown.start.isoformat())]
+            assert tables.rows(database, spec.name, asked, "")["rows"]
+    database.close()
+    assert len(database.taken) > 25
+    for name, milliseconds_ in sorted(database.taken.items(), key=lambda item: -item[1]):
+        print(f"{milliseconds_:6.1f} ms  {name[:100]}")
+    assert max(database.taken.values()) < 20
 
 
 # --- alerts -----------------------------------------------------------------------------------------------------------
