@@ -1,0 +1,39 @@
+#!/bin/sh
+# Runs once, as the superuser, on a new database: a role for each service, with no more than it needs.
+#   engine            owns the schemas of the lakehouse and makes more of them; no other database, no roles
+#   airflow           owns the database airflow
+#   lakehouse_reader  reads results and ledger (grafana/reader.sql)
+set -eu
+LAKEHOUSE_SECRETS=${LAKEHOUSE_SECRETS:-/run/secrets}
+export LAKEHOUSE_SECRETS
+
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse <<'SQL'
+-- no password in the server's log, should a statement fail
+set log_min_error_statement = panic;
+set log_statement = none;
+\set engine `cat "$LAKEHOUSE_SECRETS/engine_password"`
+\set airflow `cat "$LAKEHOUSE_SECRETS/airflow_password"`
+create role engine login nosuperuser nocreatedb nocreaterole password :'engine';
+create role airflow login nosuperuser nocreatedb nocreaterole password :'airflow';
+
+create database airflow owner airflow;
+revoke all on database lakehouse, airflow, postgres from public;
+grant connect, create on database lakehouse to engine;
+
+create schema realtime authorization engine;
+create schema gold authorization engine;
+create schema lakehouse authorization engine;
+SQL
+
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse \
+  --file "${LAKEHOUSE_READER_SQL:-/lakehouse/grafana/reader.sql}"
+
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse <<'SQL'
+set log_min_error_statement = panic;
+set log_statement = none;
+\set reader `cat "$LAKEHOUSE_SECRETS/lakehouse_reader_password"`
+alter role lakehouse_reader password :'reader';
+grant connect on database lakehouse to lakehouse_reader;
+-- what the engine makes later; reader.sql says it for the role that runs it
+alter default privileges for role engine in schema realtime, gold, lakehouse grant select on tables to lakehouse_reader;
+SQL
