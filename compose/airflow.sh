@@ -26,7 +26,7 @@ export AIRFLOW__CORE__DAGS_FOLDER="$LAKEHOUSE_PROJECT/airflow/dags"
 export AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION=False
 export AIRFLOW__CORE__EXECUTION_API_SERVER_URL="${AIRFLOW_API:-http://airflow:8080}/execution/"
 export AIRFLOW__API__HOST="${AIRFLOW_HOST:-0.0.0.0}"
-export AIRFLOW__API__PORT=8080
+export AIRFLOW__API__PORT="${AIRFLOW_API_PORT:-8080}"
 export AIRFLOW__API__BASE_URL="${AIRFLOW_PUBLIC_URL:-http://127.0.0.1:8080}"
 export AIRFLOW__API__WORKERS=1
 # seconds until a changed pipeline file shows

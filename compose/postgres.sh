@@ -18,7 +18,8 @@ create role airflow login nosuperuser nocreatedb nocreaterole password :'airflow
 
 create database airflow owner airflow;
 revoke all on database lakehouse, airflow, postgres from public;
-grant connect, create on database lakehouse to engine;
+-- its own schemas, and the temporary tables that a batch is loaded into
+grant connect, create, temporary on database lakehouse to engine;
 
 create schema realtime authorization engine;
 create schema gold authorization engine;
