@@ -217,7 +217,7 @@ def test_no_file_holds_a_password_or_listens_to_the_network_from_a_host(path: Pa
 
 KEY = r"(?:password|passwd|secret|secret_key|token|fernet_key)(?:__file|_file|_cmd)?"
 #: what may stand where a secret's value would: a file, a command that reads one
-REFERENCE = re.compile(r"""$|["']?(\$__file\{)?/run/secrets/\w+|\{file:|"?cat '\$secrets/|(true|false|null)\b""")
+REFERENCE = re.compile(r"""$|["']?(\$__file\{)?/run/secrets/\w+|\{(file|secretName):|"?cat '\$secrets/|(true|false|null)\b""")
 WRONG = (
     re.compile(rf"(?i)\b{KEY}\s+'"),  # SQL
     re.compile(r"://[^\s:/@]+:(?!%s@)[^\s@/]+@"),  # an address with a password
