@@ -27,7 +27,7 @@ create schema lakehouse authorization engine;
 SQL
 
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse \
-  --file "${LAKEHOUSE_READER_SQL:-/lakehouse/grafana/reader.sql}"
+  --file "${LAKEHOUSE_GRAFANA:-/lakehouse/grafana}/reader.sql"
 
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse <<'SQL'
 set log_min_error_statement = panic;

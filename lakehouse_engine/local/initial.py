@@ -1,4 +1,4 @@
-"""What `lakehouse init` writes before containers can start: a random secret for each that compose.yaml declares, and .env.
+"""What `lakehouse init` writes before containers can start: .env, and a random secret for each name in compose.yaml.
 
 Compose hands a secret's file into a container as it is, with its owner and its mode. The files are their owner's alone,
 and the containers that read them run as that owner: ``LAKEHOUSE_UID`` in ``.env``.
@@ -45,7 +45,8 @@ def write(root: Path) -> Written:
     files = [compose.parent / one["file"] for one in declared.values()]
     settings, example = compose.with_name(".env"), compose.with_name("env.example")
     owner = _owner(settings)
-    made, kept = [], []
+    made: list[Path] = []
+    kept: list[Path] = []
     for path in files:
         if not path.parent.exists():
             path.parent.mkdir(mode=0o700)

@@ -32,7 +32,7 @@ def port() -> int:
 
 @dataclass
 class Compose:
-    """A project in ``folder``. ``variables`` stand in for what a container has at a fixed place: its paths and hosts."""
+    """A project in ``folder``; ``variables`` say what a container has at a fixed place: its paths and hosts."""
 
     folder: Path
     kafka_port: int = field(default_factory=port)
@@ -109,8 +109,9 @@ class Compose:
         bin_.mkdir()
         path = ":".join(map(str, broker_jars()))
         for name, words in (("kafka-storage.sh", "kafka.tools.StorageTool"), ("kafka-server-start.sh", "kafka.Kafka")):
-            (bin_ / name).write_text(f"#!/bin/sh\nexec '{find_java().binary}' -Xmx512m -XX:TieredStopAtLevel=1"
-                                     f" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp '{path}' {words} \"$@\"\n")  # fmt: skip
+            options = "-Xmx512m -XX:TieredStopAtLevel=1 -Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+            command = f"'{find_java().binary}' {options} -cp '{path}' {words}"
+            (bin_ / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
             (bin_ / name).chmod(0o755)
         text, controller = (SCRIPTS / "kafka.properties").read_text(), port()
         for there, here in (
@@ -150,10 +151,11 @@ class Compose:
                 extra_groups=[] if account else None)  # fmt: skip
         asked = [str(binaries / "pg_isready"), "--host", "127.0.0.1", "--port", str(self.postgres_port)]
         self.until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, "PostgreSQL is ready")
-        client = {"PGHOST": str(home), "PGPORT": str(self.postgres_port), "PGPASSWORD": self.secret("postgres_password")}
         psql = [shutil.which("psql") or str(binaries / "psql"), "--no-psqlrc", "--username", "postgres"]
-        variables = {**self.variables("postgres"), **client, "LAKEHOUSE_READER_SQL": str(PROJECT / "grafana/reader.sql"),
-                     "PATH": f"{Path(psql[0]).parent}:{os.environ['PATH']}"}  # fmt: skip
+        variables = {
+            **self.variables("postgres"), "PGHOST": str(home), "PGPORT": str(self.postgres_port),
+            "PGPASSWORD": self.secret("postgres_password"), "LAKEHOUSE_GRAFANA": str(PROJECT / "grafana"),
+            "PATH": f"{Path(psql[0]).parent}:{os.environ['PATH']}"}  # fmt: skip
         for command in ([*psql, "--dbname", "postgres", "-c", "create database lakehouse"],
                         [str(SCRIPTS / "postgres.sh")]):
             ran = subprocess.run(command, env=variables, text=True, capture_output=True, timeout=60)

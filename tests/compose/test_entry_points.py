@@ -1,4 +1,4 @@
-"""What runs in the containers runs here: scripts, commands, settings and health checks of compose.yaml, in one platform.
+"""What runs in the containers runs here: scripts, commands, settings and health checks of compose.yaml.
 
 Not here: the images themselves, their own entry points, Grafana, networks, mounts and limits (docs/compose.md).
 """
@@ -113,8 +113,9 @@ def test_events_become_right_rows_and_the_services_stop_when_they_are_told(compo
     before = set(compose.folder.iterdir())
     compose.start("engine", compose.lakehouse("engine"), JAVA_HOME=str(find_java().home))
     reader = compose.dsn("lakehouse_reader")
-    compose.until(lambda: query(reader, "select to_regclass('realtime.events_per_minute')") != [(None,)]
-                  and query(reader, "select count(*) from realtime.events_per_minute") != [(0,)], "rows are there")  # fmt: skip
+    table = "realtime.events_per_minute"
+    compose.until(lambda: query(reader, f"select to_regclass('{table}')") != [(None,)]
+                  and query(reader, f"select count(*) from {table}") != [(0,)], "rows are there")  # fmt: skip
     assert compose.stop("producer", signal.Signals[how]) == 0, compose.log("producer")
 
     def off() -> list[str]:

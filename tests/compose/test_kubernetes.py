@@ -34,14 +34,16 @@ def application() -> dict[str, Any]:
 def as_pod(part: str) -> dict[str, Any]:
     """What the operator makes of one half of the application, as far as Kubernetes itself knows it."""
     spec = application()
-    half, mounts = spec[part], spec[part]["volumeMounts"]
-    container = {"name": part, "image": spec["image"], "volumeMounts": mounts, "securityContext": half["securityContext"]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": part}, "spec": {
-        "containers": [container], "volumes": spec["volumes"], "securityContext": half["podSecurityContext"]}}  # fmt: skip
+    half = spec[part]
+    container = {"name": part, "image": spec["image"], **{k: half[k] for k in ("volumeMounts", "securityContext")}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": part},
+            "spec": {"containers": [container], "volumes": spec["volumes"],
+                     "securityContext": half["podSecurityContext"]}}  # fmt: skip
 
 
-@pytest.mark.parametrize("document", [*documents("lakehouse.yaml"), *documents("driver.yaml"), as_pod("driver"),
-                                      as_pod("executor")], ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")  # fmt: skip
+@pytest.mark.parametrize(
+    "document", [*documents("lakehouse.yaml"), *documents("driver.yaml"), as_pod("driver"), as_pod("executor")],
+    ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")  # fmt: skip
 def test_resources_are_as_kubernetes_knows_them(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, "1.31", strict=True)
 
@@ -57,9 +59,10 @@ def test_names_and_paths_agree(tmp_path: Path) -> None:
     by_kind = {document["kind"]: document for document in documents("lakehouse.yaml")}
     spec, submit = application(), (FOLDER / "submit.sh").read_text()
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    assert volumes["storage"]["persistentVolumeClaim"]["claimName"] == by_kind["PersistentVolumeClaim"]["metadata"]["name"]
-    assert volumes["environments"]["configMap"]["name"] == by_kind["ConfigMap"]["metadata"]["name"]
-    assert spec["driver"]["serviceAccount"] == by_kind["ServiceAccount"]["metadata"]["name"]
+    for kind, name in (("PersistentVolumeClaim", volumes["storage"]["persistentVolumeClaim"]["claimName"]),
+                       ("ConfigMap", volumes["environments"]["configMap"]["name"]),
+                       ("ServiceAccount", spec["driver"]["serviceAccount"])):  # fmt: skip
+        assert by_kind[kind]["metadata"]["name"] == name
     assert spec["image"] in (PROJECT / "compose" / "compose.yaml").read_text()
 
     # the environment is one, and what it names is mounted

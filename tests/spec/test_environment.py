@@ -155,8 +155,10 @@ def test_an_embedded_stack_that_was_not_started_has_a_storage_and_no_services(tm
 
 
 def test_environment_variables_are_filled_in_with_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = GOOD.replace("/srv/lake", "${LAKEHOUSE_TEST_ROOT:-/srv/lake}/x").replace(
-        "host: db,", 'host: db, port: "${LAKEHOUSE_TEST_PORT:-5433}",').replace("prod-", "$${prod}")  # fmt: skip
+    text = GOOD
+    for there, here in (("/srv/lake", "${LAKEHOUSE_TEST_ROOT:-/srv/lake}/x"), ("prefix: prod-", 'prefix: "$${prod}"'),
+                        ("host: db,", 'host: db, port: "${LAKEHOUSE_TEST_PORT:-5433}",')):  # fmt: skip
+        text = text.replace(there, here)
     found = environment(tmp_path, text)
     assert (found.storage, found.vars["prefix"]) == ("/srv/lake/x", "${prod}")
     assert found.connections.postgres is not None
