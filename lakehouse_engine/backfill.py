@@ -36,8 +36,9 @@ def check(job: Job, span: Span) -> None:
 
 
 def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str | None, report: Report,
-             stopped: Callable[[], bool] = lambda: False) -> int:  # fmt: skip
-    """Recomputes the slices of ``span``; returns how many. ``stopped`` is asked before each.
+             stopped: Callable[[], bool] = lambda: False,
+             done: Callable[[jobs.Outcome], None] = lambda _: None) -> int:  # fmt: skip
+    """Recomputes the slices of ``span``; returns how many. ``stopped`` is asked before each, ``done`` told after it.
 
     Raises what ``jobs.run`` raises, ``PlanError`` NOT_LOCAL, ``RunError`` BAD_RANGE for bounds that are no values of
     the column, STOPPED.
@@ -45,17 +46,18 @@ def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str 
     check(job, span)
     if not job.local or job.slice_by is None:
         outcome = jobs.run(spark, job, storage, dsn, full=True)
+        done(outcome)
         report(f"{job.name}: {outcome.rows:,} rows, all at once: {job.reason}")
         return 1
     with jobs.held(spark, job, storage):
-        return _Backfill(spark, job, span, storage, dsn, report).execute(stopped)
+        return _Backfill(spark, job, span, storage, dsn, report, done).execute(stopped)
 
 
 class _Backfill:
     def __init__(self, spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str | None,
-                 report: Report) -> None:  # fmt: skip
+                 report: Report, done: Callable[[jobs.Outcome], None]) -> None:  # fmt: skip
         self._spark, self._job, self._span, self._storage, self._dsn = spark, job, span, storage, dsn
-        self._report = report
+        self._report, self._done = report, done
         self._target = DeltaLog(delta_sink.table_path(storage, job.name))
         self._source = DeltaLog(delta_sink.table_path(storage, job.source))
         text = f"{job.fingerprint} {span} {self._source.table_id()}"
@@ -76,6 +78,7 @@ class _Backfill:
             began = time.monotonic()
             outcome = jobs.execute(self._spark, self._job, self._part(slice_, number, len(wanted), version, kept),
                                    self._storage, self._dsn)  # fmt: skip
+            self._done(outcome)
             self._report(f"{self._job.name}: {number} of {len(wanted)}: {self._job.slice_by} {slice_}:"
                          f" {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")  # fmt: skip
         return len(left)

@@ -6,14 +6,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lakehouse_engine.errors import LakehouseError, UsageError
-from lakehouse_engine.request import Request, Span
+from lakehouse_engine.request import Request, Span, metrics_address
 
 if TYPE_CHECKING:
     from lakehouse_engine.plan import Plan
@@ -199,9 +200,15 @@ def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
 @ENV
 @OWN
 @click.option("--available-now", is_flag=True, help="Streams read what is there and end; then jobs run.")
-def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool) -> None:
+@click.option("--metrics-port", type=int, help="Show metrics to Prometheus on this port; 0 takes a free one.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where the port listens.")
+@click.option("--json-log", is_flag=True, help="One JSON object a line on standard error; also LAKEHOUSE_LOG=json.")
+def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool, metrics_port: int | None,
+        metrics_host: str, json_log: bool) -> None:  # fmt: skip
     """Run pipelines: streams in one Spark application, jobs in the order of what they read."""
-    _perform(Request("run", specs, env, os.environ.copy(), available_now=available_now), own=own)
+    metrics = metrics_address(metrics_host, metrics_port)
+    _perform(Request("run", specs, env, os.environ.copy(), available_now=available_now, metrics=metrics,
+                     json_log=json_log), own=own or metrics is not None)  # fmt: skip
 
 
 @main.command()
@@ -279,18 +286,21 @@ def status(env: str | None, as_json: bool) -> None:
 @SPECS
 @ENV
 @click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("grafana"), show_default=True)
+@click.option("--prometheus", "beside", type=click.Path(path_type=Path), default=Path("prometheus"), show_default=True)
 @click.option("--check", "checked", is_flag=True, help="Write nothing; fail when a file is not as it would be written.")
-def grafana(specs: tuple[Path, ...], env: str | None, folder: Path, checked: bool) -> None:
-    """Write Grafana's dashboards and alert rules, as the pipelines and their panels say."""
+def grafana(specs: tuple[Path, ...], env: str | None, folder: Path, beside: Path, checked: bool) -> None:
+    """Write Grafana's dashboards and alert rules, and Prometheus' rules, as the pipelines and their panels say."""
     from lakehouse_engine import grafana as dashboards
+    from lakehouse_engine import prometheus
     from lakehouse_engine.spec.loader import load
 
-    files = dashboards.rendered(load(list(specs) or [Path("pipelines")], environment=_environment(env)))
-    if checked:
-        dashboards.check(folder, files)
-    else:
-        dashboards.write(folder, files)
-    click.echo(f"{len(files)} files in {folder} {'are as the pipelines say' if checked else 'written'}")
+    loaded = load(list(specs) or [Path("pipelines")], environment=_environment(env))
+    for where, files in ((folder, dashboards.rendered(loaded)), (beside, prometheus.rendered(loaded))):
+        if checked:
+            dashboards.check(where, files)
+        else:
+            dashboards.write(where, files)
+        click.echo(f"{len(files)} files in {where} {'are as the pipelines say' if checked else 'written'}")
 
 
 @main.command()
@@ -319,24 +329,39 @@ def _perform(request: Request, *, own: bool) -> None:
     """Has this project's engine do it, where one runs and ``own`` is not asked for; else does it here."""
     from lakehouse_engine import client
 
-    code = None if own else client.hand_over(request, Path.cwd(), report)
-    if code is None:
-        from lakehouse_engine.runner import Runner
+    request = replace(request, json_log=request.json_log or os.environ.get("LAKEHOUSE_LOG") == "json")
+    try:
+        code = None if own else client.hand_over(request, Path.cwd(), report)
+        if code is None:
+            code = _run_here(request)
+    except LakehouseError as error:
+        if not request.json_log or click.get_current_context().find_root().params.get("debug"):
+            raise
+        from lakehouse_engine.log import Log
 
-        runner = Runner(_environment(request.env), _engine_jars, report)
-        try:
-            code = runner.perform(_plan(request.specs, request.env), request)
-        finally:
-            runner.close()
+        Log(report, as_json=True).error(error)
+        code = error.exit_status
     sys.exit(code)
 
 
-def _engine_jars() -> list[Path]:
+def _run_here(request: Request) -> int:
+    from lakehouse_engine.log import Log
+    from lakehouse_engine.runner import Runner
+
+    log = Log(report, as_json=request.json_log)
+    runner = Runner(_environment(request.env), lambda: _engine_jars(log), log)
+    try:
+        return runner.perform(_plan(request.specs, request.env), request)
+    finally:
+        runner.close()
+
+
+def _engine_jars(say: Callable[[str], None] = report) -> list[Path]:
     """The jars, with a Java that can run them in the environment."""
     from lakehouse_engine.local import jars, java
 
     os.environ.update(java.find_java().environment())
-    return jars.engine_jars(report)
+    return jars.engine_jars(say)
 
 
 def _environment(env: str | None) -> Environment:

@@ -121,6 +121,12 @@ class DeltaLog:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def size(self, version: int) -> tuple[int, int] | None:
+        """The table's live files at ``version`` and their bytes, by its checksum file; None where that is not there."""
+        found = self._checksum(version)
+        files, size = found.get("numFiles"), found.get("tableSizeBytes")
+        return None if files is None or size is None else (int(files), int(size))
+
     def columns(self) -> dict[str, str] | None:
         """Column names and Spark types of a table whose metadata can be read ('' for a nested type)."""
         metadata = self.metadata()

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import client
 from lakehouse_engine.errors import LakehouseError, RunError
+from lakehouse_engine.log import Log
 from lakehouse_engine.request import Request
-from lakehouse_engine.runner import Report, Runner, planned
+from lakehouse_engine.runner import Runner, planned
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.transforms import Dedupe
@@ -38,6 +39,7 @@ from lakehouse_engine.transforms import Dedupe
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+Report = Callable[[str], None]
 #: the engine is ready some seconds later and its first jobs are twice as quick
 _WARM_UPS = 4
 
@@ -57,7 +59,7 @@ class Engine:
         """Starts Spark, says where it listens, and answers until it is told to stop. Raises ``RunError`` LOCKED."""
         if client.answers(self._file):
             raise RunError("LOCKED", "an engine of this project runs already", where=str(self._file))
-        runner = Runner(self._environment, self._jars, self._report, warm=True)
+        runner = Runner(self._environment, self._jars, Log(self._report), warm=True)
         self._spark = runner.spark()
         self._report("warming up")
         _warm_up(self._spark)
@@ -182,8 +184,12 @@ class _Task:
             return "refused", ""  # as announced: nothing to explain
         if environment.spark != self._environment.spark:
             return "refused", "the engine was started with other Spark settings"
-        self._runner = Runner(environment, tuple, self._tell, session=self._spark)
-        return "exit", self._runner.perform(plan, self._request)
+        log = Log(self._tell, as_json=self._request.json_log)
+        self._runner = Runner(environment, tuple, log, session=self._spark)
+        try:
+            return "exit", self._runner.perform(plan, self._request)
+        finally:
+            self._runner.close()
 
     def _tell(self, text: str) -> None:
         self._log(text)

@@ -1,76 +1,46 @@
 """``lakehouse grafana``: from specs to Grafana's dashboards and alert rules. Reads files alone, touches no service.
 
-Two dashboards: the overview, made of every ``panel:``, and one for operators over the ledger (``lakehouse.batches``,
-``positions``, ``served``). Formats: dashboard JSON of schema 42, and alert rules as Grafana provisions them from files.
-``$__`` names are the macros of Grafana's PostgreSQL data source. A condition stands before what is computed, so that an
-hour of a table of years is read through the index that begins with its time.
+Two dashboards: the overview, made of every ``panel:``, and one for operators over the ledger (``operators.py``).
+Formats: dashboard JSON of schema 42, and alert rules as Grafana provisions them from files. ``$__`` names are the
+macros of Grafana's PostgreSQL data source. ``ledger.sql`` makes the tables that they ask, before the engine ever ran.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lakehouse_engine.component import format_duration
+from lakehouse_engine import ledger
 from lakehouse_engine.errors import UsageError
-from lakehouse_engine.progress import COUNTERS
+from lakehouse_engine.operators import Alert, View, due, stale_after
+from lakehouse_engine.operators import alerts as alerts_of
+from lakehouse_engine.operators import views as operators_of
 from lakehouse_engine.spec.pipeline import Panel, PipelineSpec
 from lakehouse_engine.transforms import Window
 
 DATA_SOURCE = {"type": "grafana-postgresql-datasource", "uid": "lakehouse-postgres"}
 OVERVIEW, PIPELINES = "dashboards/overview.json", "dashboards/pipelines.json"
-ALERTS = "provisioning/alerting/lakehouse.yaml"
+ALERTS, LEDGER = "provisioning/alerting/lakehouse.yaml", "ledger.sql"
 _UNITS = {"number": "short", "share": "percentunit", "seconds": "s", "bytes": "bytes"}
 #: rows of the overview from the top: type of panel, height, panels side by side
 _ROWS = (("stat", 4, 4), ("timeseries", 9, 2), ("bars", 9, 2), ("table", 9, 1))
-#: how often a job is due (hours), by its schedule or that of the job it follows; with two hours to do it in
-_DUE = {"hourly": 1 + 2, "daily": 24 + 2, "weekly": 168 + 2}
-#: a stream is stale after so many seconds without a commit, or three of its triggers
-_STALE = 300
-
-
-@dataclass(frozen=True)
-class View:
-    """One panel of a dashboard. ``kind`` is Grafana's; ``series``: the query has a column ``time``."""
-
-    title: str
-    kind: str
-    sql: str
-    unit: str = "short"
-    description: str = ""
-    series: bool = False
-    every: str | None = None
-    limit: float | None = None
-    units: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Alert:
-    """Fires for each row whose ``value`` is above ``limit``; the row's text columns are the alert's labels."""
-
-    uid: str
-    title: str
-    sql: str
-    limit: float
-    lasting: str
-    summary: str
-    severity: str = "warning"
 
 
 def rendered(specs: Sequence[PipelineSpec]) -> dict[str, str]:
     """The generated files: path below the Grafana folder, and text."""
     overview = _dashboard("lakehouse-overview", "Lakehouse Platform Overview", _overview(specs))
-    operators = _dashboard("lakehouse-pipelines", "Pipelines", _placed(_operators(specs), 9, 2))
-    alerts = yaml.dump(_provisioned(_alerts(specs)), Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
+    operators = _dashboard("lakehouse-pipelines", "Pipelines", _placed(operators_of(specs), 9, 2))
+    alerts = yaml.dump(_provisioned(alerts_of(specs)), Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
     return {
         OVERVIEW: _json(overview),
         PIPELINES: _json(operators),
         ALERTS: f"# Written by: lakehouse grafana\n{alerts}",
+        LEDGER: "-- Written by: lakehouse grafana. Run it as the role that the engine connects as; it may be run again."
+                f"\n{ledger.DDL}",
     }
 
 
@@ -165,131 +135,6 @@ def _overview(specs: Iterable[PipelineSpec]) -> list[dict[str, Any]]:
     return placed
 
 
-# --- what operators see -----------------------------------------------------------------------------------------------
-
-_READ = " + ".join(COUNTERS)
-#: with the data source's own step; a batch belongs to the moment of its commit
-_BATCHES = "from lakehouse.batches where $__timeFilter(committed_at) group by 1, 2 order by 1, 2"
-_AT = "select $__timeGroupAlias(committed_at, $__interval), pipeline as metric, "
-
-
-def _streams(specs: Iterable[PipelineSpec]) -> list[tuple[str, float]]:
-    """Pipelines whose ledger is in PostgreSQL, with their trigger in seconds."""
-    return [(s.name, s.trigger.every / 1e6) for s in specs if s.trigger and s.postgres_table]
-
-
-def _values(rows: Iterable[tuple[str, float]], number: str) -> str:
-    """The specs' pipelines as a table ``s``, so that one that never ran is not missing."""
-    shown = ", ".join(f"('{name}', {value:g}::double precision)" for name, value in rows)
-    return f"(values {shown}) as s (pipeline, {number})"
-
-
-#: the last batch of each ``s``, found through the ledger's key and not by reading the year
-_LAST = ("left join lateral (select epoch, topic_id, committed_at, watermark from lakehouse.batches b"
-         " where b.pipeline = s.pipeline order by epoch desc, batch_id desc limit 1) b on true")  # fmt: skip
-#: how far its slowest partition has come, in event time; one that gives nothing does not count while others do
-_REACHED = ("left join lateral (select coalesce(min(max_event_time) filter (where not idle), max(max_event_time)) as at"
-            " from lakehouse.positions p where (p.pipeline, p.epoch, p.topic_id) = (s.pipeline, b.epoch, b.topic_id)"
-            ") reached on true")  # fmt: skip
-
-
-def _since(moment: str) -> str:
-    return f"extract(epoch from now() - {moment})::double precision"
-
-
-def _due(specs: Sequence[PipelineSpec]) -> list[tuple[str, float]]:
-    """Served jobs and the hours after which their copy is overdue; those that run by hand or by a cron line are not."""
-    by_name = {spec.name: spec for spec in specs}
-
-    def hours(spec: PipelineSpec) -> float | None:
-        if spec.schedule != "upstream":
-            return _DUE.get(spec.schedule or "")
-        upstream = by_name.get(getattr(spec.source, "table", ""))
-        return hours(upstream) if upstream is not None else None
-
-    return [(s.name, due) for s in specs if s.serve and (due := hours(s)) is not None]
-
-
-def _operators(specs: Sequence[PipelineSpec]) -> list[View]:
-    views = []
-    streams = _streams(specs)
-    if streams:
-        triggers = _values(streams, "trigger")
-        told = ", ".join(f"{name} {format_duration(round(every * 1e6))}" for name, every in streams)
-        views += [
-            View("Streams", "table", "select s.pipeline, s.trigger as trigger_seconds, "
-                 f"{_since('b.committed_at')} as last_commit_seconds, {_since('reached.at')} as lag_seconds,"
-                 f" {_since('b.watermark')} as watermark_seconds from {triggers} {_LAST} {_REACHED} order by 1",
-                 description="Time since the last commit, since the newest event time read, and since the watermark.",
-                 units={"trigger_seconds": "s", "last_commit_seconds": "s", "lag_seconds": "s",
-                        "watermark_seconds": "s"}),
-            View("Records read", "timeseries",
-                 f"{_AT}sum({_READ})::double precision / ($__interval_ms / 1000.0) as rate {_BATCHES}",
-                 "rowsps", "Records a second, whatever became of them.", series=True),
-            View("Batch time / trigger", "timeseries",
-                 "select $__timeGroupAlias(committed_at, $__interval), b.pipeline as metric,"
-                 " max(extract(epoch from committed_at - started_at) / trigger)::double precision as share"
-                 f" from lakehouse.batches b join {triggers} on s.pipeline = b.pipeline where trigger > 0 and"
-                 " $__timeFilter(committed_at) group by 1, 2 order by 1, 2",
-                 "percentunit", f"The slowest batch; above 100 % the stream is slower than its trigger. {told}.",
-                 series=True, limit=1),
-            View("Watermark delay", "timeseries",
-                 f"{_AT}max(extract(epoch from committed_at - watermark))::double precision as delay {_BATCHES}", "s",
-                 "From the watermark to the commit: how old an event may be and still count.", series=True),
-            View("Late", "timeseries", f"{_AT}sum(late)::double precision as late {_BATCHES}",
-                 description="Rows kept aside because their window was closed.", series=True),
-            View("Quarantined", "timeseries", f"{_AT}sum(quarantined)::double precision as quarantined {_BATCHES}",
-                 description="Rows that broke a contract or a check.", series=True),
-            View("What became of it", "table",
-                 "select pipeline, count(*) as batches, "
-                 + ", ".join(f"sum({name})::bigint as {name}" for name in COUNTERS)
-                 + " from lakehouse.batches where $__timeFilter(committed_at) group by 1 order by 1",
-                 description="Batches and rows of the dashboard's time."),
-        ]  # fmt: skip
-    served = [(s.name, 0.0) for s in specs if s.serve]
-    if served:
-        views.append(View(
-            "Freshness of the copies", "table",
-            f"select s.pipeline, v.version, v.rows, {_since('v.served_at')} as age_seconds from"
-            f" {_values(served, 'hours')} left join lakehouse.served v on v.pipeline ="
-            " s.pipeline order by 1", description="Version and age of what PostgreSQL holds of the Delta tables.",
-            units={"age_seconds": "s"}))  # fmt: skip
-    return views
-
-
-def _alerts(specs: Sequence[PipelineSpec]) -> list[Alert]:
-    found = []
-    streams = _streams(specs)
-    if streams:
-        triggers = _values(streams, "trigger")
-        allowed = _values([(name, max(_STALE, 3 * every)) for name, every in streams], "allowed")
-        recent = "from lakehouse.batches where committed_at > now() - interval '15 minutes' group by 1"
-        found += [
-            Alert("lakehouse-stale", "Stale pipeline",
-                  f"select s.pipeline, coalesce({_since('b.committed_at')} / s.allowed, 1000) as value"
-                  f" from {allowed} {_LAST} order by 1", 1, "2m",
-                  "{{ .Labels.pipeline }} has not committed for longer than it may, or never", "critical"),
-            Alert("lakehouse-lag", "Event time lags",
-                  f"select s.pipeline, coalesce({_since('reached.at')}, 0) as value from {triggers} {_LAST} {_REACHED}"
-                  " order by 1", 600, "5m", "{{ .Labels.pipeline }} has read no event of the last ten minutes"),
-            Alert("lakehouse-quarantine", "Quarantine rate",
-                  "select s.pipeline, coalesce(b.share, 0) as value from"
-                  f" {triggers} left join (select pipeline,"
-                  f" sum(quarantined)::double precision / nullif(sum({_READ}), 0) as share {recent}) b"
-                  " on b.pipeline = s.pipeline order by 1", 0.05, "0s",
-                  "{{ .Labels.pipeline }} put more than 5 % of the last 15 minutes into quarantine"),
-        ]  # fmt: skip
-    due = _due(specs)
-    if due:
-        found.append(Alert(
-            "lakehouse-gold", "Failed gold",
-            f"select s.pipeline, coalesce({_since('v.served_at')} / 3600 / s.hours, 1000) as value from"
-            f" {_values(due, 'hours')} left join lakehouse.served v on v.pipeline = s.pipeline"
-            " order by 1", 1, "0s", "The copy of {{ .Labels.pipeline }} is overdue: its job or its load has failed",
-            "critical"))  # fmt: skip
-    return found
-
-
 # --- Grafana's formats ------------------------------------------------------------------------------------------------
 
 _CALCULATED = {"stat": {"reduceOptions": {"values": False, "calcs": ["lastNotNull"], "fields": ""},
@@ -358,3 +203,7 @@ def _provisioned(alerts: Sequence[Alert]) -> dict[str, Any]:
         })  # fmt: skip
     return {"apiVersion": 1, "groups": [{"orgId": 1, "name": "lakehouse", "folder": "Lakehouse", "interval": "1m",
                                          "rules": rules}]}  # fmt: skip
+
+
+__all__ = ["ALERTS", "DATA_SOURCE", "LEDGER", "OVERVIEW", "PIPELINES", "View", "check", "due", "rendered",
+           "stale_after", "view", "write"]  # fmt: skip

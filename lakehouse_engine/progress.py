@@ -5,7 +5,8 @@ is two tables, written in the transaction that writes the rows:
 
 ``lakehouse.positions``: one row per (pipeline, epoch, topic_id, partition): ``next_offset`` (the fence: compared and
 set), ``max_event_time``, ``idle``, ``last_row_at``, and ``writer``, the process that owns the pipeline.
-``lakehouse.batches``: append-only, one row per micro-batch with its ranges, watermark and counters.
+``lakehouse.batches``: append-only, one row per micro-batch with its ranges, watermark, counters and, for people,
+``behind``: the records of the topic that were not read yet.
 
 In Delta the same record stands in ``userMetadata`` of the commit (``Record.json``).
 """
@@ -26,29 +27,6 @@ from lakehouse_engine.errors import FencedError
 IDLE_AFTER = 30_000_000
 COUNTERS = ("quarantined", "filtered", "duplicate", "late", "counted")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-DDL = """
-create schema if not exists lakehouse;
-create table if not exists lakehouse.positions (
-  pipeline text not null, epoch int not null, topic_id text not null, partition int not null, topic text not null,
-  next_offset bigint not null, max_event_time timestamptz, idle boolean not null default false,
-  last_row_at timestamptz, writer text not null,
-  primary key (pipeline, epoch, topic_id, partition));
-create table if not exists lakehouse.batches (
-  pipeline text not null, epoch int not null, batch_id bigint not null, started_at timestamptz not null,
-  committed_at timestamptz not null default clock_timestamp(), topic_id text not null, ranges jsonb not null,
-  watermark timestamptz, quarantined bigint not null, filtered bigint not null, duplicate bigint not null,
-  late bigint not null, counted bigint not null, warnings jsonb not null default '{}',
-  primary key (pipeline, epoch, batch_id));
--- a dashboard asks by time; asked for first, because `create index if not exists` locks the table even so, in an order
--- in which a commit would wait for it and it for the commit
-do $$ begin
-  if to_regclass('lakehouse.batches_by_time') is null then
-    create index batches_by_time on lakehouse.batches using brin (committed_at)
-      with (autosummarize = on, pages_per_range = 16);
-  end if;
-end $$;
-"""
 
 
 def to_micros(time: datetime | None) -> int | None:
@@ -114,6 +92,12 @@ class Record:
     watermark: int | None
     counters: Mapping[str, int]
     warnings: Mapping[str, int] = field(default_factory=dict)
+    behind: int | None = None
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """The next offset of each partition after it."""
+        return {partition: position.next_offset for partition, position in self.after.items()}
 
     def ranges(self) -> dict[str, dict[str, Any]]:
         """``from`` inclusive, ``to`` exclusive; ``max_event_time`` and ``idle`` as they stand after the batch."""
@@ -186,7 +170,7 @@ insert into lakehouse.positions (pipeline, epoch, topic_id, partition, writer, n
 values %s on conflict do nothing returning pipeline, partition"""
 _APPEND = f"""
 insert into lakehouse.batches (pipeline, epoch, batch_id, started_at, topic_id, ranges, watermark,
-  {", ".join(COUNTERS)}, warnings)
+  {", ".join(COUNTERS)}, warnings, behind)
 values %s"""
 
 
@@ -214,7 +198,8 @@ def commit(cursor: Any, records: Sequence[Record], writer: str) -> None:
                           " Nothing was lost or doubled", where="connection postgres")  # fmt: skip
     _write(cursor, _APPEND, [
         (r.pipeline, r.epoch, r.batch_id, from_micros(r.started_at), r.topic_id, json.dumps(r.ranges()),
-         from_micros(r.watermark), *(r.counters.get(name, 0) for name in COUNTERS), json.dumps(dict(r.warnings)))
+         from_micros(r.watermark), *(r.counters.get(name, 0) for name in COUNTERS), json.dumps(dict(r.warnings)),
+         r.behind)
         for r in records])  # fmt: skip
 
 
@@ -232,5 +217,5 @@ def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Positi
     return int(stored["batch_id"]), positions
 
 
-__all__ = ["COUNTERS", "DDL", "Claim", "Position", "Record", "advance", "claim", "commit",
+__all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit",
            "from_micros", "from_user_metadata", "next_watermark", "now_micros", "to_micros"]  # fmt: skip

@@ -41,3 +41,13 @@ class Request:
     available_now: bool = False
     span: Span | None = None
     apply: bool = False
+    json_log: bool = False
+    #: host and port where the process shows its metrics
+    metrics: tuple[str, int] | None = None
+
+
+def metrics_address(host: str, port: int | None) -> tuple[str, int] | None:
+    """Raises ``UsageError`` BAD_VALUE."""
+    if port is not None and not 0 <= port < 65536:
+        raise UsageError("BAD_VALUE", f"--metrics-port {port} is no port")
+    return None if port is None else (host, port)

@@ -23,12 +23,15 @@ if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lakehouse_engine import backfill as backfills
-from lakehouse_engine import jobs, maintenance, serving
+from lakehouse_engine import jobs, journal, maintenance, serving
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
+from lakehouse_engine.journal import Journal, Run, See
+from lakehouse_engine.log import Log
 from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
-from lakehouse_engine.request import Request, Span
+from lakehouse_engine.progress import now_micros
+from lakehouse_engine.request import Request, Span, metrics_address
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 
     from lakehouse_engine.streams import ScanRun
 
-Report = Callable[[str], None]
 #: restarts of a query without a batch in between, before it is given up
 MAX_RESTARTS = 5
 #: tables that are copied to PostgreSQL side by side
@@ -54,13 +56,18 @@ class Runner:
 
     environment: Environment
     jars: Callable[[], Sequence[Path]]
-    report: Report
+    report: Log
     submitted: bool = False
     #: Spark will run many requests
     warm: bool = False
     #: a session that is there already and stays
     session: SparkSession | None = None
     failures: list[str] = field(default_factory=list)
+    #: each is told of every micro-batch, run and failure
+    watchers: list[See] = field(default_factory=list)
+    _journal: Journal | None = None
+    _endpoint: Any = None
+    _secrets: tuple[str, ...] = ()
     _spark: SparkSession | None = None
     _stop: bool = False
 
@@ -70,6 +77,10 @@ class Runner:
 
     def perform(self, plan: Plan, request: Request) -> int:
         """Does what the request says with its plan; the exit status."""
+        self.watchers.append(self.report.see)
+        self._keep_journal()
+        if request.metrics is not None:
+            self._show_metrics(plan, *request.metrics)
         if request.command == "run":
             return self.run(plan, available_now=request.available_now)
         if request.command == "serve":
@@ -79,6 +90,33 @@ class Runner:
         assert request.span is not None
         return self.backfill(plan, request.span)
 
+    def _keep_journal(self) -> None:
+        """Runs are kept where there is a PostgreSQL; none is needed for what is landed in Delta."""
+        try:
+            dsn = self.postgres()
+        except RunError as error:
+            if error.code not in ("NO_CONNECTION", "STACK_DOWN"):
+                self.report(f"lakehouse.runs is not written: {error}")
+            return
+        self._secrets = journal.secrets_of(dsn)
+        self._journal = Journal(dsn, self.report)
+        self.watchers.append(self._journal.see)
+
+    def _show_metrics(self, plan: Plan, host: str, port: int) -> None:
+        """Raises ``RunError`` PORT_IN_USE."""
+        from lakehouse_engine.metrics import Metrics
+
+        metrics = Metrics()
+        metrics.expect({member.name: scan.every for scan in plan.scans for member in scan.members})
+        self._endpoint, port = metrics.serve(host, port)
+        self.watchers.append(metrics.see)
+        self.report(f"metrics at http://{host}:{port}/metrics")
+
+    def see(self, run: Run) -> None:
+        shown = journal.without_secrets(run, self._secrets)
+        for watcher in self.watchers:
+            watcher(shown)
+
     def run(self, plan: Plan, *, available_now: bool) -> int:
         """Streams, then jobs; the exit status. A job whose source failed does not run.
 
@@ -87,7 +125,13 @@ class Runner:
         if plan.scans and plan.jobs and not available_now:
             raise UsageError("STREAMS_AND_JOBS", "endless streams and jobs cannot run in one call: jobs would never"
                              " begin; say --available-now, or name them apart")  # fmt: skip
-        self._preflight(plan)
+        started_at = now_micros()
+        try:
+            self._preflight(plan)
+        except LakehouseError as error:
+            for scan in plan.scans:
+                self._stream_failed(scan, started_at, error)
+            raise
         if plan.scans:
             self._streams(plan.scans, available_now=available_now)
         failed = {failure.partition(":")[0] for failure in self.failures}
@@ -96,7 +140,7 @@ class Runner:
                 break
             self._job(job, failed)
         for failure in self.failures:
-            self.report(f"failed: {failure}")
+            self.report.progress(f"failed: {failure}")
         return 1 if self.failures else 0
 
     def _preflight(self, plan: Plan) -> None:
@@ -133,8 +177,13 @@ class Runner:
         running: dict[str, _Supervised] = {}
         try:
             for scan in scans:
-                running[scan.name] = _Supervised(scan, self.spark(), to, self.report, available_now)
-                running[scan.name].start()
+                started_at = now_micros()
+                running[scan.name] = _Supervised(scan, self.spark(), to, self.report, self.see, available_now)
+                try:
+                    running[scan.name].start()
+                except Exception as error:
+                    self._stream_failed(scan, started_at, error)
+                    raise
                 self.report(f"{scan.name}: reading {scan.source.topic} for {', '.join(m.name for m in scan.members)}")
             with _Signals(self):
                 while not self._stop and any(not s.done for s in running.values()):
@@ -147,32 +196,49 @@ class Runner:
         for supervised in running.values():
             self.failures += supervised.failures
 
+    def _stream_failed(self, scan: Scan, started_at: int, error: BaseException) -> None:
+        for member in scan.members:
+            self.see(journal.failed(member.name, "stream", started_at, error, step="given_up"))
+
     def stop(self) -> None:
         self._stop = True
 
     def _job(self, job: Job, failed: set[str]) -> None:
-        if job.source in failed:
-            failed.add(job.name)
-            self.failures.append(f"{job.name}: not run, because {job.source} failed")
-            return
+        started_at = now_micros()
         try:
-            self._attempt(job)
+            if job.source in failed:
+                raise RunError("SOURCE_FAILED", f"not run, because {job.source} failed")
+            self.see(self._attempt(job, started_at))
         except LakehouseError as error:
             failed.add(job.name)
             self.failures.append(f"{job.name}: {error}")
+            self.see(journal.failed(job.name, "job", started_at, error))
+        except Exception as error:
+            self.see(journal.failed(job.name, "job", started_at, error))
+            raise
 
-    def _attempt(self, job: Job) -> None:
+    def _attempt(self, job: Job, started_at: int) -> Run:
         decision = decide(job, self.storage)
         if decision.kind == "nothing":
-            self.report(f"{job.name}: nothing new ({decision.reason})")
-            return
+            self.report.progress(f"{job.name}: nothing new ({decision.reason})")
+            return self._job_run(job, "job", started_at, None)
         began = time.monotonic()
 
         def announce(made: Decision) -> None:
-            self.report(f"{job.name}: {made.kind} ({made.reason})")
+            self.report.progress(f"{job.name}: {made.kind} ({made.reason})")
 
         outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce)
-        self.report(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+        self.report.progress(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+        return self._job_run(job, "job", started_at, outcome if outcome.decision.kind != "nothing" else None)
+
+    def _job_run(self, job: Job, kind: journal.Kind, started_at: int, outcome: jobs.Outcome | None) -> Run:
+        """A run that went well; without an ``outcome`` there was nothing to do."""
+        log = DeltaLog(delta_sink.table_path(self.storage, job.name))
+        version = log.version()
+        files, size = (log.size(version) if version is not None else None) or (None, None)
+        return Run(job.name, kind, "nothing" if outcome is None else "committed", started_at, version=version,
+                   rows=outcome.rows if outcome else None, counters=outcome.counters if outcome else {},
+                   files=files, bytes=size, sink=job.spec.sink.key)  # fmt: skip
 
     def _dsn_of(self, job: Job) -> str | None:
         return self.postgres() if isinstance(job.spec.sink, Postgres) else None
@@ -187,28 +253,69 @@ class Runner:
         with _Signals(self):
             for job in plan.jobs:
                 began = time.monotonic()
-                count = backfills.backfill(self.spark(), job, span, self.storage, self._dsn_of(job), self.report,
-                                           lambda: self._stop)  # fmt: skip
+                count = self._backfill(job, span)
                 self.report(f"{job.name}: {count} slices of {span} in {time.monotonic() - began:.1f} s")
         return 0
+
+    def _backfill(self, job: Job, span: Span) -> int:
+        started_at = now_micros()
+
+        def slice_done(outcome: jobs.Outcome) -> None:
+            nonlocal started_at
+            self.see(self._job_run(job, "backfill", started_at, outcome))
+            started_at = now_micros()
+
+        try:
+            return backfills.backfill(self.spark(), job, span, self.storage, self._dsn_of(job), self.report,
+                                      lambda: self._stop, slice_done)  # fmt: skip
+        except Exception as error:
+            self.see(journal.failed(job.name, "backfill", started_at, error))
+            raise
 
     def serve(self, plan: Plan) -> int:
         """Loads what ``serve: postgres`` asks for; tables whose copy is current are left alone."""
         dsn = self.postgres()
-        stale = serving.stale(plan.served, self.storage, dsn) if plan.served else []
+        started_at = now_micros()
+        stale = self._stale(plan, dsn, started_at)
         if stale:
             spark = self.spark()
             from pyspark import inheritable_thread_target
 
             load_one = inheritable_thread_target(serving.load)  # cancelled with the command that asked for it
             with ThreadPoolExecutor(LOADS_AT_ONCE) as pool:
-                loads = [(item, pool.submit(load_one, spark, item, self.storage, dsn)) for item in stale]
+                loads = [(item, pool.submit(self._load, load_one, spark, item, dsn)) for item in stale]
             for item, load in loads:
                 done = load.result()
-                self.report(f"{item.spec.name}: {done.rows:,} rows ({done.reason}), version {item.version}:"
-                            f" {done.total:,} rows in postgres")  # fmt: skip
+                self.report.progress(f"{item.spec.name}: {done.rows:,} rows ({done.reason}), version {item.version}:"
+                                     f" {done.total:,} rows in postgres")  # fmt: skip
         self.report(f"{len(plan.served)} tables of gold are current in postgres")
         return 0
+
+    def _stale(self, plan: Plan, dsn: str, started_at: int) -> list[serving.Stale]:
+        """The copies to load; of the others it is seen that there is nothing to do."""
+        try:
+            stale = serving.stale(plan.served, self.storage, dsn) if plan.served else []
+        except LakehouseError as error:
+            for spec in plan.served:
+                self.see(journal.failed(spec.name, "serve", started_at, error))
+            raise
+        behind = {item.spec.name for item in stale}
+        for spec in plan.served:
+            if spec.name not in behind:
+                self.see(Run(spec.name, "serve", "nothing", started_at, sink="postgres"))
+        return stale
+
+    def _load(self, load: Callable[..., serving.Served], spark: SparkSession, item: serving.Stale,
+              dsn: str) -> serving.Served:  # fmt: skip
+        started_at = now_micros()
+        try:
+            done = load(spark, item, self.storage, dsn)
+        except Exception as error:
+            self.see(journal.failed(item.spec.name, "serve", started_at, error))
+            raise
+        self.see(Run(item.spec.name, "serve", "committed", started_at, version=item.version, rows=done.rows,
+                     sink="postgres"))  # fmt: skip
+        return done
 
     def maintain(self, plan: Plan, *, apply: bool) -> int:
         """Compacts, orders, checkpoints and vacuums the plan's tables; without ``apply`` says what it would do."""
@@ -224,6 +331,11 @@ class Runner:
     def close(self) -> None:
         if self._spark is not None:
             self._spark.stop()
+        if self._journal is not None:
+            self._journal.close()
+        if self._endpoint is not None:
+            self._endpoint.shutdown()
+            self._endpoint.server_close()
 
 
 def planned(specs: Sequence[Path], environment: Environment) -> Plan:
@@ -234,8 +346,10 @@ def planned(specs: Sequence[Path], environment: Environment) -> Plan:
 class _Supervised:
     """A scan that is started again when it fails, with growing pauses, and given up when that does not help."""
 
-    def __init__(self, scan: Scan, spark: SparkSession, to: Any, report: Report, available_now: bool) -> None:
-        self._scan, self._spark, self._to, self._report = scan, spark, to, report
+    def __init__(self, scan: Scan, spark: SparkSession, to: Any, report: Log, see: See,
+                 available_now: bool) -> None:  # fmt: skip
+        self._scan, self._spark, self._to, self._report, self._see = scan, spark, to, report, see
+        self._since = now_micros()
         self._available_now = available_now
         self._run: ScanRun | None = None
         self._restarts = 0
@@ -246,7 +360,8 @@ class _Supervised:
     def start(self) -> None:
         from lakehouse_engine.streams import ScanRun
 
-        self._run = ScanRun(self._spark, self._scan, self._to, self._report)
+        self._since = now_micros()
+        self._run = ScanRun(self._spark, self._scan, self._to, self._report.progress, self._see)
         self._run.start(available_now=self._available_now)
 
     def look(self) -> None:
@@ -280,11 +395,19 @@ class _Supervised:
         )
         if fatal or self._restarts > MAX_RESTARTS:
             self.failures += [f"{member.name}: {text}" for member in self._scan.members]
+            self._seen_failed(error, "given_up")
             self.done = True
             return
+        self._seen_failed(error, "restart")
         pause = min(2.0 ** (self._restarts - 1), 30.0)
-        self._report(f"{self._scan.name}: {text}; starting again in {pause:.0f} s ({self._restarts} of {MAX_RESTARTS})")
+        self._report.progress(f"{self._scan.name}: {text}; starting again in {pause:.0f} s"
+                              f" ({self._restarts} of {MAX_RESTARTS})")  # fmt: skip
         self._again_at = time.monotonic() + pause
+
+    def _seen_failed(self, error: BaseException, step: journal.Step) -> None:
+        for member in self._scan.members:
+            if self._run is None or member.name not in self._run.detached:
+                self._see(journal.failed(member.name, "stream", self._since, error, step=step))
 
     def stop(self) -> None:
         if self._run is not None:
@@ -329,21 +452,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("specs", nargs="+", type=Path)
     parser.add_argument("--env")
     parser.add_argument("--available-now", action="store_true")
+    parser.add_argument("--metrics-port", type=int)
+    parser.add_argument("--metrics-host", default="127.0.0.1")
+    parser.add_argument("--json-log", action="store_true", default=os.environ.get("LAKEHOUSE_LOG") == "json")
     options = parser.parse_args(arguments)
 
-    def report(text: str) -> None:
+    def write(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    log = Log(write, as_json=options.json_log)
     try:
         environment = load_environment(options.env, Path.cwd())
         plan = planned(options.specs, environment)
-        runner = Runner(environment, lambda: (), report, submitted=True)
+        runner = Runner(environment, lambda: (), log, submitted=True)
         try:
-            return runner.run(plan, available_now=options.available_now)
+            request = Request("run", tuple(options.specs), options.env, available_now=options.available_now,
+                              metrics=metrics_address(options.metrics_host, options.metrics_port))  # fmt: skip
+            return runner.perform(plan, request)
         finally:
             runner.close()
     except LakehouseError as error:
-        report(str(error))
+        log.error(error)
         return error.exit_status
 
 

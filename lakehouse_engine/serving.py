@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.sql import SQL, Composed
 
-from lakehouse_engine import sql
+from lakehouse_engine import ledger, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.incremental import in_order
@@ -28,11 +28,6 @@ from lakehouse_engine.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-DDL = """create schema if not exists lakehouse;
-create table if not exists lakehouse.served (pipeline text primary key, table_id text, version bigint not null,
-  served_at timestamptz not null default clock_timestamp(), rows bigint not null);
-alter table lakehouse.served add column if not exists commit_id text, add column if not exists checksum bigint"""
 
 
 @dataclass(frozen=True)
@@ -59,11 +54,7 @@ class Served:
 def stale(specs: Sequence[PipelineSpec], storage: Path, dsn: str) -> list[Stale]:
     """The tables to load, decided from the logs and the ledger. Raises ``RunError`` MISSING_TABLE."""
     with closing(postgres_sink.connect(dsn)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("select to_regclass('lakehouse.served') is not null and exists (select from pg_attribute where"
-                       " attrelid = to_regclass('lakehouse.served') and attname = 'checksum')")  # fmt: skip
-        if cursor.fetchone() != (True,):
-            cursor.execute("select pg_advisory_xact_lock(7241203)")
-            cursor.execute(DDL)
+        ledger.ensure(cursor)
         cursor.execute("select pipeline, table_id, version, commit_id from lakehouse.served")
         held = {row[0]: row[1:] for row in cursor.fetchall()}
         for spec in specs:  # here and not by the loads, which would wait for each other

@@ -11,16 +11,17 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from lakehouse_engine import progress, rows, sql
+from lakehouse_engine import journal, ledger, progress, rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.journal import Run, See
 from lakehouse_engine.locks import Lock, acquire
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
@@ -30,6 +31,7 @@ from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources.ends import Ends
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -53,17 +55,20 @@ class Connections:
 class ScanRun:
     """One start of a scan, from claiming its members to the end of its query."""
 
-    def __init__(self, spark: SparkSession, scan: Scan, connections: Connections, report: Report) -> None:
+    def __init__(self, spark: SparkSession, scan: Scan, connections: Connections, report: Report,
+                 see: See = lambda _: None) -> None:  # fmt: skip
+        """``report`` is told of each batch in words, ``see`` of what each member did in it."""
         self.scan = scan
         self.error: BaseException | None = None
         self.detached: dict[str, str] = {}
         self.rows_read = 0
         self.batches = 0
-        self._spark, self._to, self._report = spark, connections, report
+        self._spark, self._to, self._report, self._see = spark, connections, report, see
         self._busy = threading.Lock()
         self._stopping = False
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
         self._topic = kafka.describe(connections.bootstrap_servers, scan.source.topic)
+        self._ends = Ends(connections.bootstrap_servers, self._topic)
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
         self._locks: list[Lock] = []
         self._windows: _Windows | None = None
@@ -77,11 +82,11 @@ class ScanRun:
             self._locks.append(acquire(self._spark, self._to.storage, f"scan {self.scan.name}", holder))
             windows = [m for m in self.scan.members if m.window is not None]
             if windows:
-                self._windows = _Windows(self._spark, windows, self._topic, self.scan.source, self._to)
+                self._windows = _Windows(self._spark, windows, self._topic, self.scan, self._to, self._ends)
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
-                    self._landings.append(_Landing(member, self._topic, self.scan.source, self._to))
+                    self._landings.append(_Landing(member, self._topic, self.scan, self._to, self._ends))
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)
@@ -90,6 +95,7 @@ class ScanRun:
             writer = writer.option("checkpointLocation", str(self._checkpoint))
             writer = (writer.trigger(availableNow=True) if available_now else
                       writer.trigger(processingTime=f"{self.scan.every // 1000} milliseconds"))  # fmt: skip
+            self._ends.start()
             self.query = writer.start()
         except BaseException:
             self.release()
@@ -113,12 +119,13 @@ class ScanRun:
                 raise RunError("STOPPED", "this run was asked to stop")
             try:
                 started_at = progress.now_micros()
+                self._ends.ask()
                 count = 0
                 if self._windows:
-                    count = self._windows.write(frame, self._view, started_at)
+                    count = self._windows.write(frame, self._view, started_at, self._see)
                     self.detached.update(self._windows.detached)
                 for landing in self._landings:
-                    count = max(count, landing.write(frame, self._view, started_at))
+                    count = max(count, landing.write(frame, self._view, started_at, self._see))
                 self.rows_read += count
                 self.batches += 1
                 seconds = (progress.now_micros() - started_at) / 1e6
@@ -136,6 +143,7 @@ class ScanRun:
             self.query.stop()
 
     def release(self) -> None:
+        self._ends.close()
         if self._windows:
             self._windows.close()
         for lock in self._locks:
@@ -150,30 +158,29 @@ def _starts(topic: kafka.TopicState, source: kafka.Kafka) -> dict[int, int]:
 class _Windows:
     """The window members of a scan: one query, one transaction."""
 
-    def __init__(self, spark: SparkSession, members: Sequence[Member], topic: kafka.TopicState, source: kafka.Kafka,
-                 to: Connections) -> None:  # fmt: skip
+    def __init__(self, spark: SparkSession, members: Sequence[Member], topic: kafka.TopicState, scan: Scan,
+                 to: Connections, ends: Ends) -> None:  # fmt: skip
         assert to.postgres_dsn is not None
         self.detached: dict[str, str] = {}
         self._members = list(members)
-        self._to, self._topic = to, topic
+        self._to, self._topic, self._ends, self._trigger = to, topic, ends, scan.every
         self._query = ScanQuery([m.window_member() for m in members])
         self._merges = [_merge(spark, member) for member in members]
         self._connection = postgres_sink.connect(to.postgres_dsn)
         with self._connection, self._connection.cursor() as cursor:
-            # one at a time: `create if not exists` of two starting processes can collide
-            cursor.execute("select pg_advisory_xact_lock(7241203)")
-            cursor.execute(progress.DDL)
+            cursor.execute(ledger.LOCK)
+            cursor.execute(ledger.DDL)
             for member, merge in zip(self._members, self._merges, strict=True):
                 merge.ensure(cursor, member.spec.where("sink"))
                 merge.stage(cursor)
-            starts = _starts(topic, source)
+            starts = _starts(topic, scan.source)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
                             for m in self._members]  # fmt: skip
 
     def positions(self) -> list[dict[int, int]]:
         return [{p: q.next_offset for p, q in claim.positions.items()} for claim in self._claims]
 
-    def write(self, frame: DataFrame, view: str, started_at: int) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
         if not self._members:
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
         watermarks = [
@@ -193,15 +200,18 @@ class _Windows:
                    for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
         for index, record in failed["records"].items():
             self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
-        self._detach(failed["errors"])
+            see(_seen(record, self._trigger, "postgres"))
+        for index, error in failed["errors"].items():
+            see(journal.failed(self._members[index].name, "stream", started_at, error, step="detached"))
+        self._detach({i: f"{self._members[i].name}: {_line(error)}" for i, error in failed["errors"].items()})
         return max(read, 0)
 
     def _commit(self, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],
                 results: Sequence[Result], watermarks: Sequence[int | None]) -> dict[str, Any]:  # fmt: skip
         records: dict[int, Record] = {}
-        errors: dict[int, str] = {}
+        errors: dict[int, psycopg2.Error] = {}
         with self._connection, self._connection.cursor() as cursor:
-            for index, member in enumerate(self._members):
+            for index in range(len(self._members)):
                 record = self._record(index, started_at, ends, greatest, results[index], watermarks[index])
                 if record is None:
                     continue
@@ -213,7 +223,7 @@ class _Windows:
                     if self._connection.closed or isinstance(error, psycopg2.OperationalError):
                         raise  # the database, not this member: the batch comes again
                     cursor.execute("rollback to savepoint member")
-                    errors[index] = f"{member.name}: {str(error).strip().splitlines()[0]}"
+                    errors[index] = error
             progress.commit(cursor, list(records.values()), self._to.writer)
         return {"records": records, "errors": errors}
 
@@ -231,7 +241,8 @@ class _Windows:
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None
         return Record(member.name, EPOCH, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
-                      claim.positions, after, watermark, result.counters)  # fmt: skip
+                      claim.positions, after, watermark, result.counters,
+                      behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
         merge, member = self._merges[index], self._members[index]
@@ -264,6 +275,18 @@ class _Windows:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _seen(record: Record, trigger: int, sink: str, **more: Any) -> Run:
+    """What a member did in one batch."""
+    return Run(record.pipeline, "batch", "committed", record.started_at, counters=record.counters, sink=sink,
+               rows=record.counters.get(rows.COUNTED, 0), behind=record.behind, batch_id=record.batch_id,
+               watermark=record.watermark, positions=record.offsets, topic=record.topic, trigger=trigger,
+               **more)  # fmt: skip
 
 
 _LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
@@ -328,13 +351,13 @@ def _typed(spark: SparkSession, inner: str, asked: Sequence[tuple[str, str]], me
 class _Landing:
     """A stream into Delta: refused rows first, then the rest, each commit with its position."""
 
-    def __init__(self, member: Member, topic: kafka.TopicState, source: kafka.Kafka, to: Connections) -> None:
-        self._member, self._topic = member, topic
+    def __init__(self, member: Member, topic: kafka.TopicState, scan: Scan, to: Connections, ends: Ends) -> None:
+        self._member, self._topic, self._ends, self._trigger = member, topic, ends, scan.every
         self._path = delta_sink.table_path(to.storage, member.name)
         self._aside = self._path.with_name(self._path.name + "__quarantine")
         policy = member.spec.maintain
         self._keepers = [Keeper(self._path, policy), Keeper(self._aside, policy.model_copy(update={"zorder_by": ()}))]
-        starts = {p: Position(offset) for p, offset in _starts(topic, source).items()}
+        starts = {p: Position(offset) for p, offset in _starts(topic, scan.source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
 
@@ -345,7 +368,7 @@ class _Landing:
         batch_id, positions = progress.from_user_metadata(record)
         return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
 
-    def write(self, frame: DataFrame, view: str, started_at: int) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
         member = self._member
         frame.createOrReplaceTempView(view)
         columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
@@ -358,17 +381,25 @@ class _Landing:
         text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
         parsed = frame.sparkSession.sql(text).persist()
         try:
-            count = self._write(parsed, list(columns), started_at)
+            record = self._write(parsed, list(columns), started_at)
         finally:
             parsed.unpersist()
-        for keeper in self._keepers if count else ():
+        if record is None:
+            return 0
+        ended_at = progress.now_micros()
+        for keeper in self._keepers:
             keeper.after(frame.sparkSession)
-        return count
+        log = DeltaLog(self._path)
+        version = log.version()
+        files, size = (log.size(version) if version is not None else None) or (None, None)
+        see(_seen(record, self._trigger, "delta", ended_at=ended_at, version=version, files=files, bytes=size))
+        return sum(record.counters.values())
 
-    def _write(self, parsed: DataFrame, columns: list[str], started_at: int) -> int:
+    def _write(self, parsed: DataFrame, columns: list[str], started_at: int) -> Record | None:
+        """What was committed; None for a batch without rows."""
         counts = _count(parsed, len(self._member.rows.warnings))
         if not counts.ends:
-            return 0
+            return None
         warnings = {}
         for warning, number in zip(self._member.rows.warnings, counts.warned, strict=True):
             if number and warning.stops:
@@ -377,8 +408,9 @@ class _Landing:
         after = {
             p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()
         }
+        after = {**self.positions, **after}
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
-                        self.positions, {**self.positions, **after}, None, counts.outcomes, warnings)  # fmt: skip
+                        self.positions, after, None, counts.outcomes, warnings)  # fmt: skip
         if counts.outcomes.get(rows.QUARANTINED) and self._member.keeps:
             self._keep_aside(parsed, record)
         good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*columns)
@@ -388,7 +420,7 @@ class _Landing:
         delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
                           partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
         self.positions, self._batch_id = dict(record.after), record.batch_id
-        return sum(counts.outcomes.values())
+        return replace(record, behind=self._ends.behind(record.offsets))
 
     def _keep_aside(self, parsed: DataFrame, record: Record) -> None:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""
@@ -447,7 +479,7 @@ class _Print:
     def __init__(self, member: Member) -> None:
         self._member = member
 
-    def write(self, frame: DataFrame, view: str, started_at: int) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
         sink = self._member.spec.sink
         assert isinstance(sink, Console)
         frame.createOrReplaceTempView(view)

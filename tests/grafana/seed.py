@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2
 
-from lakehouse_engine import progress, serving
+from lakehouse_engine import ledger
 from lakehouse_engine.sinks import postgres as sink
 from lakehouse_engine.sinks.postgres import Merge
 
@@ -17,9 +17,18 @@ TYPES = ("login", "click", "purchase", "logout")
 SOURCES = ("web", "mobile")
 PAGES = tuple(f"/page{n}" for n in range(14))
 STREAMS = ("realtime.events_per_minute", "realtime.logins_per_source", "realtime.purchases_per_minute")
-MINUTES, DAYS, BATCH = 525_600, 400, 180
+#: a stream into Delta: its micro-batches are among the runs, which are kept for thirty days
+LANDING = "bronze.user_events"
+MINUTES, DAYS, BATCH, KEPT = 525_600, 400, 180, 14_400
 #: hours since the copy was loaded; one was never loaded
-SERVED = {"gold.conversion_rate_daily": 30.0, "gold.daily_active_users": 1.0, "gold.events_per_source_daily": 25.0}
+SERVED = {"gold.conversion_rate_daily": 30.0, "gold.daily_active_users": 40.0, "gold.events_per_source_daily": 25.0}
+#: pipeline, kind, outcome, minutes ago, code
+RUNS = (("gold.daily_active_users", "serve", "failed", 90, "POSTGRES_UNREACHABLE"),
+        ("gold.daily_active_users", "job", "nothing", 80, None),
+        ("gold.daily_active_users", "serve", "nothing", 70, None),
+        ("gold.events_per_source_daily", "job", "failed", 50, "CHECK_FAILED"),
+        ("realtime.logins_per_source", "stream", "failed", 40, "KAFKA_UNREACHABLE"),
+        ("silver.user_events", "job", "committed", 30, None))  # fmt: skip
 #: seconds since the newest event of each partition was made, and whether the partition is idle
 REACHED = {STREAMS[0]: [(30, False), (45, False), (7200, True)], STREAMS[1]: [(20, False), (900, False), (10, True)],
            STREAMS[2]: [(50, True), (300, True), (400, True)]}  # fmt: skip
@@ -52,6 +61,14 @@ def counters(batch: int, stream: int) -> dict[str, int]:
     return {"quarantined": bad, "filtered": 3, "duplicate": 0, "late": (batch + stream) % 4, "counted": 100 + batch % 9}
 
 
+def behind(batch: int) -> int:
+    return batch % 50
+
+
+def files(batch: int) -> int:
+    return 10 + batch % 7
+
+
 @dataclass(frozen=True)
 class Seed:
     dsn: str
@@ -81,8 +98,7 @@ class Seed:
 
 def tables(cursor: Any) -> None:
     """Empty, as streams and ``serve`` make them."""
-    cursor.execute(progress.DDL)
-    cursor.execute(serving.DDL)
+    cursor.execute(ledger.DDL)
     for name, by, measure in (("events_per_minute", {"event_type": "text"}, "event_count"),
                               ("logins_per_source", {"source": "text"}, "login_count"),
                               ("purchases_per_minute", {}, "purchase_count")):  # fmt: skip
@@ -141,7 +157,8 @@ def _ledger(cursor: Any, seed: Seed) -> None:
         bad = f"case when {stream} = 1 and b < 6 then 40 else b % 2 end"
         cursor.execute(  # in the order of time, as the engine appends
             f"insert into lakehouse.batches select '{name}', 1, {total} - b, c - (b % 4) * interval '300 ms', c, 'new',"
-            f" '{{}}', c - (120 + b % 5) * interval '1 second', {bad}, 3, 0, (b + {stream}) % 4, 100 + b % 9"
+            f" '{{}}', c - (120 + b % 5) * interval '1 second', {bad}, 3, 0, (b + {stream}) % 4, 100 + b % 9, '{{}}',"
+            " b % 50"
             f" from generate_series(0, {total - 1}) b, lateral (select timestamptz '{seed.now.isoformat()}'"
             f" - b * interval '{BATCH} seconds' as c) at order by b desc")  # fmt: skip
         for partition, (age, idle) in enumerate(REACHED[name]):
@@ -150,6 +167,19 @@ def _ledger(cursor: Any, seed: Seed) -> None:
         # the topic was made anew a year ago: what the old one had reached says nothing any more
         cursor.execute("insert into lakehouse.positions values (%s, 1, 'old', 0, 't', 10, %s, false, now(), 'w')",
                        (name, seed.now - timedelta(days=365)))  # fmt: skip
+    number = len(STREAMS)
+    cursor.execute(
+        "insert into lakehouse.runs (pipeline, kind, started_at, ended_at, outcome, version, rows, behind, quarantined,"
+        f" filtered, duplicate, late, counted, files, bytes) select '{LANDING}', 'batch', c - (b % 4) * interval"
+        f" '300 ms', c, 'committed', {KEPT} - b, 100 + b % 9, b % 50, b % 2, 3, 0, (b + {number}) % 4, 100 + b % 9,"
+        f" 10 + b % 7, 1000 * (10 + b % 7) from generate_series(0, {KEPT - 1}) b, lateral (select timestamptz"
+        f" '{seed.now.isoformat()}' - b * interval '{BATCH} seconds' as c) at order by b desc")  # fmt: skip
+    for name, kind, outcome, minutes, code in RUNS:
+        at = seed.now - timedelta(minutes=minutes)
+        cursor.execute(
+            "insert into lakehouse.runs (pipeline, kind, started_at, ended_at, outcome, code, message, version, rows,"
+            " files, bytes) values (%s, %s, %s, %s, %s, %s, %s, 3, 5, 2, 999)",
+            (name, kind, at - timedelta(seconds=4), at, outcome, code, code and "it did not work"))  # fmt: skip
     for name, hours in SERVED.items():
         cursor.execute("insert into lakehouse.served (pipeline, version, served_at, rows) values (%s, 7, %s, 400)",
                        (name, seed.now - timedelta(hours=hours)))  # fmt: skip

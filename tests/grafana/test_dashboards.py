@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import yaml
 from psycopg2.extensions import connection as Connection
@@ -23,9 +25,9 @@ from lakehouse_engine.plan import fingerprint
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import Panel
 from tests.grafana import seed as seeds
-from tests.grafana.conftest import Ask
+from tests.grafana.conftest import Ask, as_reader
 from tests.grafana.macros import Range, expand
-from tests.grafana.seed import BATCH, PAGES, REACHED, SERVED, SOURCES, STREAMS, TYPES, Seed
+from tests.grafana.seed import BATCH, KEPT, LANDING, PAGES, REACHED, RUNS, SERVED, SOURCES, STREAMS, TYPES, Seed
 from tests.platform import PROJECT
 
 FOLDER = PROJECT / "grafana"
@@ -134,12 +136,21 @@ def test_before_the_first_day_of_gold_there_is_no_number_and_not_zero(year: Seed
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
-def batch_series(year: Seed, shown: Range, value: Callable[[list[int], int], float]) -> Rows:
+ALL_STREAMS = (LANDING, *STREAMS)
+TRIGGERS = {LANDING: 10, **dict.fromkeys(STREAMS, 1)}
+
+
+def number(stream: str) -> int:
+    """Of the stream in the formulas."""
+    return (*STREAMS, LANDING).index(stream)
+
+
+def batch_series(year: Seed, shown: Range, streams: tuple[str, ...], value: Callable[[list[int], int], float]) -> Rows:
     found: dict[tuple[int, str], list[int]] = defaultdict(list)
     for batch in batches(year, shown):
-        for name in STREAMS:
+        for name in streams:
             found[bucket(year.committed(batch), shown), name].append(batch)
-    return [(at, name, pytest.approx(value(found[at, name], STREAMS.index(name)))) for at, name in sorted(found)]
+    return [(at, name, pytest.approx(value(found[at, name], number(name)))) for at, name in sorted(found)]
 
 
 def total(name: str) -> Callable[[list[int], int], float]:
@@ -149,11 +160,14 @@ def total(name: str) -> Callable[[list[int], int], float]:
 STEP = 600
 OPERATORS: dict[str, tuple[str, Callable[[list[int], int], float]]] = {
     "Records read": ("rate", lambda found, s: sum(sum(seeds.counters(b, s).values()) for b in found) / STEP),
-    "Batch time / trigger": ("share", lambda found, s: max(b % 4 * 0.3 for b in found)),
+    "Records behind": ("behind", lambda found, s: max(seeds.behind(b) for b in found)),
+    "Batch time / trigger": ("share", lambda found, s: max(b % 4 * 0.3 for b in found) / (10 if s == 3 else 1)),
     "Watermark delay": ("delay", lambda found, s: max(120 + b % 5 for b in found)),
     "Late": ("late", total("late")),
     "Quarantined": ("quarantined", total("quarantined")),
+    "Table files": ("files", lambda found, s: max(seeds.files(b) for b in found)),
 }
+OF = {"Watermark delay": STREAMS, "Table files": (LANDING,)}
 
 
 @pytest.mark.parametrize("title", OPERATORS)
@@ -162,7 +176,9 @@ def test_a_series_of_the_ledger_is_what_plain_python_counts(title: str, year: Se
     name, value = OPERATORS[title]
     columns, rows = ask(queries(PIPELINES)[title], shown)
     assert columns == SERIES | {name: "float8"}
-    assert as_numbers(rows) == batch_series(year, shown, value)
+    streams = OF.get(title, ALL_STREAMS)
+    rows = [row for row in rows if title != "Table files" or row[1] in streams]
+    assert as_numbers(rows) == batch_series(year, shown, streams, value)
 
 
 def lag(stream: str) -> int:
@@ -179,17 +195,19 @@ def test_the_tables_for_operators_are_what_plain_python_counts(year: Seed, ask: 
     shown = hour(year)
     columns, rows = ask(queries(PIPELINES)["Streams"], shown)
     assert columns == {"pipeline": "text", "trigger_seconds": "float8", "last_commit_seconds": "float8",
-                       "lag_seconds": "float8", "watermark_seconds": "float8"}  # fmt: skip
+                       "behind": "int8", "batch_seconds": "float8", "lag_seconds": "float8",
+                       "watermark_seconds": "float8"}  # fmt: skip
     now = passed(year)
-    expected = [(name, 1, now, now + lag(name), now + 120) for name in STREAMS]
-    assert rows == [(name, *(pytest.approx(n, abs=5) for n in numbers)) for name, *numbers in expected]
+    expected = [(LANDING, 10, now, 0, 0, None, None), *((n, 1, now, 0, 0, now + lag(n), now + 120) for n in STREAMS)]
+    assert rows == [(name, *(n if n is None else pytest.approx(n, abs=5) for n in numbers))
+                    for name, *numbers in expected]  # fmt: skip
 
     columns, rows = ask(queries(PIPELINES)["What became of it"], shown)
     names = ["quarantined", "filtered", "duplicate", "late", "counted"]
     assert columns == {"pipeline": "text", "batches": "int8", **dict.fromkeys(names, "int8")}
     found = batches(year, shown)
-    assert rows == [(stream, len(found), *(sum(seeds.counters(b, i)[n] for b in found) for n in names))
-                    for i, stream in enumerate(STREAMS)]  # fmt: skip
+    assert rows == [(stream, len(found), *(sum(seeds.counters(b, number(stream))[n] for b in found) for n in names))
+                    for stream in ALL_STREAMS]  # fmt: skip
     assert len(found) == 3600 // BATCH + 1
 
     columns, rows = ask(queries(PIPELINES)["Freshness of the copies"], shown)
@@ -198,8 +216,48 @@ def test_the_tables_for_operators_are_what_plain_python_counts(year: Seed, ask: 
     assert rows == [*copies, ("gold.purchases_per_page_daily", None, None, None)]
 
 
+def test_failures_tables_and_sizes_are_what_the_ledger_holds(year: Seed, ask: Ask) -> None:
+    columns, rows = ask(queries(PIPELINES)["Failures"], hour(year))
+    assert columns == {"at": "timestamptz", "pipeline": "text", "kind": "text", "code": "text", "message": "text"}
+    failed = [run for run in RUNS if run[2] == "failed" and run[3] <= 60]
+    assert rows == [(year.now - timedelta(minutes=minutes), name, kind, code, "it did not work")
+                    for name, kind, _, minutes, code in sorted(failed, key=lambda run: run[3])]  # fmt: skip
+
+    columns, rows = ask(queries(PIPELINES)["Delta tables"], hour(year))
+    assert list(columns) == ["pipeline", "version", "files", "bytes", "last_run", "outcome", "age_seconds",
+                             "run_seconds", "rows", "code"]  # fmt: skip
+    found = {row[0]: row[1:6] for row in rows}
+    assert found[LANDING] == (KEPT, 10, 10_000, "batch", "committed")
+    assert found["silver.user_events"] == (3, 2, 999, "job", "committed")
+    assert found["gold.events_per_source_daily"] == (3, 2, 999, "job", "failed")
+    assert found["gold.purchases_per_page_daily"] == (None,) * 5
+    assert len(found) == 6
+
+    columns, rows = ask(queries(PIPELINES)["Results and state"], hour(year))
+    assert columns == {"pipeline": "text", "result_bytes": "int8", "state_bytes": "int8"}
+    year.run("create table if not exists realtime.logins_per_source__state as select 1 as n")
+    sizes = {name: year.run("select pg_total_relation_size(%s)", name)[0][0] for name in STREAMS}
+    _, again = ask(queries(PIPELINES)["Results and state"], hour(year))
+    year.run("drop table realtime.logins_per_source__state")
+    assert rows == [(name, sizes[name], None) for name in STREAMS]
+    assert [(name, state is not None) for name, _, state in again] == [(n, n == STREAMS[1]) for n in STREAMS]
+
+
+def test_before_the_engine_ever_ran_operators_see_nothing_and_no_error(database: str) -> None:
+    with closing(psycopg2.connect(database)) as engine:
+        with engine, engine.cursor() as cursor:
+            for file in ("reader.sql", "ledger.sql"):
+                cursor.execute((FOLDER / file).read_text())
+        with as_reader(database) as reader, reader.cursor() as cursor:
+            asked = {**queries(PIPELINES), **{t: r["data"][0]["model"]["rawSql"] for t, r in RULES.items()}}
+            for text in asked.values():
+                cursor.execute(expand(text, Range(datetime.now(timezone.utc) - timedelta(hours=1),
+                                                  datetime.now(timezone.utc))))  # fmt: skip
+
+
 def test_no_query_for_operators_is_left_out() -> None:
-    tables = {"Streams", "What became of it", "Freshness of the copies"}
+    tables = {"Streams", "What became of it", "Freshness of the copies", "Failures", "Delta tables",
+              "Results and state"}  # fmt: skip
     assert set(queries(PIPELINES)) == tables | set(OPERATORS)
 
 
@@ -243,14 +301,17 @@ def share(stream: int, year: Seed) -> float:
 
 
 ALERT_ANSWERS: dict[str, Callable[[Seed], dict[str, float]]] = {
-    "Stale pipeline": lambda y: {name: passed(y) / 300 for name in STREAMS},
-    "Event time lags": lambda y: {name: passed(y) + lag(name) for name in STREAMS},
-    "Quarantine rate": lambda y: {name: share(i, y) for i, name in enumerate(STREAMS)},
-    "Failed gold": lambda y: {**{name: (hours + passed(y) / 3600) / 26 for name, hours in SERVED.items()},
-                              "gold.purchases_per_page_daily": 1000},
+    "Stale pipeline": lambda y: {name: passed(y) / 300 for name in ALL_STREAMS},
+    "Lag in records": lambda y: dict.fromkeys(ALL_STREAMS, 0),
+    "Quarantine rate": lambda y: {name: share(number(name), y) for name in ALL_STREAMS},
+    # one is overdue; one had nothing to load, which is not overdue; the last run of one has failed; one never ran
+    "Failed gold": lambda y: {"gold.conversion_rate_daily": (30 + passed(y) / 3600) / 26,
+                              "gold.daily_active_users": (70 / 60 + passed(y) / 3600) / 26,
+                              "gold.events_per_source_daily": 1000, "gold.purchases_per_page_daily": 1000},
 }  # fmt: skip
-FIRING = {"Stale pipeline": set(), "Event time lags": {STREAMS[1]}, "Quarantine rate": {STREAMS[1]},
-          "Failed gold": {"gold.conversion_rate_daily", "gold.purchases_per_page_daily"}}  # fmt: skip
+FIRING = {"Stale pipeline": set(), "Lag in records": set(), "Quarantine rate": {STREAMS[1]},
+          "Failed gold": {"gold.conversion_rate_daily", "gold.events_per_source_daily",
+                          "gold.purchases_per_page_daily"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("title", RULES)
@@ -273,6 +334,19 @@ def test_there_are_alerts_for_what_goes_wrong_and_they_hold_no_variable() -> Non
     # Grafana puts its environment in place of a dollar's name, in some fields of these files
     assert "$" not in (FOLDER / grafana.ALERTS).read_text()
     assert all("{{ .Labels.pipeline }}" in rule["annotations"]["summary"] for rule in RULES.values())
+
+
+def test_a_stream_with_much_to_read_is_behind_and_one_that_has_caught_up_since_is_not(year: Seed, ask: Ask) -> None:
+    rule = RULES["Lag in records"]
+    (limit,) = rule["data"][1]["model"]["conditions"][0]["evaluator"]["params"]
+    for table, pipeline, condition in (("batches", STREAMS[0], "pipeline = %s and committed_at = %s"),
+                                       ("runs", LANDING, "pipeline = %s and ended_at = %s")):  # fmt: skip
+        for back, fires in ((1, False), (0, True)):
+            changed = f"update lakehouse.{table} set behind = %s where {condition}"
+            year.run(changed, limit + 1, pipeline, year.committed(back))
+            found = dict(ask(rule["data"][0]["model"]["rawSql"], hour(year))[1])
+            year.run(changed, seeds.behind(back), pipeline, year.committed(back))
+            assert (found[pipeline] > limit) is fires
 
 
 def test_what_never_ran_is_stale(year: Seed, ask: Ask, tmp_path: Path) -> None:
@@ -382,6 +456,7 @@ def test_the_command_writes_what_its_check_accepts(tmp_path: Path) -> None:
     code, message = command("--check")
     assert (code, "GRAFANA_STALE" in message) == (2, True)
     assert command() == command("--check") == (0, "")
+    assert (tmp_path / "prometheus" / "alerts.yaml").read_text() == (PROJECT / "prometheus/alerts.yaml").read_text()
     assert (tmp_path / "grafana" / grafana.OVERVIEW).read_text() == (FOLDER / grafana.OVERVIEW).read_text()
     file = pipelines / "gold" / "daily_active_users.yaml"
     file.write_text(file.read_text().replace("title: DAU", "title: Users"))
