@@ -1,4 +1,4 @@
-"""``healthy.py engine | jobs | producer | airflow PART`` ends with 0 where the service does its work, and else with 1.
+"""``healthy.py metrics | jobs | producer | airflow PART`` ends with 0 where the service does its work, and else with 1.
 
 Each asks for the work itself rather than for a process. Containers and their variables: compose.yaml.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 ENV = os.environ.get("LAKEHOUSE_ENV", "compose")
 
 
-def engine() -> bool:
-    """The runner answers to who asks for its metrics."""
-    with urllib.request.urlopen(os.environ.get("LAKEHOUSE_METRICS", "http://127.0.0.1:9464/metrics"), timeout=5) as got:
+def metrics() -> bool:
+    """The runner, or who reads the ledger, answers as it does to Prometheus."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{os.environ.get('METRICS_PORT', '9464')}/metrics", timeout=5) as got:
         return b"lakehouse_" in got.read()
 
 
@@ -57,5 +57,5 @@ def airflow(part: str) -> bool:
 
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
-    well = {"engine": engine, "jobs": jobs, "producer": producer, "airflow": airflow}[what](*words)
+    well = {"metrics": metrics, "jobs": jobs, "producer": producer, "airflow": airflow}[what](*words)
     sys.exit(0 if well else 1)

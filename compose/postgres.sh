@@ -6,6 +6,7 @@
 set -eu
 LAKEHOUSE_SECRETS=${LAKEHOUSE_SECRETS:-/run/secrets}
 export LAKEHOUSE_SECRETS
+grafana=${LAKEHOUSE_GRAFANA:-/lakehouse/grafana}
 
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse <<'SQL'
 -- no password in the server's log, should a statement fail
@@ -27,7 +28,7 @@ create schema lakehouse authorization engine;
 SQL
 
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse \
-  --file "${LAKEHOUSE_GRAFANA:-/lakehouse/grafana}/reader.sql"
+  --file "$grafana/reader.sql"
 
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse <<'SQL'
 set log_min_error_statement = panic;
@@ -38,3 +39,7 @@ grant connect on database lakehouse to lakehouse_reader;
 -- what the engine makes later; reader.sql says it for the role that runs it
 alter default privileges for role engine in schema realtime, gold, lakehouse grant select on tables to lakehouse_reader;
 SQL
+
+# The ledger's tables, as the engine's own: what dashboards and alerts ask is there before the engine has run.
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname lakehouse \
+  --command "set role engine" --file "$grafana/ledger.sql"

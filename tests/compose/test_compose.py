@@ -169,10 +169,12 @@ def test_every_host_that_is_named_is_a_service_and_reachable_from_there() -> Non
     properties = (PROJECT / "compose" / "kafka.properties").read_text()
     (advertised,) = re.findall(r"^advertised.listeners=BROKER://(\S+)", properties, re.MULTILINE)
     assert advertised == found.kafka_bootstrap
+    ((targets,),) = ([one["targets"] for one in yaml.safe_load((COMPOSE.parent / "targets.yaml").read_text())],)
     at = found.connections.postgres
     for source, target in (
-        *((name, advertised) for name in ("engine", "producer", "topics")), ("engine", f"{at.host}:{at.port}"),
-        ("grafana", address), ("airflow-scheduler", f"{at.host}:{at.port}"),
+        *((name, advertised) for name in ("engine", "producer", "topics")),
+        *((name, f"{at.host}:{at.port}") for name in ("engine", "metrics", "airflow-scheduler")),
+        ("grafana", address), *(("prometheus", target) for target in targets),
         *((name, f"{host}:") for name in services() if name.startswith("airflow") for host in (api, database)),
     ):  # fmt: skip
         host = target.partition(":")[0]
@@ -216,9 +218,9 @@ def test_no_file_holds_a_password_or_listens_to_the_network_from_a_host(path: Pa
 
 
 KEY = r"(?:password|passwd|secret|secret_key|token|fernet_key)(?:__file|_file|_cmd)?"
-#: what may stand where a secret's value would: a file, a command that reads one
+#: what may stand where a secret's value would: a file, a command that reads one, a variable of Python
 REFERENCE = re.compile(
-    r"""$|["']?(\$__file\{)?/run/secrets/\w+|\{(file|secretName):|"?cat '\$secrets/|(true|false|null)\b"""
+    r"""$|["']?(\$__file\{)?/run/secrets/\w+|\{(file|secretName):|"?cat '\$secrets/|(true|false|null)\b|Path\(|\w+\)"""
 )
 WRONG = (
     re.compile(rf"(?i)\b{KEY}\s+'"),  # SQL
@@ -268,3 +270,17 @@ def test_the_commands_are_words_of_the_command_line() -> None:
         assert asked.returncode == 0, shlex.join(words)
         for path in (word for word in words if word.startswith("pipelines")):
             assert (PROJECT / path).is_dir()
+
+
+def test_prometheus_takes_its_configuration_as_it_is_mounted(tmp_path: Path) -> None:
+    for volume in services()["prometheus"]["volumes"]:
+        source, target = volume.split(":")[:2]
+        if target.startswith("/etc/prometheus/"):
+            (tmp_path / Path(target).name).write_text((COMPOSE.parent / source).read_text())
+    command = [tool("promtool", "prometheus"), "check", "config", str(tmp_path / "prometheus.yaml")]
+    checked = subprocess.run(command, text=True, capture_output=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    ports = dict(target.split(":") for target in yaml.safe_load((tmp_path / "targets.yaml").read_text())[0]["targets"])
+    command = services()["engine"]["command"]
+    assert command[command.index("--metrics-port") + 1] == ports["engine"]
+    assert ports["metrics"] in (PROJECT / "compose" / "metrics.py").read_text()

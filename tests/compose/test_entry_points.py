@@ -6,6 +6,7 @@ Not here: the images themselves, their own entry points, Grafana, networks, moun
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -111,7 +112,11 @@ def test_events_become_right_rows_and_the_services_stop_when_they_are_told(compo
     compose.start("producer", producer, EVENTS_PER_SECOND="200")
     compose.until(lambda: compose.healthy("producer"), "the producer is healthy")
     before = set(compose.folder.iterdir())
-    compose.start("engine", compose.lakehouse("engine"), JAVA_HOME=str(find_java().home))
+    shown = {"METRICS_PORT": str(port()), "METRICS_HOST": "127.0.0.1"}
+    command = [{"0.0.0.0": "127.0.0.1", "9464": shown["METRICS_PORT"]}.get(w, w) for w in compose.lakehouse("engine")]
+    assert shown["METRICS_PORT"] in command
+    compose.start("engine", command, JAVA_HOME=str(find_java().home), **shown)
+    compose.until(lambda: compose.healthy("engine", **shown), "the engine is healthy")
     reader = compose.dsn("lakehouse_reader")
     table = "realtime.events_per_minute"
     compose.until(lambda: query(reader, f"select to_regclass('{table}')") != [(None,)]
@@ -127,9 +132,18 @@ def test_events_become_right_rows_and_the_services_stop_when_they_are_told(compo
     compose.until(lambda: off() == [], "every event is counted")
     assert compose.stop("engine") == 0, compose.log("engine")
     assert off() == []
+    ledger = {"METRICS_PORT": str(port()), "METRICS_HOST": "127.0.0.1"}
+    assert not compose.healthy("metrics", **ledger)
+    compose.start("metrics", [PYTHON, str(SCRIPTS / "metrics.py")], **ledger)
+    compose.until(lambda: compose.healthy("metrics", **ledger), "the ledger's metrics are shown")
+    with urllib.request.urlopen(f"http://127.0.0.1:{ledger['METRICS_PORT']}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert "lakehouse_ledger_up 1.0" in text
+    counted = re.findall(r'lakehouse_rows_total\{outcome="counted",pipeline="realtime.events_per_minute"\} (\S+)', text)
+    assert [(float(value),) for value in counted] == query(reader, f"select sum(event_count)::float from {table}")
     # the container's file system is closed but for the storage and /tmp
-    assert {path.name for path in set(compose.folder.iterdir()) - before} == {"engine.log", "storage"}
-    for name in ("engine", "producer"):
+    assert {path.name for path in set(compose.folder.iterdir()) - before} == {"engine.log", "metrics.log", "storage"}
+    for name in ("engine", "producer", "metrics"):
         text = (compose.folder / f"{name}.log").read_text()
         assert not any(path.read_text() in text for path in compose.secrets.iterdir())
 
