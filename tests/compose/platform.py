@@ -162,6 +162,14 @@ class Compose:
                         [str(SCRIPTS / "postgres.sh")]):
             ran = subprocess.run(command, env=variables, text=True, capture_output=True, timeout=60)
             assert ran.returncode == 0, ran.stderr
+        del variables["PGPASSWORD"]
+        self._client = variables
+
+    def set_passwords(self) -> None:
+        """As `docker compose exec` starts it in the running container: without the password that the image hands on."""
+        ran = subprocess.run([str(SCRIPTS / "postgres.sh"), "passwords"], env=self._client, text=True,
+                             capture_output=True, timeout=60)  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
 
     def dsn(self, user: str, database: str = "lakehouse") -> str:
         secret = self.secret("lakehouse_reader_password" if user == "lakehouse_reader" else f"{user}_password")

@@ -37,7 +37,7 @@ PROGRAMS = {
 #: programs that the scripts call in an image that is not ours
 CALLED = {
     "kafka.sh": {"sed": "busybox", "kafka-storage.sh": "Kafka's distribution", "kafka-server-start.sh": "the same"},
-    "postgres.sh": {"psql": "comes with the server", "`cat": "coreutils"},
+    "postgres.sh": {"psql": "comes with the server", "`cat": "coreutils", "mktemp": "coreutils"},
     "airflow.sh": {"cat": "coreutils", "airflow": "the command of apache/airflow"},
 }
 ONCE = {name for name, service in services().items() if service["restart"] != "unless-stopped"}
@@ -236,7 +236,7 @@ def findings(text: str) -> Iterator[str]:
     """Lines with a default or literal password, a `latest` tag or a port that is published to the network."""
     for line in text.splitlines():
         content = re.sub(r" password :'\w+';", "", line.split("  #")[0])  # psql's variable, read from a file
-        values = re.findall(rf"(?i){KEY}[\"']?\s*[:=]\s*(.*)$", content)
+        values = re.findall(rf"(?i){KEY}[\"']?\s*(?::(?!-\}})|=)\s*(.*)$", content)
         literal = not all(REFERENCE.match(value.strip()) for value in values)
         if literal or any(wrong.search(KNOWN.sub("", content)) for wrong in WRONG):
             yield line
@@ -247,7 +247,7 @@ def findings(text: str) -> Iterator[str]:
     "POSTGRES_PASSWORD=postgres", "create role engine login password 'engine';", "password = hunter2",
     "AIRFLOW__API__SECRET_KEY: abc", "sql_alchemy_conn: postgresql://airflow:airflow@postgres/airflow",
     "image: grafana/grafana:latest", 'ports: ["0.0.0.0:3000:3000"]', "  password: {value: x}", "# login: admin/admin",
-    "_AIRFLOW_WWW_USER_PASSWORD: ${P:-airflow}",
+    "_AIRFLOW_WWW_USER_PASSWORD: ${P:-airflow}", '      echo "${ADMIN_PASSWORD:-admin}"',
 ])  # fmt: skip
 def test_the_search_for_passwords_finds_them(wrong: str) -> None:
     assert list(findings(wrong)) == [wrong]

@@ -25,7 +25,7 @@ from psycopg2.errors import InsufficientPrivilege
 
 from demo.reconcile import reconcile
 from lakehouse_engine.local.java import find_java
-from tests.compose.conftest import services
+from tests.compose.conftest import init, services
 from tests.compose.platform import PYTHON, SCRIPTS, Compose, port
 from tests.platform import PROJECT
 
@@ -101,6 +101,16 @@ def test_each_role_logs_in_with_its_own_password_alone_and_can_do_its_own_work_a
     assert query(compose.dsn("postgres"), "select rolname from pg_roles where rolsuper") == [("postgres",)]
     log = (compose.folder / "postgres.log").read_text()
     assert not any(path.read_text() in log for path in compose.secrets.iterdir())
+
+
+def test_a_role_takes_a_new_password_and_forgets_the_old_one(compose: Compose) -> None:
+    before, file = compose.dsn("lakehouse_reader"), compose.secrets / "lakehouse_reader_password"
+    file.unlink()
+    assert init(compose.folder).returncode == 0
+    compose.set_passwords()
+    assert query(compose.dsn("lakehouse_reader"), "select 1") == [(1,)]
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        psycopg2.connect(before)
 
 
 def test_events_become_right_rows_and_the_services_stop_when_they_are_told(compose: Compose) -> None:
