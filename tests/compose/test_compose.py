@@ -80,6 +80,8 @@ def test_a_service_is_bounded_watched_and_has_no_rights_to_spare(name: str) -> N
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
+    if service.get("read_only"):
+        assert any(mount.startswith("/tmp:") and "exec" in mount.split(",") for mount in service["tmpfs"])
     # one that ends has no health; whoever needs it waits for its success
     waited = [other["depends_on"][name]["condition"] for other in services().values()
               if name in other.get("depends_on", {})]  # fmt: skip
