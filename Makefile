@@ -12,7 +12,7 @@ help:  ## Show this list
 $(VENV)/ready: setup.cfg pyproject.toml
 	@echo "building $(VENV) (a minute or two the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,demo,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,demo,lineage,test,dev]'
 	@touch $@
 
 setup: $(VENV)/ready  ## Build .venv with the command at .venv/bin/lakehouse

@@ -274,12 +274,40 @@ def engine_(env: str | None) -> None:
 @main.command()
 @ENV
 @JSON
-def status(env: str | None, as_json: bool) -> None:
-    """What each pipeline has read, counted and kept aside."""
+@click.option("--watch", is_flag=True, help="Keep the table on the terminal, until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds, with --watch.")
+def status(env: str | None, as_json: bool, watch: bool, every: float) -> None:
+    """How each pipeline stands, and what it has read, counted and kept aside."""
     from lakehouse_engine import status as states
 
+    if watch and as_json:
+        raise UsageError("BAD_VALUE", "--watch is for people and --json for machines; take one of them")
+    if watch:
+        states.watch(_environment(env), every)
+        return
     found = states.read(_environment(env))
-    click.echo(json.dumps(found, default=str) if as_json else states.table(found))
+    click.echo(json.dumps(found, default=str) if as_json else states.text(found))
+
+
+@main.command()
+@SPECS
+@ENV
+@JSON
+@click.option("--last", type=click.IntRange(min=0), default=10, show_default=True, help="Begin with so many of each.")
+@click.option("--limit", type=click.IntRange(min=1), help="End after so many.")
+@click.option("--once", is_flag=True, help="End with what is there.")
+def tail(specs: tuple[Path, ...], env: str | None, as_json: bool, last: int, limit: int | None, once: bool) -> None:
+    """Follow micro-batches, runs and failures of pipelines as they commit, until Ctrl-C."""
+    from contextlib import suppress
+    from itertools import islice
+
+    from lakehouse_engine import tail as tails
+
+    environment = _environment(env)
+    entries = tails.Tail(environment.postgres_dsn(), _names(_plan(specs, env)), last).follow(once=once)
+    with suppress(KeyboardInterrupt):
+        for entry in islice(entries, limit):
+            click.echo(json.dumps(tails.plain(entry)) if as_json else tails.line(entry))
 
 
 @main.command()

@@ -25,9 +25,9 @@ if __package__ in (None, ""):  # run as a script, with the package not installed
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import jobs, journal, maintenance, serving
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
+from lakehouse_engine.errors import LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
-from lakehouse_engine.journal import Journal, Run, See
+from lakehouse_engine.journal import Run
 from lakehouse_engine.log import Log
 from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
 from lakehouse_engine.progress import now_micros
@@ -38,14 +38,12 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
+from lakehouse_engine.told import Told
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from lakehouse_engine.streams import ScanRun
 
-#: restarts of a query without a batch in between, before it is given up
-MAX_RESTARTS = 5
 #: tables that are copied to PostgreSQL side by side
 LOADS_AT_ONCE = 4
 
@@ -63,13 +61,12 @@ class Runner:
     #: a session that is there already and stays
     session: SparkSession | None = None
     failures: list[str] = field(default_factory=list)
-    #: each is told of every micro-batch, run and failure
-    watchers: list[See] = field(default_factory=list)
-    _journal: Journal | None = None
-    _endpoint: Any = None
-    _secrets: tuple[str, ...] = ()
+    _told: Told = field(init=False)
     _spark: SparkSession | None = None
     _stop: bool = False
+
+    def __post_init__(self) -> None:
+        self._told = Told(self.report)
 
     @property
     def storage(self) -> Path:
@@ -77,10 +74,7 @@ class Runner:
 
     def perform(self, plan: Plan, request: Request) -> int:
         """Does what the request says with its plan; the exit status."""
-        self.watchers.append(self.report.see)
-        self._keep_journal()
-        if request.metrics is not None:
-            self._show_metrics(plan, *request.metrics)
+        self._told.open(plan, request, self.environment, self.storage)
         if request.command == "run":
             return self.run(plan, available_now=request.available_now)
         if request.command == "serve":
@@ -89,33 +83,6 @@ class Runner:
             return self.maintain(plan, apply=request.apply)
         assert request.span is not None
         return self.backfill(plan, request.span)
-
-    def _keep_journal(self) -> None:
-        """Runs are kept where there is a PostgreSQL; none is needed for what is landed in Delta."""
-        try:
-            dsn = self.postgres()
-        except RunError as error:
-            if error.code not in ("NO_CONNECTION", "STACK_DOWN"):
-                self.report(f"lakehouse.runs is not written: {error}")
-            return
-        self._secrets = journal.secrets_of(dsn)
-        self._journal = Journal(dsn, self.report)
-        self.watchers.append(self._journal.see)
-
-    def _show_metrics(self, plan: Plan, host: str, port: int) -> None:
-        """Raises ``RunError`` PORT_IN_USE."""
-        from lakehouse_engine.metrics import Metrics
-
-        metrics = Metrics()
-        metrics.expect({member.name: scan.every for scan in plan.scans for member in scan.members})
-        self._endpoint, port = metrics.serve(host, port)
-        self.watchers.append(metrics.see)
-        self.report(f"metrics at http://{host}:{port}/metrics")
-
-    def see(self, run: Run) -> None:
-        shown = journal.without_secrets(run, self._secrets)
-        for watcher in self.watchers:
-            watcher(shown)
 
     def run(self, plan: Plan, *, available_now: bool) -> int:
         """Streams, then jobs; the exit status. A job whose source failed does not run.
@@ -169,16 +136,17 @@ class Runner:
 
     def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:
         from lakehouse_engine import streams
+        from lakehouse_engine.supervise import Supervised
 
         needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
         to = streams.Connections(
             self.environment.kafka_bootstrap, self.postgres() if needs_postgres else None,
             self.storage, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
-        running: dict[str, _Supervised] = {}
+        running: dict[str, Supervised] = {}
         try:
             for scan in scans:
                 started_at = now_micros()
-                running[scan.name] = _Supervised(scan, self.spark(), to, self.report, self.see, available_now)
+                running[scan.name] = Supervised(scan, self.spark(), to, self._told, available_now)
                 try:
                     running[scan.name].start()
                 except Exception as error:
@@ -198,7 +166,7 @@ class Runner:
 
     def _stream_failed(self, scan: Scan, started_at: int, error: BaseException) -> None:
         for member in scan.members:
-            self.see(journal.failed(member.name, "stream", started_at, error, step="given_up"))
+            self._told.see(journal.failed(member.name, "stream", started_at, error, step="given_up"))
 
     def stop(self) -> None:
         self._stop = True
@@ -208,13 +176,13 @@ class Runner:
         try:
             if job.source in failed:
                 raise RunError("SOURCE_FAILED", f"not run, because {job.source} failed")
-            self.see(self._attempt(job, started_at))
+            self._told.see(self._attempt(job, started_at))
         except LakehouseError as error:
             failed.add(job.name)
             self.failures.append(f"{job.name}: {error}")
-            self.see(journal.failed(job.name, "job", started_at, error))
+            self._told.see(journal.failed(job.name, "job", started_at, error))
         except Exception as error:
-            self.see(journal.failed(job.name, "job", started_at, error))
+            self._told.see(journal.failed(job.name, "job", started_at, error))
             raise
 
     def _attempt(self, job: Job, started_at: int) -> Run:
@@ -223,6 +191,7 @@ class Runner:
             self.report.progress(f"{job.name}: nothing new ({decision.reason})")
             return self._job_run(job, "job", started_at, None)
         began = time.monotonic()
+        self._told.began(job.name, "job")
 
         def announce(made: Decision) -> None:
             self.report.progress(f"{job.name}: {made.kind} ({made.reason})")
@@ -262,14 +231,14 @@ class Runner:
 
         def slice_done(outcome: jobs.Outcome) -> None:
             nonlocal started_at
-            self.see(self._job_run(job, "backfill", started_at, outcome))
+            self._told.see(self._job_run(job, "backfill", started_at, outcome))
             started_at = now_micros()
 
         try:
             return backfills.backfill(self.spark(), job, span, self.storage, self._dsn_of(job), self.report,
                                       lambda: self._stop, slice_done)  # fmt: skip
         except Exception as error:
-            self.see(journal.failed(job.name, "backfill", started_at, error))
+            self._told.see(journal.failed(job.name, "backfill", started_at, error))
             raise
 
     def serve(self, plan: Plan) -> int:
@@ -297,23 +266,24 @@ class Runner:
             stale = serving.stale(plan.served, self.storage, dsn) if plan.served else []
         except LakehouseError as error:
             for spec in plan.served:
-                self.see(journal.failed(spec.name, "serve", started_at, error))
+                self._told.see(journal.failed(spec.name, "serve", started_at, error))
             raise
         behind = {item.spec.name for item in stale}
         for spec in plan.served:
             if spec.name not in behind:
-                self.see(Run(spec.name, "serve", "nothing", started_at, sink="postgres"))
+                self._told.see(Run(spec.name, "serve", "nothing", started_at, sink="postgres"))
         return stale
 
     def _load(self, load: Callable[..., serving.Served], spark: SparkSession, item: serving.Stale,
               dsn: str) -> serving.Served:  # fmt: skip
         started_at = now_micros()
+        self._told.began(item.spec.name, "serve")
         try:
             done = load(spark, item, self.storage, dsn)
         except Exception as error:
-            self.see(journal.failed(item.spec.name, "serve", started_at, error))
+            self._told.see(journal.failed(item.spec.name, "serve", started_at, error))
             raise
-        self.see(Run(item.spec.name, "serve", "committed", started_at, version=item.version, rows=done.rows,
+        self._told.see(Run(item.spec.name, "serve", "committed", started_at, version=item.version, rows=done.rows,
                      sink="postgres"))  # fmt: skip
         return done
 
@@ -331,95 +301,12 @@ class Runner:
     def close(self) -> None:
         if self._spark is not None:
             self._spark.stop()
-        if self._journal is not None:
-            self._journal.close()
-        if self._endpoint is not None:
-            self._endpoint.shutdown()
-            self._endpoint.server_close()
+        self._told.close()
 
 
 def planned(specs: Sequence[Path], environment: Environment) -> Plan:
     """The plan of these files and folders; of ``pipelines`` without any. Raises ``SpecError``."""
     return compile_plan(load(list(specs) or [Path("pipelines")], environment=environment))
-
-
-class _Supervised:
-    """A scan that is started again when it fails, with growing pauses, and given up when that does not help."""
-
-    def __init__(self, scan: Scan, spark: SparkSession, to: Any, report: Log, see: See,
-                 available_now: bool) -> None:  # fmt: skip
-        self._scan, self._spark, self._to, self._report, self._see = scan, spark, to, report, see
-        self._since = now_micros()
-        self._available_now = available_now
-        self._run: ScanRun | None = None
-        self._restarts = 0
-        self._again_at: float | None = None
-        self.failures: list[str] = []
-        self.done = False
-
-    def start(self) -> None:
-        from lakehouse_engine.streams import ScanRun
-
-        self._since = now_micros()
-        self._run = ScanRun(self._spark, self._scan, self._to, self._report.progress, self._see)
-        self._run.start(available_now=self._available_now)
-
-    def look(self) -> None:
-        if self.done:
-            return
-        if self._again_at is not None:
-            if time.monotonic() >= self._again_at:
-                self._again_at = None
-                try:
-                    self.start()
-                except RunError as refused:
-                    self._failed(refused)
-            return
-        run = self._run
-        if run is None or run.query is None or run.query.isActive:
-            return
-        error = run.error or run.query.exception()
-        if error is None:
-            self.done = True
-            return
-        if run.batches:
-            self._restarts = 0
-        run.release()
-        self._failed(error)
-
-    def _failed(self, error: BaseException) -> None:
-        text = str(error) if isinstance(error, LakehouseError) else f"STREAM_FAILED: {_first_line(error)}"
-        self._restarts += 1
-        fatal = isinstance(error, FencedError) or (
-            isinstance(error, LakehouseError) and not isinstance(error, RunError)
-        )
-        if fatal or self._restarts > MAX_RESTARTS:
-            self.failures += [f"{member.name}: {text}" for member in self._scan.members]
-            self._seen_failed(error, "given_up")
-            self.done = True
-            return
-        self._seen_failed(error, "restart")
-        pause = min(2.0 ** (self._restarts - 1), 30.0)
-        self._report.progress(f"{self._scan.name}: {text}; starting again in {pause:.0f} s"
-                              f" ({self._restarts} of {MAX_RESTARTS})")  # fmt: skip
-        self._again_at = time.monotonic() + pause
-
-    def _seen_failed(self, error: BaseException, step: journal.Step) -> None:
-        for member in self._scan.members:
-            if self._run is None or member.name not in self._run.detached:
-                self._see(journal.failed(member.name, "stream", self._since, error, step=step))
-
-    def stop(self) -> None:
-        if self._run is not None:
-            self._run.stop()
-            self._run.release()
-            self.failures += [f"{name}: {error}" for name, error in self._run.detached.items()]
-        self.done = True
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 class _Signals:

@@ -1,7 +1,10 @@
-"""What each pipeline has read, counted and kept aside, from the ledgers: PostgreSQL's and the Delta commits'."""
+"""What each pipeline has read, counted and kept aside, and how it stands: PostgreSQL's ledger and the Delta logs."""
 
 from __future__ import annotations
 
+import time
+from contextlib import closing
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine.deltalog import DeltaLog
@@ -11,21 +14,35 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.table import Table
+
     from lakehouse_engine.spec.environment import Environment
+
+#: seconds over which a rate is taken
+RATE_OVER = 60
+#: a stream that has committed within so many seconds runs
+_RUNS_WITHIN = 60.0
+#: what people see, in this order
+HEADS = ("pipeline", "state", "last_commit", "rate", "behind", "batch_seconds", "watermark_delay", *COUNTERS, "error")
 
 
 def read(environment: Environment) -> list[dict[str, Any]]:
-    """One entry a pipeline: ``pipeline``, ``store``, ``batches``, ``last_commit``, ``watermark`` and the counters."""
+    """One entry a pipeline: ``pipeline``, ``store``, ``batches``, ``last_commit``, ``watermark``, the counters; and how
+    it stands: ``state`` (running, idle, failed, ok), ``rate`` (rows a second of the last minute), ``behind`` (records),
+    ``batch_seconds``, ``watermark_delay`` (seconds), ``error``. What is not known is None.
+    """
     from pathlib import Path
 
-    found = _delta(Path(environment.storage))
-    connection = postgres_sink.connect(environment.postgres_dsn())
-    try:
-        with connection, connection.cursor() as cursor:
-            found += _postgres(cursor)
-    finally:
-        connection.close()
-    return sorted(found, key=lambda entry: str(entry["pipeline"]))
+    found = {entry["pipeline"]: entry for entry in _delta(Path(environment.storage))}
+    with closing(postgres_sink.connect(environment.postgres_dsn())) as connection, connection, \
+            connection.cursor() as cursor:  # fmt: skip
+        found |= {entry["pipeline"]: entry for entry in _postgres(cursor)}
+        commits, runs = _seen(cursor)
+    for name in runs:  # one that has only failed so far
+        found.setdefault(name, {"pipeline": name, "store": None, "batches": 0, "last_commit": None, "watermark": None})
+    for name, entry in found.items():
+        entry |= _stands(entry, commits.get(name), runs.get(name))
+    return [found[name] for name in sorted(found)]
 
 
 def _postgres(cursor: Any) -> list[dict[str, Any]]:
@@ -38,6 +55,48 @@ def _postgres(cursor: Any) -> list[dict[str, Any]]:
     )
     names = ("pipeline", "batches", "last_commit", "watermark", *COUNTERS)
     return [{**dict(zip(names, row, strict=True)), "store": "postgres"} for row in cursor.fetchall()]
+
+
+def _seen(cursor: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By pipeline: the last micro-batch with the rate of the last minute, and the last run or failure."""
+    cursor.execute("select to_regclass('lakehouse.commits') is not null")
+    if not cursor.fetchone()[0]:
+        return {}, {}
+    cursor.execute(
+        "select p.pipeline, b.* from (select distinct pipeline from lakehouse.positions) p, lateral (select"
+        " committed_at, extract(epoch from committed_at - started_at)::float8,"
+        " extract(epoch from committed_at - watermark)::float8, behind"
+        " from lakehouse.batches b where b.pipeline = p.pipeline order by epoch desc, batch_id desc limit 1) b"
+        " union all select pipeline, ended_at, extract(epoch from ended_at - started_at)::float8, null, behind"
+        " from lakehouse.last_runs where kind = 'batch'")  # fmt: skip
+    commits = {row[0]: row[1:] for row in cursor.fetchall()}
+    read = " + ".join(COUNTERS)
+    cursor.execute(f"select pipeline, sum({read})::float8 from lakehouse.commits where committed_at > now()"
+                   " - %s * interval '1 second' group by 1", (RATE_OVER,))  # fmt: skip
+    rates = dict(cursor.fetchall())
+    commits = {name: (*row, rates.get(name, 0.0)) for name, row in commits.items()}
+    cursor.execute("select distinct on (pipeline) pipeline, kind, outcome, ended_at, code, message,"
+                   " extract(epoch from ended_at - started_at)::float8 from lakehouse.last_runs"
+                   " order by pipeline, ended_at desc")  # fmt: skip
+    return commits, {row[0]: row[1:] for row in cursor.fetchall()}
+
+
+def _stands(entry: dict[str, Any], commit: Any, run: Any) -> dict[str, Any]:
+    at, seconds, delay, behind, rows = commit or (None,) * 5
+    state, error = "ok", None
+    if at is not None:
+        ago = (datetime.now(timezone.utc) - at).total_seconds()
+        state = "running" if ago < _RUNS_WITHIN else "idle"
+    if run is not None:
+        kind, outcome, ended, code, message, took = run
+        if outcome == "failed" and (at is None or ended >= at):
+            state, error = "failed", f"{code}: {message}"
+        if at is None and kind != "stream":
+            seconds = took
+            last = entry["last_commit"]
+            entry["last_commit"] = last if last is not None or outcome != "committed" else ended
+    return {"state": state, "rate": None if rows is None else rows / RATE_OVER, "behind": behind,
+            "batch_seconds": seconds, "watermark_delay": delay, "error": error}  # fmt: skip
 
 
 def _delta(storage: Path) -> list[dict[str, Any]]:
@@ -61,21 +120,52 @@ def _delta(storage: Path) -> list[dict[str, Any]]:
     return found
 
 
-def table(entries: list[dict[str, Any]]) -> str:
+_NUMBERS = {"rate", "behind", "batch_seconds", "watermark_delay", *COUNTERS}
+_COLORS = {"running": "green", "failed": "bold red", "idle": "yellow"}
+
+
+def table(entries: list[dict[str, Any]]) -> Table:
     """The entries for people."""
-    heads = ["pipeline", "store", "batches", "last_commit", "watermark", *COUNTERS]
-    lines = [[_cell(entry.get(head)) for head in heads] for entry in entries]
-    widths = [max([len(head), *(len(line[i]) for line in lines)]) for i, head in enumerate(heads)]
-    numbers = {"batches", *COUNTERS}
+    from rich.table import Table
+    from rich.text import Text
 
-    def shown(cells: list[str]) -> str:
-        return "  ".join(c.rjust(w) if h in numbers else c.ljust(w)
-                         for c, w, h in zip(cells, widths, heads, strict=True)).rstrip()  # fmt: skip
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for head in HEADS:
+        shown.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "error",
+                         overflow="fold" if head == "error" else "ellipsis")  # fmt: skip
+    for entry in entries:
+        cells = [Text(_cell(head, entry.get(head))) for head in HEADS]
+        cells[1].stylize(_COLORS.get(str(entry["state"]), ""))
+        shown.add_row(*cells)
+    return shown
 
-    return "\n".join([shown(heads), *map(shown, lines)])
+
+def text(entries: list[dict[str, Any]]) -> str:
+    """The table as plain lines, as wide as it needs to be."""
+    import io
+
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=400, color_system=None).print(table(entries))
+    return "\n".join(row.rstrip() for row in out.getvalue().rstrip().splitlines())
 
 
-def _cell(value: Any) -> str:
+def watch(environment: Environment, every: float) -> None:
+    """The table on the terminal, read anew every ``every`` seconds, until Ctrl-C."""
+    from contextlib import suppress
+
+    from rich.live import Live
+
+    with suppress(KeyboardInterrupt), Live(table(read(environment)), auto_refresh=False) as live:
+        while True:
+            time.sleep(every)
+            live.update(table(read(environment)), refresh=True)
+
+
+def _cell(head: str, value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else str(value)[:19]
+    if isinstance(value, float):
+        return f"{value:,.1f}/s" if head == "rate" else f"{value:,.1f} s"
+    return f"{value:,}" if isinstance(value, int) else str(value)[: 19 if head == "last_commit" else 200]
