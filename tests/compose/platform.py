@@ -123,7 +123,10 @@ class Compose:
             assert text.count(there) == 1
             text = text.replace(there, here)
         (self.folder / "kafka.properties").write_text(text)
-        self.start("kafka", [str(SCRIPTS / "kafka.sh")], KAFKA_BIN=str(bin_),
+        self.start_kafka_again()
+
+    def start_kafka_again(self) -> None:
+        self.start("kafka", [str(SCRIPTS / "kafka.sh")], KAFKA_BIN=str(self.folder / "bin"),
                    KAFKA_PROPERTIES=str(self.folder / "kafka.properties"))  # fmt: skip
 
     def start_postgres(self) -> None:

@@ -69,7 +69,7 @@ def test_docker_compose_reads_it_and_every_variable_has_a_value(project: Path, t
 def test_without_init_it_says_what_to_do(project: Path, tmp_path: Path) -> None:
     command = [tool("docker-compose", "docker-compose"), *without_name(tmp_path, project)[2:], "config"]
     read = subprocess.run(command, text=True, capture_output=True, timeout=60)
-    assert read.returncode == 1
+    assert read.returncode != 0
     assert "lakehouse init" in read.stderr
 
 

@@ -60,8 +60,10 @@ def topic_made(compose: Compose) -> None:
     assert (made.returncode, made.stdout) == (0, "topic user-events has 3 partitions\n"), made.stderr
 
 
-def test_the_topic_is_made_with_its_partitions_and_its_retention(compose: Compose) -> None:
+def test_the_topic_is_made_with_its_partitions_and_its_retention_and_outlives_the_broker(compose: Compose) -> None:
     topic_made(compose)
+    compose.stop("kafka")
+    compose.start_kafka_again()
     topic_made(compose)
     client = AdminClient({"bootstrap.servers": f"127.0.0.1:{compose.kafka_port}"})
     wanted = ConfigResource("topic", "user-events")
