@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lakehouse_engine.spec.environment import Environment
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
-ENV = click.option("--env", "env", metavar="NAME", help="environments/NAME.yaml; default: the embedded stack.")
+ENV = click.option("--env", "env", metavar="NAME", envvar="LAKEHOUSE_ENV",
+                   help="environments/NAME.yaml; default: $LAKEHOUSE_ENV, else the embedded stack.")  # fmt: skip
 OWN = click.option("--no-engine", "own", is_flag=True, help="Start Spark here even where an engine runs.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
@@ -52,6 +53,19 @@ def main(debug: bool) -> None:
 def report(text: str) -> None:
     """Progress goes to standard error; results go to standard output."""
     click.echo(text, err=True)
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Write what containers need: random secrets and compose/.env; what is there stays."""
+    from lakehouse_engine.local import initial
+
+    written = initial.write(folder)
+    for path in written.made:
+        report(f"written: {path}")
+    click.echo(f"{len(written.made)} files written, {len(written.kept)} were there; next: docker compose -f"
+               f" {folder / 'compose' / 'compose.yaml'} up -d")  # fmt: skip
 
 
 @main.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ def _setting(value: object) -> object:
     return str(value).lower() if isinstance(value, bool | int | float) else value
 
 
+#: as in a pipeline's file: ``${NAME}``, ``${NAME:-default}``; ``$${`` is ``${`` itself
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}")
 #: a Spark setting is text; YAML may write it as a number or a boolean
 Setting = Annotated[str, BeforeValidator(_setting)]
 
@@ -125,14 +127,15 @@ class Environment(Model):
 def load_environment(name: str | None, root: Path, variables: Mapping[str, str] = os.environ) -> Environment:
     """``environments/<name>.yaml`` below ``root``; without a name the embedded stack of ``.lakehouse/services.json``.
 
+    In the file ``${NAME}`` and ``${NAME:-default}`` stand for environment variables.
     Raises ``UsageError`` ENVIRONMENT_MISSING, ``SpecError`` for a wrong file, ``RunError`` STACK_DOWN.
     """
-    environment = _read(name, root)
+    environment = _read(name, root, variables)
     environment._variables = variables
     return environment
 
 
-def _read(name: str | None, root: Path) -> Environment:
+def _read(name: str | None, root: Path, variables: Mapping[str, str]) -> Environment:
     if name is None:
         folder = root / ".lakehouse"
         services = folder / "services.json"
@@ -161,6 +164,12 @@ def _read(name: str | None, root: Path) -> Environment:
 
     if not isinstance(content, dict):
         raise SpecError([problem("", "BAD_VALUE", "an environment is a map")])
+    unset: list[Problem] = []
+    content = _filled(content, "", variables, lambda place, name: unset.append(
+        problem(place, "UNSET_VARIABLE", f"there is no environment variable {name}; give it a value or write"
+                f" ${{{name}:-default}}")))  # fmt: skip
+    if unset:
+        raise SpecError(unset)
     if "://" in str(content.get("storage", "")):
         raise SpecError([problem("storage", "NOT_YET", "storage other than a local path comes with a later version")])
     try:
@@ -170,3 +179,23 @@ def _read(name: str | None, root: Path) -> Environment:
             problem(place := ".".join(map(str, one["loc"])), one["type"] if one["type"].isupper() else "BAD_VALUE",
                     f"{place}: {one['msg']}") for one in error.errors(include_input=False)
         ]) from None  # fmt: skip
+
+
+def _filled(value: Any, place: str, variables: Mapping[str, str], unset: Callable[[str, str], None]) -> Any:
+    """``value`` with environment variables in place of their names; ``unset`` is told of one that is not there."""
+    if isinstance(value, dict):
+        return {k: _filled(v, f"{place}.{k}" if place else str(k), variables, unset) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_filled(v, f"{place}[{i}]", variables, unset) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def named(match: re.Match[str]) -> str:
+        name, default = match[1], match[3]
+        if name is None:
+            return "${"
+        if name not in variables and match[2] is None:
+            unset(place, name)
+        return variables.get(name, default or "")
+
+    return _VARIABLE.sub(named, value)

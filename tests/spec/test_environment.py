@@ -152,3 +152,34 @@ def test_an_embedded_stack_that_was_not_started_has_a_storage_and_no_services(tm
     with pytest.raises(RunError) as caught:
         _ = found.kafka_bootstrap
     assert caught.value.code == "STACK_DOWN"
+
+
+def test_environment_variables_are_filled_in_with_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GOOD
+    for there, here in (("/srv/lake", "${LAKEHOUSE_TEST_ROOT:-/srv/lake}/x"), ("prefix: prod-", 'prefix: "$${prod}"'),
+                        ("host: db,", 'host: db, port: "${LAKEHOUSE_TEST_PORT:-5433}",')):  # fmt: skip
+        text = text.replace(there, here)
+    found = environment(tmp_path, text)
+    assert (found.storage, found.vars["prefix"]) == ("/srv/lake/x", "${prod}")
+    assert found.connections.postgres is not None
+    assert found.connections.postgres.port == 5433
+    monkeypatch.setenv("LAKEHOUSE_TEST_ROOT", "/elsewhere")
+    assert environment(tmp_path, text).storage == "/elsewhere/x"
+
+
+def test_a_variable_without_a_value_is_refused_at_its_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as refused:
+        environment(tmp_path, GOOD.replace("host: db", 'host: "${LAKEHOUSE_TEST_UNSET}"'))
+    (problem,) = refused.value.problems
+    assert (problem.file, problem.line, problem.code) == ("environments/production.yaml", 4, "UNSET_VARIABLE")
+
+
+def test_lakehouse_env_names_the_environment_of_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from lakehouse_engine.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for command in ("validate", "plan", "run", "serve", "status", "engine", "produce", "maintain"):
+        asked = CliRunner().invoke(main, [command], env={"LAKEHOUSE_ENV": "nowhere"})
+        assert (asked.exit_code, "there is no environments/nowhere.yaml" in asked.output) == (2, True), command
