@@ -14,3 +14,6 @@ export function badge(state) {
   const [sign, kind, word] = STATES[state] ?? ["?", "", state];
   return h("span", { class: `state ${kind}`, "data-state": state }, h("span", { "aria-hidden": "true" }, sign), word);
 }
+
+/** When a pipeline runs, in words. */
+export const due = (one) => (one.schedule === "upstream" ? `after ${one.source}` : (one.schedule ?? "by hand"));

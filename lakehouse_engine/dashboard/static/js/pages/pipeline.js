@@ -3,7 +3,7 @@ import { get } from "../api.js";
 import { Chart } from "../chart.js";
 import { h, renew } from "../dom.js";
 import { count, duration, moment } from "../format.js";
-import { badge } from "../state.js";
+import { badge, due } from "../state.js";
 import { recordTable } from "../table.js";
 
 const CHARTS = [
@@ -45,7 +45,7 @@ function facts(one) {
       one.source,
       one.source_kind === "table" ? `/pipelines/${one.source}` : null,
     ],
-    ["Runs", one.schedule ?? "by hand", null],
+    ["Runs", due(one), null],
     ["Table in PostgreSQL", one.table, one.table ? `/tables/${one.table}` : null],
     ["Copy in PostgreSQL", copy, null],
     ["Delta version", one.version === null ? null : String(one.version), null],

@@ -2,7 +2,7 @@
 import { get } from "../api.js";
 import { h, renew } from "../dom.js";
 import { count, duration } from "../format.js";
-import { badge } from "../state.js";
+import { badge, due } from "../state.js";
 import { Board } from "./board.js";
 
 // as data flows
@@ -15,7 +15,7 @@ function line(one) {
   return [
     one.name,
     one.state,
-    one.kind === "stream" ? one.schedule : (one.schedule ?? "by hand"),
+    due(one),
     ago(one.age_seconds),
     one.rows_per_second === null ? null : `${count(Math.round(one.rows_per_second * 10) / 10)} /s`,
     one.lag_seconds === null ? null : duration(Math.round(one.lag_seconds)),
