@@ -52,7 +52,7 @@ def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: 
         announce(decision)
         if decision.kind == "nothing":
             return Outcome(decision, 0, {})
-        return execute(spark, job, decision, storage, dsn)
+        return execute(spark, job, decision, storage, dsn, announce)
 
 
 def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
@@ -62,12 +62,14 @@ def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager
     return closing(acquire(spark, storage, job.name, job.name, patience=LOCK_PATIENCE))
 
 
-def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None) -> Outcome:
-    """Does what ``decision`` says; the caller holds the table."""
+def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
+            announce: Callable[[Decision], None] = lambda _: None) -> Outcome:  # fmt: skip
+    """Does what ``decision`` says, or tells ``announce`` what else has to be done; the caller holds the table."""
     try:
         return _Run(spark, job, decision, storage, dsn).execute()
     except MustRecompute as found:  # before anything was written
         whole = replace(decision, kind="slices", reason=f"{decision.reason}, but {found}")
+        announce(whole)
         return _Run(spark, job, whole, storage, dsn).execute()
 
 
