@@ -19,6 +19,7 @@ from lakehouse_engine.request import Request, Span, metrics_address
 if TYPE_CHECKING:
     from lakehouse_engine.plan import Plan
     from lakehouse_engine.spec.environment import Environment
+    from lakehouse_engine.spec.pipeline import PipelineSpec
 
 SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
 ENV = click.option("--env", "env", metavar="NAME", envvar="LAKEHOUSE_ENV",
@@ -279,13 +280,21 @@ def engine_(env: str | None) -> None:
 def status(env: str | None, as_json: bool, watch: bool, every: float) -> None:
     """How each pipeline stands, and what it has read, counted and kept aside."""
     from lakehouse_engine import status as states
+    from lakehouse_engine.errors import SpecError
+    from lakehouse_engine.spec.loader import load
 
     if watch and as_json:
         raise UsageError("BAD_VALUE", "--watch is for people and --json for machines; take one of them")
+    environment, pipelines = _environment(env), Path("pipelines")
+    specs: Sequence[PipelineSpec] = ()
+    try:
+        specs = load([pipelines], environment=environment) if pipelines.is_dir() else ()
+    except SpecError:
+        report("a file in pipelines/ is wrong (lakehouse validate says which): states are told from commits alone")
     if watch:
-        states.watch(_environment(env), every)
+        states.watch(environment, specs, every)
         return
-    found = states.read(_environment(env))
+    found = states.read(environment, specs)
     click.echo(json.dumps(found, default=str) if as_json else states.text(found))
 
 

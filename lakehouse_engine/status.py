@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lakehouse_engine.spec.environment import Environment
+    from lakehouse_engine.spec.pipeline import PipelineSpec
 
 #: seconds over which a rate is taken
 RATE_OVER = 60
@@ -26,10 +28,13 @@ _RUNS_WITHIN = 60.0
 HEADS = ("pipeline", "state", "last_commit", "rate", "behind", "batch_seconds", "watermark_delay", *COUNTERS, "error")
 
 
-def read(environment: Environment) -> list[dict[str, Any]]:
+def read(environment: Environment, specs: Sequence[PipelineSpec] = ()) -> list[dict[str, Any]]:
     """One entry a pipeline: ``pipeline``, ``store``, ``batches``, ``last_commit``, ``watermark``, the counters; and how
-    it stands: ``state`` (running, idle, failed, ok), ``rate`` (rows a second of the last minute), ``behind`` (records),
-    ``batch_seconds``, ``watermark_delay`` (seconds), ``error``. What is not known is None.
+    it stands: ``state``, ``rate`` (rows a second of the last minute), ``behind`` (records), ``batch_seconds``,
+    ``watermark_delay`` (seconds), ``error``. What is not known is None.
+
+    ``state`` is that of ``states.py`` for a pipeline of ``specs``. Of others only what they did is known: running (a
+    commit in the last minute), idle, failed, ok.
     """
     from pathlib import Path
 
@@ -38,11 +43,27 @@ def read(environment: Environment) -> list[dict[str, Any]]:
             connection.cursor() as cursor:  # fmt: skip
         found |= {entry["pipeline"]: entry for entry in _postgres(cursor)}
         commits, runs = _seen(cursor)
-    for name in runs:  # one that has only failed so far
+    for name in (*runs, *(spec.name for spec in specs)):  # one that has only failed so far, or never ran
         found.setdefault(name, {"pipeline": name, "store": None, "batches": 0, "last_commit": None, "watermark": None})
     for name, entry in found.items():
         entry |= _stands(entry, commits.get(name), runs.get(name))
+    for known in _judged(environment, specs):
+        failure = known["failure"]
+        error = f"{failure['code']}: {failure['message']}" if failure else None
+        found[known["name"]] |= {"state": known["state"], "error": error}
     return [found[name] for name in sorted(found)]
+
+
+def _judged(environment: Environment, specs: Sequence[PipelineSpec]) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from lakehouse_engine import states
+    from lakehouse_engine.database import Database
+
+    if not specs:
+        return []
+    with closing(Database(environment.postgres_dsn)) as database:
+        return states.states(specs, database, Path(environment.storage))
 
 
 def _postgres(cursor: Any) -> list[dict[str, Any]]:
@@ -121,7 +142,7 @@ def _delta(storage: Path) -> list[dict[str, Any]]:
 
 
 _NUMBERS = {"rate", "behind", "batch_seconds", "watermark_delay", *COUNTERS}
-_COLORS = {"running": "green", "failed": "bold red", "idle": "yellow"}
+_COLORS = {"running": "green", "failed": "bold red", "stale": "bold red", "overdue": "yellow", "idle": "yellow"}
 
 
 def table(entries: list[dict[str, Any]]) -> Table:
@@ -151,16 +172,16 @@ def text(entries: list[dict[str, Any]]) -> str:
     return "\n".join(row.rstrip() for row in out.getvalue().rstrip().splitlines())
 
 
-def watch(environment: Environment, every: float) -> None:
+def watch(environment: Environment, specs: Sequence[PipelineSpec], every: float) -> None:
     """The table on the terminal, read anew every ``every`` seconds, until Ctrl-C."""
     from contextlib import suppress
 
     from rich.live import Live
 
-    with suppress(KeyboardInterrupt), Live(table(read(environment)), auto_refresh=False) as live:
+    with suppress(KeyboardInterrupt), Live(table(read(environment, specs)), auto_refresh=False) as live:
         while True:
             time.sleep(every)
-            live.update(table(read(environment)), refresh=True)
+            live.update(table(read(environment, specs)), refresh=True)
 
 
 def _cell(head: str, value: Any) -> str:

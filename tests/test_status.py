@@ -16,6 +16,7 @@ from lakehouse_engine import journal, ledger, progress, status, tail
 from lakehouse_engine.journal import Run
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.loader import load
 
 NOW = progress.now_micros()
 SECOND = 1_000_000
@@ -79,6 +80,15 @@ def test_status_says_how_each_pipeline_stands(cursor: Any, database: str, tmp_pa
     assert "running" in shown[WINDOWS]
     assert "10.0/s" in shown[WINDOWS]
     assert shown[GOLD].endswith("X: it is shut")
+
+    # of a pipeline that has a file here, the verdict is the dashboard's
+    file = tmp_path / "pipelines" / "bronze" / "a.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("source: {kafka: {topic: t}}\nsink: delta\ntrigger: {every: 10 seconds}\n")
+    (tmp_path / "pipelines" / "bronze" / "b.yaml").write_text(file.read_text())
+    told = {entry["pipeline"]: entry for entry in status.read(environment, load([tmp_path / "pipelines"]))}
+    assert (told[LANDING]["state"], told["bronze.b"]["state"]) == ("stale", "never")
+    assert (told[WINDOWS]["state"], told[GOLD]["state"]) == ("running", "failed")
 
     # a stream that commits again has nothing to complain of
     journal.write(cursor, [landed(5)])

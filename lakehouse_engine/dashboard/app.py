@@ -14,7 +14,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from lakehouse_engine.dashboard import answers, boards, detail, states, tables
+from lakehouse_engine import states
+from lakehouse_engine.dashboard import answers, boards, detail, tables
 from lakehouse_engine.dashboard.access import Access, problem
 from lakehouse_engine.dashboard.graph import graph
 from lakehouse_engine.dashboard.project import Project

@@ -14,8 +14,8 @@ from psycopg2 import errors
 
 from lakehouse_engine import grafana
 from lakehouse_engine.dashboard import frames
-from lakehouse_engine.dashboard.database import Database
 from lakehouse_engine.dashboard.macros import Range, expand, filling, step_for
+from lakehouse_engine.database import Database, plain
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.spec.pipeline import Panel, PipelineSpec
 
@@ -119,7 +119,7 @@ def answer(board: Board, number: int, shown: Range, database: Database) -> dict[
     shown = Range(shown.start, shown.end, step_for(seconds, least))
     if panel["type"] == "timeseries":
         shown = aligned(shown)
-    known: dict[str, Any] = {"id": number, "from": frames.plain(shown.start), "to": frames.plain(shown.end),
+    known: dict[str, Any] = {"id": number, "from": plain(shown.start), "to": plain(shown.end),
                              "step": shown.step, "state": "ok"}  # fmt: skip
     try:
         found = database.ask(expand(text, shown), limit=ROWS)
@@ -127,7 +127,7 @@ def answer(board: Board, number: int, shown: Range, database: Database) -> dict[
             known |= frames.series(found.columns, found.rows, shown, filling(text))
             nothing = not known["series"]
         else:
-            known |= {"columns": found.columns, "rows": frames.plain(found.rows)}
+            known |= {"columns": found.columns, "rows": plain(found.rows)}
             nothing = all(value is None for row in found.rows for value in row)
         known["more"] = found.more
         if panel["type"] == "stat" and not nothing:

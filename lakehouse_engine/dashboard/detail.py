@@ -8,14 +8,13 @@ from typing import Any
 from lakehouse_engine import history
 from lakehouse_engine.dashboard import samples
 from lakehouse_engine.dashboard.boards import aligned, hint
-from lakehouse_engine.dashboard.database import Answer, Database, known
-from lakehouse_engine.dashboard.frames import plain
 from lakehouse_engine.dashboard.macros import Range, expand
-from lakehouse_engine.dashboard.states import BATCHES, COMMITS, RUNS, commits_of
+from lakehouse_engine.database import Answer, Database, known, plain
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.states import BATCHES, COMMITS, RUNS, commits_of
 
 NEWEST = 20
 _RATES = {"read", "written"}

@@ -4,35 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import date, datetime, timezone
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from lakehouse_engine.dashboard.macros import Fill, Range
-
-
-def plain(value: Any) -> Any:
-    """A value of PostgreSQL or Parquet as JSON holds it: times in UTC, exact decimals as text, bytes as text or hex."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, datetime):
-        moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-        return moment.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, memoryview | bytes | bytearray):
-        raw = bytes(value)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "\\x" + raw.hex()
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def series(

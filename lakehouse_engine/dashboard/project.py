@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lakehouse_engine.dashboard.boards import Board, boards
-from lakehouse_engine.dashboard.database import Database, Shared
+from lakehouse_engine.database import Database, Shared
 from lakehouse_engine.errors import SpecError
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load

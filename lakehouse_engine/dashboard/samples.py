@@ -7,8 +7,7 @@ from typing import Any
 
 from psycopg2 import sql
 
-from lakehouse_engine.dashboard import frames
-from lakehouse_engine.dashboard.database import Database
+from lakehouse_engine.database import Database, plain
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.sinks import delta, postgres
 
@@ -50,6 +49,6 @@ def of_delta(storage: Path, table: str) -> list[dict[str, Any]]:
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    short = {name: frames.plain(value) for name, value in row.items()}
+    short = {name: plain(value) for name, value in row.items()}
     return {name: value[:LONGEST] + "…" if isinstance(value, str) and len(value) > LONGEST else value
             for name, value in short.items()}  # fmt: skip

@@ -14,8 +14,7 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.sql import Composable
 
-from lakehouse_engine.dashboard import frames
-from lakehouse_engine.dashboard.database import Database
+from lakehouse_engine.database import Database, plain
 from lakehouse_engine.errors import LakehouseError, UsageError
 
 SCHEMAS = ("realtime", "gold")
@@ -99,7 +98,7 @@ def rows(database: Database, table: str, asked: Sequence[tuple[str, str]], path:
         kept = [pair for pair in asked if pair[0] not in ("offset", "limit")]
         following = f"{path}?{urlencode([*kept, ('limit', limit), ('offset', offset + limit)])}"
     return {"table": table, "columns": [{"name": c, "type": known.columns[c]} for c in chosen],
-            "rows": frames.plain(found.rows), "limit": limit, "offset": offset, "next": following}  # fmt: skip
+            "rows": plain(found.rows), "limit": limit, "offset": offset, "next": following}  # fmt: skip
 
 
 def _told(table: Table) -> str:

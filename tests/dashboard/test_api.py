@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg2.errors import ReadOnlySqlTransaction
 
-from lakehouse_engine.dashboard import database as databases
-from lakehouse_engine.dashboard.database import Database, Shared
+from lakehouse_engine import database as databases
+from lakehouse_engine.database import Database, Shared
 from lakehouse_engine.errors import RunError
 from tests.dashboard.conftest import Served, serving
 from tests.grafana.seed import LANDING, STREAMS, TYPES, Seed, tables

@@ -21,10 +21,10 @@ import pytest
 import yaml
 from psycopg2.extensions import connection as Connection
 
-from lakehouse_engine import grafana
-from lakehouse_engine.dashboard import boards, detail, states, tables
-from lakehouse_engine.dashboard.database import Answer, Database
+from lakehouse_engine import grafana, states
+from lakehouse_engine.dashboard import boards, detail, tables
 from lakehouse_engine.dashboard.macros import Range, expand
+from lakehouse_engine.database import Answer, Database
 from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.plan import fingerprint
 from lakehouse_engine.spec.loader import load

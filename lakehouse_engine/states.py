@@ -12,8 +12,7 @@ from typing import Any
 
 from lakehouse_engine import grafana
 from lakehouse_engine.component import format_duration
-from lakehouse_engine.dashboard.database import Answer, Database, known
-from lakehouse_engine.dashboard.frames import plain
+from lakehouse_engine.database import Answer, Database, known, plain
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.sinks import Delta, delta

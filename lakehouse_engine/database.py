@@ -1,7 +1,11 @@
-"""PostgreSQL as the dashboard has it: a few read-only connections whose queries end, answers shared for a moment."""
+"""PostgreSQL as it is looked at, by the dashboard and for `lakehouse status`.
+
+A few read-only connections whose queries end, answers shared for a moment, and values as JSON holds them.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -9,6 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import psycopg2
@@ -155,3 +161,27 @@ def known(database: Database, tables: Sequence[str]) -> set[str]:
     """Those of the tables (``schema.name``) that are there."""
     text = "select t from unnest(%s::text[]) t where to_regclass(t) is not null"
     return {row[0] for row in database.ask(text, (list(tables),)).rows}
+
+
+def plain(value: Any) -> Any:
+    """A value of PostgreSQL or Parquet as JSON holds it: times in UTC, exact decimals as text, bytes as text or hex."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, datetime):
+        moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+        return moment.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, memoryview | bytes | bytearray):
+        raw = bytes(value)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "\\x" + raw.hex()
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
