@@ -337,7 +337,7 @@ def test_incremental_equals_full_for_any_arrivals_corrections_cuts_and_kills(
         assert (lab.rows("silver.events"), lab.rows("gold.events")) == (silver, gold)
         if refused:
             again = lab.rows("silver.events__quarantine")
-            assert [r[9:] for r in refused] == [r[9:] for r in again]
+            assert sorted(r[9:] for r in refused) == sorted(r[9:] for r in again)  # whenever they were kept aside
     finally:
         shutil.rmtree(folder)
 
