@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import psycopg2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyspark.sql import SparkSession
 
 from lakehouse_engine import journal, ledger
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.journal import Journal, Run, masked
 from lakehouse_engine.local.stack import Services
+from lakehouse_engine.log import Log
 from lakehouse_engine.progress import now_micros
+from lakehouse_engine.request import Request, Span
+from lakehouse_engine.runner import Runner, planned
+from lakehouse_engine.spec.environment import Environment
+from tests.lab import Lab
 from tests.platform import Platform
 from tests.test_platform import ran
 
@@ -62,6 +70,24 @@ def test_what_is_older_than_thirty_days_goes(database: str) -> None:
             journal.write(cursor, [run(n, ended_at=now_micros() - n * day) for n in (40, 31, 29, 0)])
     written(database, run(1))
     assert [name for name, *_ in rows(database)] == ["bronze.p29", "bronze.p0", "bronze.p1"]
+
+
+def test_a_ledger_of_an_older_version_gets_what_it_lacks_and_keeps_what_it_holds(database: str) -> None:
+    older = ("create schema lakehouse; create table lakehouse.batches (pipeline text not null, epoch int not null,"
+             " batch_id bigint not null, started_at timestamptz not null, committed_at timestamptz not null default"
+             " clock_timestamp(), topic_id text not null, ranges jsonb not null, watermark timestamptz, quarantined"
+             " bigint not null, filtered bigint not null, duplicate bigint not null, late bigint not null, counted"
+             " bigint not null, warnings jsonb not null default '{}', primary key (pipeline, epoch, batch_id));"
+             " insert into lakehouse.batches values ('a.b', 1, 1, now(), now(), 't', '{}', null, 1, 2, 3, 4, 5);"
+             " create table lakehouse.served (pipeline text primary key, table_id text, version bigint not null,"
+             " served_at timestamptz not null default clock_timestamp(), rows bigint not null)")  # fmt: skip
+    with closing(psycopg2.connect(database)) as connection:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(older)
+        for _ in range(2):
+            ledger.prepare(connection)
+    assert rows(database, "select pipeline, behind, late, counted from lakehouse.commits") == [("a.b", None, 4, 5)]
+    assert rows(database, "select commit_id, checksum from lakehouse.served") == []
 
 
 @pytest.fixture
@@ -127,12 +153,49 @@ def test_what_fails_has_its_code_and_one_line() -> None:
     assert (other.code, other.message, other.step) == ("STREAM_FAILED", "first line", "restart")
 
 
+def test_a_landing_goes_on_where_postgres_does_not_answer(lake: Platform, silent: str) -> None:
+    file = lake.folder / ".lakehouse" / "services.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "postgres": {"dsn": silent}}))
+    lake.produce(1000, seed=3)
+    done = lake.lakehouse("run", "--available-now", "pipelines/bronze")
+    ran(done)
+    assert "1,000 rows" in done.stderr
+    assert "lakehouse.runs is not written for now" in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_each_slice_of_a_backfill_is_seen_and_each_load_of_a_copy(spark: SparkSession, database: str,
+                                                                 tmp_path: Path) -> None:  # fmt: skip
+    lab = Lab(spark, tmp_path)
+    lab.append((1, "2026-01-01", 1, 1), (2, "2026-01-02", 1, 1))
+    lab.run()
+    environment = Environment(storage=str(lab.storage), embedded={"postgres": database})
+    said: list[str] = []
+
+    def perform(command: Literal["backfill", "serve"], pipeline: str, span: Span | None = None) -> None:
+        runner = Runner(environment, tuple, Log(said.append), session=spark)
+        files = [lab.folder / "pipelines" / f"{pipeline}/events.yaml"]
+        try:
+            runner.perform(planned(files, environment), Request(command, tuple(files), span=span))
+        finally:
+            runner.close()
+
+    perform("backfill", "silver", Span(full=True))
+    with pytest.raises(RunError, match="are not values of day"):
+        perform("backfill", "silver", Span(first="one", last="two"))
+    for _ in range(2):
+        perform("serve", "gold")
+    told = rows(database, "select kind, outcome, rows, version, files, code from lakehouse.runs order by id")
+    assert told == [("backfill", "committed", 1, 1, 2, None), ("backfill", "committed", 1, 2, 2, None),
+                    ("backfill", "failed", None, None, None, "BAD_RANGE"),
+                    ("serve", "committed", 2, 0, None, None), ("serve", "nothing", None, None, None, None)]  # fmt: skip
+
+
 def test_a_lakehouse_tells_what_it_did_and_what_failed(lake: Platform) -> None:
     lake.produce(3000, seed=1, malformed=0.1)
-    ran(lake.lakehouse("run", "--available-now", "pipelines"))
-    ran(lake.lakehouse("serve"))
-    ran(lake.lakehouse("run", "pipelines/silver", "pipelines/gold"))
-    ran(lake.lakehouse("serve"))
+    jobs = ("pipelines/silver", "pipelines/gold/daily_active_users.yaml")
+    ran(lake.lakehouse("run", "--available-now", "pipelines/bronze", "pipelines/realtime", *jobs))
+    ran(lake.lakehouse("run", *jobs))
     text = "select kind, outcome, version, rows, quarantined, files, bytes, behind, code from lakehouse.runs where" \
            " pipeline = %s order by id"  # fmt: skip
     (landed,) = lake.query(text, "bronze.user_events")
@@ -143,7 +206,7 @@ def test_a_lakehouse_tells_what_it_did_and_what_failed(lake: Platform) -> None:
                       sum(file.stat().st_size for file in files), 0, None)  # fmt: skip
     assert quarantined > 0
     gold = [row[:2] for row in lake.query(text, "gold.daily_active_users")]
-    assert gold == [("job", "committed"), ("serve", "committed"), ("job", "nothing"), ("serve", "nothing")]
+    assert gold == [("job", "committed"), ("job", "nothing")]
     assert lake.query("select distinct behind from lakehouse.batches") == [(0,)]
     assert lake.query("select count(*) from lakehouse.runs where pipeline like 'realtime.%%'") == [(0,)]
 
@@ -153,7 +216,7 @@ def test_a_lakehouse_tells_what_it_did_and_what_failed(lake: Platform) -> None:
     check = "checks:\n  - {expression: user_id < 0, on_fail: fail}\n"
     checked.write_text(checked.read_text().replace("checks:\n", check))
     lake.produce(2000, seed=2)
-    assert lake.lakehouse("run", "--available-now", "pipelines").returncode == 1
+    assert lake.lakehouse("run", "--available-now", "pipelines/bronze", "pipelines/realtime", *jobs).returncode == 1
     told = lake.query("select pipeline, kind, code from lakehouse.runs where outcome = 'failed' order by pipeline")
     assert ("realtime.logins_per_source", "stream", "STREAM_FAILED") in told
     assert ("silver.user_events", "job", "CHECK_FAILED") in told

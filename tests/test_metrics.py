@@ -126,6 +126,19 @@ def test_what_prometheus_has_scraped_is_what_the_ledger_holds(lake: Platform, pr
         gold += ["gold.daily_active_users"]
         wanted = {("LakehouseFailedGold", name) for name in gold} | {("LakehouseQuarantine", name) for name in STREAMS}
         lake.until(lambda: ask(address, "ALERTS", "alertname", "pipeline").keys() == wanted, "the right alerts fire")
+
+        # the database ends the connection: the streams into it start again and lose nothing
+        lake.query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'lakehouse'"
+                   " and datname = current_database()")  # fmt: skip
+        lake.produce(500, seed=2)
+        windows = {(name,): 1.0 for name in STREAMS[1:]}
+        lake.until(lambda: ask(address, "lakehouse_restarts_total > 0", "pipeline") == windows, "restarts are counted")
+        total = sum(in_ledger(lake).values())
+        lake.until(lambda: even() and sum(in_ledger(lake).values()) >= total + 4 * 500, "they have caught up")
+        failed = lake.query("select pipeline, kind, code from lakehouse.runs where outcome = 'failed' order by 1")
+        assert failed == [(name, "stream", "STREAM_FAILED") for name in STREAMS[1:]]
+        files = list((lake.storage / "bronze" / "user_events").glob("**/part-*.parquet"))
+        commits = dict(lake.query("select pipeline, count(*) from lakehouse.commits group by 1"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
 
@@ -142,15 +155,18 @@ def test_what_prometheus_has_scraped_is_what_the_ledger_holds(lake: Platform, pr
     found = exposed(lake.dsn)
     assert found["lakehouse_rows_total"] == in_ledger(lake)
     assert found["lakehouse_last_run_failed"] == {("gold.a", "serve"): 1}
-    assert found["lakehouse_failures_total"] == {("gold.a", "serve", "X"): 1}
+    windows_failed = {(name, "stream", "STREAM_FAILED"): 1.0 for name in STREAMS[1:]}
+    assert found["lakehouse_failures_total"] == {("gold.a", "serve", "X"): 1} | windows_failed
 
     # every line is JSON, and the batches' lines add up to the ledger
     said = lake.log(process).splitlines()
-    assert all(line.startswith("WARNING: ") for line in said if not line.startswith("{"))  # Java's own, at its start
+    of_java = ("WARNING: ", "Setting ", "To adjust logging level")  # and of Spark, at their start
+    assert [line for line in said if not line.startswith(("{", *of_java))] == []
     lines = [json.loads(line) for line in said if line.startswith("{")]
     assert {name for line in lines for name in line} <= FIELDS.keys()
     batches = [line for line in lines if line["kind"] == "batch"]
     assert len(batches) == sum(commits.values())
+    assert [line["step"] for line in lines if line.get("outcome") == "failed"] == ["restart"] * 3
     assert sum(line["counted"] for line in batches if line["pipeline"] == STREAMS[0]) == in_ledger(lake)[
         STREAMS[0], "counted"] - 5  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,13 @@ def test_spark_submit_runs_a_stream_from_a_copy_of_the_package(lake: Platform, t
     script = tmp_path / "copy" / "lakehouse_engine" / "runner.py"
     lake.produce(3000, seed=1, malformed=0.05)
     jars = ",".join(map(str, engine_jars()))
-    ran(submit(lake, script, "--driver-class-path", f"{engine_dir()}/*", "--jars", jars,
-               "pipelines/bronze/user_events.yaml", "--available-now"))  # fmt: skip
+    done = submit(lake, script, "--driver-class-path", f"{engine_dir()}/*", "--jars", jars,
+                  "pipelines/bronze/user_events.yaml", "--available-now", "--metrics-port", "0",
+                  "--json-log")  # fmt: skip
+    ran(done)
+    said = [json.loads(line) for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"time"')]
+    assert [line["pipeline"] for line in said if line["kind"] == "batch"] == ["bronze.user_events"]
+    assert any(line.get("message", "").startswith("metrics at http://127.0.0.1:") for line in said)
     assert off(lake, "bronze") == []
 
 
