@@ -42,6 +42,12 @@ def missing_topic(lake: Platform) -> None:
         file.write_text(file.read_text().replace(f"topic: {lake.topic}", "topic: nowhere"))
 
 
+def written(lake: Platform) -> dict[str, int]:
+    """Every table's number of rows, without the ledger where it is empty; that a run failed may stand in it."""
+    return {name: count for name, count in lake.counts().items()
+            if name != "lakehouse.runs" and (count or not name.startswith("lakehouse."))}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("breaks", "words", "code", "where", "status"),
     [
@@ -71,9 +77,7 @@ def test_a_wrong_surrounding_is_one_line_within_15_seconds(
     assert "Traceback" not in result.stderr
     assert "wrong@" not in result.stderr  # the password is never shown
     assert lake.versions() == before[0]
-    counts = lake.counts()
-    counts.pop("lakehouse.served", None)  # made empty by asking what is served
-    assert counts == before[1]
+    assert written(lake) == before[1]
 
 
 def test_a_wrong_file_stops_the_run_before_anything_is_touched(lake: Platform) -> None:
@@ -94,4 +98,6 @@ def test_a_wrong_type_is_found_before_the_first_batch(lake: Platform) -> None:
     result = lake.lakehouse("run", "--available-now", "pipelines/realtime")
     assert result.returncode == 1
     assert "pipelines/realtime/logins_per_source.yaml:6: EXPRESSION_TYPE" in result.stderr
-    assert lake.counts() == {}
+    assert written(lake) == {}
+    told = lake.query("select distinct pipeline, kind, code from lakehouse.runs where pipeline like '%%logins%%'")
+    assert told == [("realtime.logins_per_source", "stream", "EXPRESSION_TYPE")]

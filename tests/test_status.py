@@ -18,7 +18,6 @@ from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 
-NOW = progress.now_micros()
 SECOND = 1_000_000
 WINDOWS, LANDING, GOLD, BROKEN = "realtime.a", "bronze.a", "gold.a", "bronze.broken"
 
@@ -47,25 +46,30 @@ class Unlocked:
         return getattr(self._cursor, name)
 
 
+def now() -> int:
+    return progress.now_micros()
+
+
 def batch(cursor: Any, number: int, counted: int, behind: int) -> None:
     before, after = {0: Position(number * 10 - 10)}, {0: Position(number * 10)}
     counters = {"counted": counted, "late": 2, "quarantined": 1}
     progress.commit(cursor, [Record(WINDOWS, 1, number, progress.now_micros() - SECOND, "id", "t", before, after,
-                                    NOW - 120 * SECOND, counters, {}, behind)], "w")  # fmt: skip
+                                    now() - 120 * SECOND, counters, {}, behind)], "w")  # fmt: skip
 
 
 def landed(rows: int, ago: int = 0) -> Run:
-    at = NOW - ago * SECOND
+    at = now() - ago * SECOND
     return Run(LANDING, "batch", "committed", at - SECOND // 2, ended_at=at, rows=rows, behind=4,
                counters={"counted": rows, "quarantined": 3}, version=7)  # fmt: skip
 
 
 def test_status_says_how_each_pipeline_stands(cursor: Any, database: str, tmp_path: Path) -> None:
     batch(cursor, 1, counted=597, behind=50)
+    at = now()
     journal.write(cursor, [
-        landed(9, ago=7200), Run(GOLD, "job", "committed", NOW - 3 * SECOND, ended_at=NOW, rows=4),
-        Run(GOLD, "serve", "failed", NOW, ended_at=NOW + SECOND, code="X", message="it is shut"),
-        Run(BROKEN, "stream", "failed", NOW, code="MISSING_TOPIC", message="no topic"),
+        landed(9, ago=7200), Run(GOLD, "job", "committed", at - 3 * SECOND, ended_at=at, rows=4),
+        Run(GOLD, "serve", "failed", at, ended_at=at + SECOND, code="X", message="it is shut"),
+        Run(BROKEN, "stream", "failed", at, code="MISSING_TOPIC", message="no topic"),
     ])  # fmt: skip
     environment = Environment(storage=str(tmp_path), embedded={"postgres": database})
     found = {entry["pipeline"]: entry for entry in status.read(environment)}
@@ -92,7 +96,7 @@ def test_status_says_how_each_pipeline_stands(cursor: Any, database: str, tmp_pa
 
     # a stream that commits again has nothing to complain of
     journal.write(cursor, [landed(5)])
-    journal.write(cursor, [Run(LANDING, "stream", "failed", NOW - 9 * SECOND, ended_at=NOW - 8 * SECOND, code="X")])
+    journal.write(cursor, [Run(LANDING, "stream", "failed", at - 9 * SECOND, ended_at=at - 8 * SECOND, code="X")])
     (entry,) = [entry for entry in status.read(environment) if entry["pipeline"] == LANDING]
     assert (entry["state"], entry["error"]) == ("running", None)
 
@@ -116,7 +120,7 @@ def test_tail_begins_with_the_last_ones_and_goes_on_with_what_commits(cursor: An
     batch(cursor, 4, counted=40, behind=6)
     batch(cursor, 5, counted=50, behind=5)
     journal.write(cursor, [landed(70, ago=-60)])
-    journal.write(cursor, [Run(GOLD, "job", "failed", NOW, ended_at=NOW + 61 * SECOND, code="X", message="shut")])
+    journal.write(cursor, [Run(GOLD, "job", "failed", now(), ended_at=now() + 61 * SECOND, code="X", message="shut")])
     reader.join(20)
     assert [(e["pipeline"], e["rows"], e["behind"]) for e in sorted(got, key=lambda e: e["at"])] == [
         (WINDOWS, 40, 6), (WINDOWS, 50, 5), (LANDING, 70, 4), (GOLD, None, None)]  # fmt: skip
