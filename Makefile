@@ -26,8 +26,8 @@ test: setup  ## Run the whole suite on real services
 pictures: setup  ## Take the pictures in docs/images anew
 	@LAKEHOUSE_PICTURES=docs/images $(BIN)/python -m pytest -q tests/dashboard/test_pages.py -k pictures
 
-faults: setup  ## More of what dies: ten kills in mid-stream
-	@LAKEHOUSE_KILLS=10 $(BIN)/python -m pytest tests/faults
+faults: setup  ## More of what dies: ten kills in mid-stream, forty histories of a job (15 minutes)
+	@LAKEHOUSE_KILLS=10 LAKEHOUSE_EXAMPLES=40 $(BIN)/python -m pytest --timeout 900 tests/faults tests/test_incremental.py
 
 bench: setup  ## Beside hand-written PySpark, in one run (about 10 minutes)
 	@$(BIN)/python benchmarks/compare.py
