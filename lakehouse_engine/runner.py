@@ -27,7 +27,7 @@ from lakehouse_engine import jobs, maintenance, serving
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import FencedError, LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
-from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
+from lakehouse_engine.plan import Job, Plan, Scan, always_judged, compile_plan
 from lakehouse_engine.request import Request, Span
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
@@ -151,9 +151,10 @@ class Runner:
         self._stop = True
 
     def _job(self, job: Job, failed: set[str]) -> None:
-        if job.source in failed:
+        before = next((table for table in job.spec.reads if table in failed), None)
+        if before is not None:
             failed.add(job.name)
-            self.failures.append(f"{job.name}: not run, because {job.source} failed")
+            self.failures.append(f"{job.name}: not run, because {before} failed")
             return
         try:
             self._attempt(job)
@@ -163,7 +164,7 @@ class Runner:
 
     def _attempt(self, job: Job) -> None:
         decision = decide(job, self.storage)
-        if decision.kind == "nothing":
+        if decision.kind == "nothing" and not always_judged(job.spec):
             self.report(f"{job.name}: nothing new ({decision.reason})")
             return
         began = time.monotonic()
@@ -172,6 +173,9 @@ class Runner:
             self.report(f"{job.name}: {made.kind} ({made.reason})")
 
         outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce)
+        for name, number in outcome.warnings.items():
+            if number:
+                self.report(f"{job.name}: warning: {name} fails ({number:,})")
         self.report(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
 
     def _dsn_of(self, job: Job) -> str | None:

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from lakehouse_engine import progress, rows, sql
+from lakehouse_engine.checks import Freshness
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.locks import Lock, acquire
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
+from lakehouse_engine.rows import Tally
 from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 #: rows up to which a Delta batch is written as one file per partition value
 ONE_FILE_ROWS = 100_000
+#: rows of a micro-batch from which on a tolerance is judged: of fewer, one may be a large share
+LEAST_JUDGED = 1_000
 
 
 @dataclass(frozen=True)
@@ -193,15 +197,15 @@ class _Windows:
                    for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
         for index, record in failed["records"].items():
             self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
-        self._detach(failed["errors"])
+        self._detach({i: f"{self._members[i].name}: {_line(error)}" for i, error in failed["errors"].items()})
         return max(read, 0)
 
     def _commit(self, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],
                 results: Sequence[Result], watermarks: Sequence[int | None]) -> dict[str, Any]:  # fmt: skip
         records: dict[int, Record] = {}
-        errors: dict[int, str] = {}
+        errors: dict[int, psycopg2.Error | RunError] = {}
         with self._connection, self._connection.cursor() as cursor:
-            for index, member in enumerate(self._members):
+            for index in range(len(self._members)):
                 record = self._record(index, started_at, ends, greatest, results[index], watermarks[index])
                 if record is None:
                     continue
@@ -209,11 +213,11 @@ class _Windows:
                 try:
                     self._write_member(cursor, index, results[index], record)
                     records[index] = record
-                except psycopg2.Error as error:
+                except (psycopg2.Error, RunError) as error:
                     if self._connection.closed or isinstance(error, psycopg2.OperationalError):
                         raise  # the database, not this member: the batch comes again
                     cursor.execute("rollback to savepoint member")
-                    errors[index] = f"{member.name}: {str(error).strip().splitlines()[0]}"
+                    errors[index] = error
             progress.commit(cursor, list(records.values()), self._to.writer)
         return {"records": records, "errors": errors}
 
@@ -231,11 +235,14 @@ class _Windows:
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None
         return Record(member.name, EPOCH, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
-                      claim.positions, after, watermark, result.counters)  # fmt: skip
+                      claim.positions, after, watermark, result.counters, result.warnings)  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
         merge, member = self._merges[index], self._members[index]
         assert member.window is not None
+        result.warnings, stop = rows.concluded(result.tallied, LEAST_JUDGED)
+        if stop is not None:
+            raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written", where=member.spec.where(stop.place))
         partials = [[progress.from_micros(row[0]), *row[1:]] for row in result.partials]
         merge.write(cursor, partials)
         now = progress.from_micros(record.started_at)
@@ -264,6 +271,10 @@ class _Windows:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 _LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
@@ -350,30 +361,37 @@ class _Landing:
         frame.createOrReplaceTempView(view)
         columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
         step, reasons = rows.first_reasons(v for v in member.rows.verdicts if v.step in member.keeps)
+        written = rows.passing(member.rows.verdicts)
+        tallies = rows.tallies(member.rows, written)
+        fresh = [check for check in member.spec.checks if isinstance(check, Freshness)]
         chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
         chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
-        chosen += [f"{warning.failed} as _warned{i}" for i, warning in enumerate(member.rows.warnings)]
+        chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(tallies)]
+        chosen += [f"if({written}, {member.rows.resolve(c.time)}, null) as _newest{i}" for i, c in enumerate(fresh)]
         ahead = {p: q.next_offset for p, q in self.positions.items()}
         inner = rows.layered(view, member.rows.layers)
         text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
         parsed = frame.sparkSession.sql(text).persist()
         try:
-            count = self._write(parsed, list(columns), started_at)
+            count = self._write(parsed, list(columns), started_at, tallies, fresh)
         finally:
             parsed.unpersist()
         for keeper in self._keepers if count else ():
             keeper.after(frame.sparkSession)
         return count
 
-    def _write(self, parsed: DataFrame, columns: list[str], started_at: int) -> int:
-        counts = _count(parsed, len(self._member.rows.warnings))
+    def _write(self, parsed: DataFrame, columns: list[str], started_at: int, tallies: Sequence[Tally],
+               fresh: Sequence[Freshness]) -> int:  # fmt: skip
+        counts = _count(parsed, len(tallies), len(fresh), expanded=self._member.rows.expanded)
         if not counts.ends:
             return 0
-        warnings = {}
-        for warning, number in zip(self._member.rows.warnings, counts.warned, strict=True):
-            if number and warning.stops:
-                raise RunError("CHECK_FAILED", f"{number} rows fail {warning.name}", where=self._member.name)
-            warnings[warning.name] = number
+        warnings, stop = rows.concluded(zip(tallies, counts.tallied, strict=True), LEAST_JUDGED)
+        if stop is not None:
+            raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written",
+                           where=self._member.spec.where(stop.place))  # fmt: skip
+        for check, newest in zip(fresh, counts.newest, strict=True):
+            name = check.name or f"freshness({check.column})"
+            warnings[name] = int(not check.accepts(newest, started_at))
         after = {
             p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()
         }
@@ -382,7 +400,7 @@ class _Landing:
         if counts.outcomes.get(rows.QUARANTINED) and self._member.keeps:
             self._keep_aside(parsed, record)
         good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*columns)
-        few = sum(counts.outcomes.values()) < ONE_FILE_ROWS
+        few = counts.rows < ONE_FILE_ROWS
         sink = self._member.spec.sink
         assert isinstance(sink, Delta)
         delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
@@ -415,28 +433,54 @@ def not_before(held: Mapping[int, int]) -> str:
 
 @dataclass(frozen=True)
 class _Counts:
+    """``outcomes`` are of the source's records, ``rows`` of what was made of them."""
+
     ends: dict[int, int]
     outcomes: dict[str, int]
-    warned: list[int]
+    tallied: list[int]
+    newest: list[int | None]
+    rows: int
 
 
-def _count(parsed: DataFrame, warnings: int) -> _Counts:
+#: what a record came to of which several rows were made: the best of what they came to
+_BEST = (rows.COUNTED, rows.QUARANTINED, rows.FILTERED)
+
+
+def _count(parsed: DataFrame, tallies: int, fresh: int, *, expanded: bool) -> _Counts:
     from pyspark.sql import functions as F
 
-    sums = [
-        F.sum(F.expr(f"if(_warned{i} and _outcome = '{rows.COUNTED}', 1, 0)")).alias(f"w{i}") for i in range(warnings)
-    ]
-    grouped = parsed.groupBy("_partition", "_outcome").agg(
-        F.count("*").alias("n"), F.max("_offset").alias("last"), *sums
+    wanted = [F.sum(F.expr(f"if(_tally{i}, 1, 0)")).alias(f"w{i}") for i in range(tallies)]
+    wanted += [F.max(f"_newest{i}").alias(f"t{i}") for i in range(fresh)]
+    outcome = F.col("_outcome")
+    if expanded:
+        wanted = [F.sum("rows").alias("rows"), *[F.sum(f"w{i}").alias(f"w{i}") for i in range(tallies)],
+                  *[F.max(f"t{i}").alias(f"t{i}") for i in range(fresh)]]  # fmt: skip
+        best = F.min(F.expr(f"array_position(array({', '.join(map(sql.string, _BEST))}), _outcome)")).alias("best")
+        inner = [F.count("*").alias("rows"), best]
+        inner += [F.sum(F.expr(f"if(_tally{i}, 1, 0)")).alias(f"w{i}") for i in range(tallies)]
+        inner += [F.max(f"_newest{i}").alias(f"t{i}") for i in range(fresh)]
+        parsed = parsed.groupBy("_partition", "_offset").agg(*inner)
+        outcome = F.element_at(F.array(*map(F.lit, _BEST)), F.col("best").cast("int"))
+    else:
+        wanted.append(F.count("*").alias("rows"))
+    grouped = parsed.groupBy("_partition", outcome.alias("_outcome")).agg(
+        F.count("*").alias("n"), F.max("_offset").alias("last"), *wanted
     )
     ends: dict[int, int] = {}
     outcomes: dict[str, int] = {}
-    warned = [0] * warnings
+    tallied, seen = [0] * tallies, 0
+    newest: list[int | None] = [None] * fresh
     for row in grouped.collect():
         ends[row["_partition"]] = max(row["last"] + 1, ends.get(row["_partition"], 0))
         outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
-        warned = [total + row[f"w{i}"] for i, total in enumerate(warned)]
-    return _Counts(ends, outcomes, warned)
+        tallied = [total + row[f"w{i}"] for i, total in enumerate(tallied)]
+        newest = [_later(time, row[f"t{i}"]) for i, time in enumerate(newest)]
+        seen += row["rows"]
+    return _Counts(ends, outcomes, tallied, newest, seen)
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return max((time for time in (one, other) if time is not None), default=None)
 
 
 class _Print:

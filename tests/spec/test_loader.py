@@ -189,7 +189,6 @@ WRONG = [
     ("a later source", "bronze", "source", "source: {rate: {rows_per_second: 5}}", "1 NOT_YET"),
     ("a later option", "bronze", "source", "source: {kafka: {topics: [a, b]}}", "1 MISSING_KEY, 1 NOT_YET"),
     ("a later transform", "bronze", "- derive", "  - join: {with: x}", "4 NOT_YET"),
-    ("a later check", "silver", "- not_null", "  - row_count: {min: 1}", "6 NOT_YET"),
     ("a later window", "realtime", "- window",
      "  - window: {session: {gap: 1 minute}, measures: {n: count(*)}}", "6 NOT_YET"),
     ("several sinks", "realtime", "sink", "sink: [postgres, console]", "7 NOT_YET"),
