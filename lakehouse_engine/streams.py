@@ -11,7 +11,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
 from lakehouse_engine.sources import kafka
 
 if TYPE_CHECKING:
@@ -168,11 +169,15 @@ class _Windows:
             cursor.execute("select pg_advisory_xact_lock(7241203)")
             cursor.execute(progress.DDL)
             for member, merge in zip(self._members, self._merges, strict=True):
-                merge.ensure(cursor, member.spec.where("sink"))
+                _ensure(cursor, merge, member)
                 merge.stage(cursor)
             starts = _starts(topic, source)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
                             for m in self._members]  # fmt: skip
+            for index, merge in enumerate(self._merges):
+                closed = merge.closed_until(cursor) if isinstance(merge, FinalMerge) else None
+                known = [time for time in (closed, self._claims[index].watermark) if time is not None]
+                self._claims[index] = replace(self._claims[index], watermark=max(known, default=None))
 
     def positions(self) -> list[dict[int, int]]:
         return [{p: q.next_offset for p, q in claim.positions.items()} for claim in self._claims]
@@ -180,12 +185,8 @@ class _Windows:
     def write(self, frame: DataFrame, view: str, started_at: int) -> int:
         if not self._members:
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
-        watermarks = [
-            progress.next_watermark(
-                c.positions.values(), m.rows.event_time.delay if m.rows.event_time else 0, c.watermark
-            )
-            for m, c in zip(self._members, self._claims, strict=True)
-        ]
+        watermarks = [progress.next_watermark(c.positions.values(), _delay(m), c.watermark)
+                      for m, c in zip(self._members, self._claims, strict=True)]  # fmt: skip
         frame.createOrReplaceTempView(view)
         floors = scan_floors([claim.positions for claim in self._claims])
         collected = frame.sparkSession.sql(self._query.text(view, watermarks, floors)).collect()
@@ -245,6 +246,8 @@ class _Windows:
             raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written", where=member.spec.where(stop.place))
         partials = [[progress.from_micros(row[0]), *row[1:]] for row in result.partials]
         merge.write(cursor, partials)
+        if isinstance(merge, FinalMerge):  # what the next batch's watermark makes late is over
+            merge.close(cursor, progress.next_watermark(record.after.values(), _delay(member), record.watermark))
         now = progress.from_micros(record.started_at)
         if result.late:
             assert record.watermark is not None
@@ -273,6 +276,17 @@ class _Windows:
         self._connection.close()
 
 
+def _delay(member: Member) -> int:
+    return member.rows.event_time.delay if member.rows.event_time else 0
+
+
+def _ensure(cursor: Any, merge: postgres_sink.Merge | FinalMerge, member: Member) -> None:
+    where = member.spec.where("sink")
+    if not isinstance(merge, FinalMerge) and marked(cursor, postgres_sink.side_table(merge.table, "state")):
+        raise emit_changed(merge.table, "final", where)
+    merge.ensure(cursor, where)
+
+
 def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
@@ -289,7 +303,7 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text)
 
 
-def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
+def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge | FinalMerge:
     """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line."""
     assert member.window is not None
     compiled = member.window_member()
@@ -316,6 +330,8 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     measures = {name: (measure.function, types[name]) for name, measure in functions.items()}
     sink = member.spec.sink
     assert isinstance(sink, Postgres)
+    if member.window.emit == "final":
+        return FinalMerge(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append")
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)
 
 

@@ -98,8 +98,6 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
                           " rows with explode in one pipeline and aggregate them in a job")  # fmt: skip
             if index != len(spec.transforms) - 1:
                 yield _at(spec, place, "NOT_YET", "steps after a window come with a later version")
-            if transform.emit == "final":
-                yield _at(spec, f"{place}.emit", "NOT_YET", "emit: final comes with a later version")
             if spec.checks:
                 yield _at(spec, "checks", "NOT_YET", "checks of a window's result come with a later version")
 
@@ -111,15 +109,18 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         if windowed:
             yield _at(spec, "sink", "NOT_YET", "a window into this sink comes with a later version; use postgres")
         return
-    allowed = {"upsert"} if windowed else {"append"} if spec.is_stream else {"replace"}
+    final = any(isinstance(t, Window) and t.emit == "final" for t in spec.transforms)
+    window = ("upsert", "append") if final else ("upsert",)
+    allowed = window if windowed else ("append",) if spec.is_stream else ("replace",)
     if isinstance(sink, Delta) and windowed:
         yield _at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
     elif isinstance(sink, Postgres) and spec.is_stream and not windowed:
         yield _at(spec, "sink", "NOT_YET", "a stream without a window into postgres comes with a later version")
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
+        hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
         yield _at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode"
-                  f" {min(allowed)}, not {sink.mode}")  # fmt: skip
+                  f" {' or '.join(allowed)}, not {sink.mode}{hint}")  # fmt: skip
     if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
         yield _at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
     if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
