@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from lakehouse_engine import progress, rows, sql
-from lakehouse_engine.checks import Freshness
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.inserts import QUARANTINED, Inserts, typed
+from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
 from lakehouse_engine.locks import Lock, acquire
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
-from lakehouse_engine.rows import Tally
 from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 #: rows up to which a Delta batch is written as one file per partition value
 ONE_FILE_ROWS = 100_000
-#: rows of a micro-batch from which on a tolerance is judged: of fewer, one may be a large share
-LEAST_JUDGED = 1_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class ScanRun:
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
         self._locks: list[Lock] = []
         self._windows: _Windows | None = None
-        self._landings: list[_Landing | _Print] = []
+        self._landings: list[_Landing | Inserts | _Print] = []
         self.query: StreamingQuery | None = None
 
     def start(self, *, available_now: bool) -> None:
@@ -87,6 +85,12 @@ class ScanRun:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
                     self._landings.append(_Landing(member, self._topic, self.scan.source, self._to))
+                elif isinstance(member.spec.sink, Postgres) and member.window is None:
+                    assert self._to.postgres_dsn is not None
+                    starts = _starts(self._topic, self.scan.source)
+                    self._landings.append(
+                        Inserts(self._spark, member, self._topic, starts, self._to.postgres_dsn, self._to.writer)
+                    )
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)
@@ -101,16 +105,16 @@ class ScanRun:
             raise
 
     def _starting(self) -> str:
-        held = list(self._windows.positions()) if self._windows else []
-        held += [{p: q.next_offset for p, q in landing.positions.items()} for landing in self._landings
-                 if isinstance(landing, _Landing)]  # fmt: skip
+        held = self._windows.positions() if self._windows else []
+        held += [(landing.name, {p: q.next_offset for p, q in landing.positions.items()}) for landing in self._landings
+                 if not isinstance(landing, _Print)]  # fmt: skip
         if not held:
             return self.scan.source.start
         # once more, after the claim: until then another process may have read on
         self._topic = kafka.describe(self._to.bootstrap_servers, self.scan.source.topic)
-        for member, positions in zip(self.scan.members, held, strict=False):
-            kafka.check_held(self._topic, positions, member.name)
-        return kafka.starting_offsets(self._topic, held)
+        for name, positions in held:
+            kafka.check_held(self._topic, positions, name)
+        return kafka.starting_offsets(self._topic, [positions for _, positions in held])
 
     def _batch(self, frame: DataFrame, _: int) -> None:
         with self._busy:
@@ -143,6 +147,9 @@ class ScanRun:
     def release(self) -> None:
         if self._windows:
             self._windows.close()
+        for landing in self._landings:
+            if isinstance(landing, Inserts):
+                landing.close()
         for lock in self._locks:
             lock.close()
         self._locks.clear()
@@ -179,8 +186,10 @@ class _Windows:
                 known = [time for time in (closed, self._claims[index].watermark) if time is not None]
                 self._claims[index] = replace(self._claims[index], watermark=max(known, default=None))
 
-    def positions(self) -> list[dict[int, int]]:
-        return [{p: q.next_offset for p, q in claim.positions.items()} for claim in self._claims]
+    def positions(self) -> list[tuple[str, dict[int, int]]]:
+        """Each member's name and next offset per partition."""
+        return [(member.name, {p: q.next_offset for p, q in claim.positions.items()})
+                for member, claim in zip(self._members, self._claims, strict=True)]  # fmt: skip
 
     def write(self, frame: DataFrame, view: str, started_at: int) -> int:
         if not self._members:
@@ -260,7 +269,7 @@ class _Windows:
         if result.refused:
             refused = [(now, record.batch_id, d["step"], d["reasons"], self._topic.name, d["p"], d["o"],
                         _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
-            _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), _QUARANTINE, refused)
+            _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)
 
     def _detach(self, errors: Mapping[int, str]) -> None:
         """Takes failed members out at their position; the others go on, and these catch up when mended."""
@@ -292,7 +301,6 @@ def _line(error: BaseException) -> str:
 
 
 _LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
-_QUARANTINE = ["quarantined_at", "batch_id", "step", "reasons", "origin", "partition", "offset", "key", "value"]
 
 
 def _insert(cursor: Any, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
@@ -321,7 +329,7 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge | FinalMe
         argument = "1" if measure.argument is None else member.rows.resolve(measure.argument)
         # an aggregate over a window of its own, so that it can stand beside expressions of a row
         wanted.append((f"{measure.function}({argument}) over ()", f"{step}.measures.{name}"))
-    kinds = _typed(spark, inner, [*refusals, *wanted], member)[len(refusals) :]
+    kinds = typed(spark, inner, [*refusals, *wanted], member)[len(refusals) :]
     types = {
         name: postgres_sink.pg_type(kind, member.spec.where(step))
         for name, kind in zip([*member.window.by, *functions], kinds, strict=True)
@@ -335,28 +343,12 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge | FinalMe
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)
 
 
-def _typed(spark: SparkSession, inner: str, asked: Sequence[tuple[str, str]], member: Member) -> list[str]:
-    """The Spark types of expressions over ``inner``, asked in one query: a cold Spark takes a tenth of a second each.
-
-    Raises ``PlanError`` EXPRESSION_TYPE at the place of the first one that has none.
-    """
-    from pyspark.errors import PySparkException
-
-    try:
-        chosen = ", ".join(f"{expression} as x{i}" for i, (expression, _) in enumerate(asked))
-        return [kind for _, kind in spark.sql(f"select {chosen} from ({inner})").dtypes]
-    except PySparkException as error:
-        if len(asked) > 1:  # which one is it?
-            return [kind for one in asked for kind in _typed(spark, inner, [one], member)]
-        reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
-        raise PlanError("EXPRESSION_TYPE", reason, where=member.spec.where(asked[0][1])) from None
-
-
 class _Landing:
     """A stream into Delta: refused rows first, then the rest, each commit with its position."""
 
     def __init__(self, member: Member, topic: kafka.TopicState, source: kafka.Kafka, to: Connections) -> None:
         self._member, self._topic = member, topic
+        self.name = member.name
         self._path = delta_sink.table_path(to.storage, member.name)
         self._aside = self._path.with_name(self._path.name + "__quarantine")
         policy = member.spec.maintain
@@ -364,6 +356,8 @@ class _Landing:
         starts = {p: Position(offset) for p, offset in _starts(topic, source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
+        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns}
+        self._judge = Judge(member, {**member.rows.stored, **landed})
 
     def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
         record = DeltaLog(path).record()
@@ -373,49 +367,29 @@ class _Landing:
         return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
 
     def write(self, frame: DataFrame, view: str, started_at: int) -> int:
-        member = self._member
-        frame.createOrReplaceTempView(view)
-        columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
-        step, reasons = rows.first_reasons(v for v in member.rows.verdicts if v.step in member.keeps)
-        written = rows.passing(member.rows.verdicts)
-        tallies = rows.tallies(member.rows, written)
-        fresh = [check for check in member.spec.checks if isinstance(check, Freshness)]
-        chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
-        chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
-        chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(tallies)]
-        chosen += [f"if({written}, {member.rows.resolve(c.time)}, null) as _newest{i}" for i, c in enumerate(fresh)]
         ahead = {p: q.next_offset for p, q in self.positions.items()}
-        inner = rows.layered(view, member.rows.layers)
-        text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
-        parsed = frame.sparkSession.sql(text).persist()
+        parsed = self._judge.judge(frame, view, ahead).persist()
         try:
-            count = self._write(parsed, list(columns), started_at, tallies, fresh)
+            count = self._write(parsed, started_at)
         finally:
             parsed.unpersist()
         for keeper in self._keepers if count else ():
             keeper.after(frame.sparkSession)
         return count
 
-    def _write(self, parsed: DataFrame, columns: list[str], started_at: int, tallies: Sequence[Tally],
-               fresh: Sequence[Freshness]) -> int:  # fmt: skip
-        counts = _count(parsed, len(tallies), len(fresh), expanded=self._member.rows.expanded)
+    def _write(self, parsed: DataFrame, started_at: int) -> int:
+        counts = self._judge.count(parsed)
         if not counts.ends:
             return 0
-        warnings, stop = rows.concluded(zip(tallies, counts.tallied, strict=True), LEAST_JUDGED)
-        if stop is not None:
-            raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written",
-                           where=self._member.spec.where(stop.place))  # fmt: skip
-        for check, newest in zip(fresh, counts.newest, strict=True):
-            name = check.name or f"freshness({check.column})"
-            warnings[name] = int(not check.accepts(newest, started_at))
+        warnings = self._judge.warnings(counts, started_at)
         after = {
             p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()
         }
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, {**self.positions, **after}, None, counts.outcomes, warnings)  # fmt: skip
-        if counts.outcomes.get(rows.QUARANTINED) and self._member.keeps:
+        if counts.refused and self._member.keeps:
             self._keep_aside(parsed, record)
-        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*columns)
+        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, self._judge.columns))
         few = counts.rows < ONE_FILE_ROWS
         sink = self._member.spec.sink
         assert isinstance(sink, Delta)
@@ -428,75 +402,15 @@ class _Landing:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""
         held = {p: q.next_offset for p, q in self._aside_positions.items()}
         time = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc).isoformat()
-        refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null and {not_before(held)}")
+        refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"
+                                f" and {not_before(held, '_at')}")  # fmt: skip
         kept = refused.coalesce(1).selectExpr(
             f"timestamp'{time}' as quarantined_at", f"{record.batch_id}L as batch_id", "_step as step",
-            "_reasons as reasons", "_topic as origin", "_partition as partition", "_offset as offset",
+            "_reasons as reasons", "_at_topic as origin", "_at_partition as partition", "_at_offset as offset",
             "_key as key", "_value as value", "cast(null as string) as row",
             "cast(null as string) as unit")  # fmt: skip
         delta_sink.append(kept, self._aside, record.user_metadata())
         self._aside_positions = dict(record.after)
-
-
-def not_before(held: Mapping[int, int]) -> str:
-    """SQL: the record is not below the position of its partition."""
-    if not held:
-        return "true"
-    # a map, as in scan.py: the generated code stays the same from batch to batch
-    entries = ", ".join(f"{partition}, {offset}L" for partition, offset in sorted(held.items()))
-    return f"_offset >= coalesce(try_element_at(map({entries}), _partition), 0L)"
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """``outcomes`` are of the source's records, ``rows`` of what was made of them."""
-
-    ends: dict[int, int]
-    outcomes: dict[str, int]
-    tallied: list[int]
-    newest: list[int | None]
-    rows: int
-
-
-#: what a record came to of which several rows were made: the best of what they came to
-_BEST = (rows.COUNTED, rows.QUARANTINED, rows.FILTERED)
-
-
-def _count(parsed: DataFrame, tallies: int, fresh: int, *, expanded: bool) -> _Counts:
-    from pyspark.sql import functions as F
-
-    wanted = [F.sum(F.expr(f"if(_tally{i}, 1, 0)")).alias(f"w{i}") for i in range(tallies)]
-    wanted += [F.max(f"_newest{i}").alias(f"t{i}") for i in range(fresh)]
-    outcome = F.col("_outcome")
-    if expanded:
-        wanted = [F.sum("rows").alias("rows"), *[F.sum(f"w{i}").alias(f"w{i}") for i in range(tallies)],
-                  *[F.max(f"t{i}").alias(f"t{i}") for i in range(fresh)]]  # fmt: skip
-        best = F.min(F.expr(f"array_position(array({', '.join(map(sql.string, _BEST))}), _outcome)")).alias("best")
-        inner = [F.count("*").alias("rows"), best]
-        inner += [F.sum(F.expr(f"if(_tally{i}, 1, 0)")).alias(f"w{i}") for i in range(tallies)]
-        inner += [F.max(f"_newest{i}").alias(f"t{i}") for i in range(fresh)]
-        parsed = parsed.groupBy("_partition", "_offset").agg(*inner)
-        outcome = F.element_at(F.array(*map(F.lit, _BEST)), F.col("best").cast("int"))
-    else:
-        wanted.append(F.count("*").alias("rows"))
-    grouped = parsed.groupBy("_partition", outcome.alias("_outcome")).agg(
-        F.count("*").alias("n"), F.max("_offset").alias("last"), *wanted
-    )
-    ends: dict[int, int] = {}
-    outcomes: dict[str, int] = {}
-    tallied, seen = [0] * tallies, 0
-    newest: list[int | None] = [None] * fresh
-    for row in grouped.collect():
-        ends[row["_partition"]] = max(row["last"] + 1, ends.get(row["_partition"], 0))
-        outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
-        tallied = [total + row[f"w{i}"] for i, total in enumerate(tallied)]
-        newest = [_later(time, row[f"t{i}"]) for i, time in enumerate(newest)]
-        seen += row["rows"]
-    return _Counts(ends, outcomes, tallied, newest, seen)
-
-
-def _later(one: int | None, other: int | None) -> int | None:
-    return max((time for time in (one, other) if time is not None), default=None)
 
 
 class _Print:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Postgres(Component):
     """``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key.
 
-    ``append`` (windows with ``emit: final``): adds each window once.
+    ``append`` adds each row of a stream without a window once, and each window with ``emit: final``.
     """
 
     later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "connection"})
@@ -51,6 +51,11 @@ LATE = """create table if not exists {} (arrived_at timestamptz not null, batch_
 QUARANTINE = """create table if not exists {} (quarantined_at timestamptz not null, batch_id bigint not null,
   step text not null, reasons text[] not null, origin text not null, partition int, "offset" bigint, key bytea,
   value bytea, row jsonb, unit text)"""
+
+
+def quarantine_ddl(table: Composable) -> Composable:
+    """The statement that creates a quarantine where there is none."""
+    return sql.SQL(QUARANTINE).format(table)
 
 
 def pg_type(spark_type: str, where: str) -> str:
@@ -179,7 +184,7 @@ def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | Non
     values = [part.values] if part else None
     cursor.execute(sql.SQL("delete from {} where {}").format(identifier(table), condition), values)
     sent = _Sum()
-    copy(cursor, identifier(table), columns, sent.passing(_python_rows(frame)))
+    copy(cursor, identifier(table), columns, sent.passing(python_rows(frame)))
     stored = _Sum()
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     with cursor.connection.cursor("stored") as reader:  # on the server: a large table does not come here at once
@@ -193,7 +198,7 @@ def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | Non
     return sent.loaded
 
 
-def _python_rows(frame: DataFrame) -> Iterator[list[Any]]:
+def python_rows(frame: DataFrame) -> Iterator[list[Any]]:
     """The rows as Python values. Times go through microseconds: PySpark would give them in this process's zone."""
     from datetime import timedelta
 

@@ -114,8 +114,9 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
     allowed = window if windowed else ("append",) if spec.is_stream else ("replace",)
     if isinstance(sink, Delta) and windowed:
         yield _at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
-    elif isinstance(sink, Postgres) and spec.is_stream and not windowed:
-        yield _at(spec, "sink", "NOT_YET", "a stream without a window into postgres comes with a later version")
+    elif isinstance(sink, Postgres) and spec.is_stream and not windowed and sink.mode == "upsert":
+        yield _at(spec, "sink.postgres.mode", "NOT_YET", "a stream without a window that upserts comes with a later"
+                  " version; append its rows")  # fmt: skip
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
         hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
@@ -404,7 +405,7 @@ class _Columns:
         landing = spec.is_stream and isinstance(sink, Delta)
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in _LANDED)}
-        if not isinstance(sink, Console) and sink.updated_at and not landing:
+        if not isinstance(sink, Console) and sink.updated_at and not _appends(spec):
             if "updated_at" in kept:
                 self.problems.append(_at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
@@ -423,6 +424,11 @@ class _Columns:
                 self.problems.append(_at(spec, place, "COLUMN_TYPE", f"{spec.time_column} is {kind}; a panel's time is"
                                          " a window's start or a date"))  # fmt: skip
         return kept
+
+
+def _appends(spec: PipelineSpec) -> bool:
+    """Rows are added and never changed, so nothing says when they were."""
+    return spec.is_stream and not any(isinstance(transform, Window) for transform in spec.transforms)
 
 
 def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
