@@ -48,6 +48,8 @@ def _member(member: Member) -> dict[str, Any]:
 def _job(job: Job) -> dict[str, Any]:
     sink = job.spec.sink
     incremental = f"recomputes changed {job.slice_by} only" if job.local else f"runs in full: {job.reason}"
+    if job.local and job.spec.related:
+        incremental += f", all of it when {' or '.join(job.spec.related)} changed"
     target = f"{sink.key} {job.name}" + (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "")
     return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source, "sink": target,
             "incremental": incremental, "serve": job.spec.serve}  # fmt: skip

@@ -7,8 +7,9 @@ The pattern is a regular expression of Java's, found anywhere in the text: ancho
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -19,28 +20,28 @@ from lakehouse_engine.component import Column
 _JAVA = ((re.compile(r"\\[pP]\{[A-Za-z]+\}"), "x"), (re.compile(r"\\z"), r"\\Z"), (re.compile(r"\\h"), r"\\s"))
 
 
+def _readable(pattern: str) -> str:
+    text = pattern
+    for theirs, ours in _JAVA:
+        text = theirs.sub(ours, text)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise PydanticCustomError("BAD_PATTERN", "{pattern} is not a regular expression: {reason}",
+                                  {"pattern": repr(pattern), "reason": str(error)}) from None  # fmt: skip
+    return pattern
+
+
 class Matches(RowCheck):
     """One rule a column."""
 
-    patterns: dict[Column, str] = Field(description="For each column the pattern that its text matches.")
+    patterns: dict[Column, Annotated[str, AfterValidator(_readable)]] = Field(
+        description="For each column the pattern that its text matches."
+    )
 
     @classmethod
     def short(cls, value: object) -> object:
         return {"patterns": value}
-
-    @field_validator("patterns")
-    @classmethod
-    def _readable(cls, patterns: dict[str, str]) -> dict[str, str]:
-        for pattern in patterns.values():
-            text = pattern
-            for theirs, ours in _JAVA:
-                text = theirs.sub(ours, text)
-            try:
-                re.compile(text)
-            except re.error as error:
-                raise PydanticCustomError("BAD_PATTERN", "{pattern} is not a regular expression: {reason}",
-                                          {"pattern": repr(pattern), "reason": str(error)}) from None  # fmt: skip
-        return patterns
 
     def rules(self) -> list[tuple[str, str]]:
         return [(f"matches({column})", f"{column} rlike {sql.string(pattern)}")

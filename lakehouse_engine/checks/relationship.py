@@ -8,14 +8,25 @@ The job runs after the one that writes the other table.
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks.row import RowCheck
 from lakehouse_engine.component import TABLE, Column
 
-_OTHER = re.compile(rf"({TABLE.pattern})\.([A-Za-z_][A-Za-z0-9_]*)")
+_OTHER = rf"{TABLE.pattern}\.[A-Za-z_][A-Za-z0-9_]*"
+
+
+def _other(text: str) -> str:
+    if not re.fullmatch(_OTHER, text):
+        raise PydanticCustomError("BAD_NAME", "{other} is not <layer>.<table>.<column>", {"other": repr(text)})
+    return text
+
+
+Other = Annotated[str, AfterValidator(_other), WithJsonSchema(
+    {"type": "string", "title": "layer.table.column", "pattern": f"^{_OTHER}$"})]  # fmt: skip
 
 
 def related(table: str, column: str, ours: str) -> str:
@@ -26,19 +37,11 @@ def related(table: str, column: str, ours: str) -> str:
 class Relationship(RowCheck):
     """One rule a column."""
 
-    columns: dict[Column, str] = Field(description="For each column <layer>.<table>.<column>, where its value must be.")
+    columns: dict[Column, Other] = Field(description="For each column <layer>.<table>.<column>: where its value is.")
 
     @classmethod
     def short(cls, value: object) -> object:
         return {"columns": value}
-
-    @field_validator("columns")
-    @classmethod
-    def _others(cls, columns: dict[str, str]) -> dict[str, str]:
-        for other in columns.values():
-            if not _OTHER.fullmatch(other):
-                raise PydanticCustomError("BAD_NAME", "{other} is not <layer>.<table>.<column>", {"other": repr(other)})
-        return columns
 
     def others(self) -> list[tuple[str, str, str]]:
         """(our column, their table, their column)."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -29,16 +29,20 @@ def literal(value: Value) -> str:
     return sql.string(value) if isinstance(value, str) else str(value)
 
 
+_SHARE = r"([0-9]{1,2}(?:\.[0-9]{1,6})?) ?%"
+
+
 def _share(value: object) -> object:
-    match = re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*", value) if isinstance(value, str) else None
-    if match is None or float(match[1]) >= 100:
+    match = re.fullmatch(_SHARE, value) if isinstance(value, str) else None
+    if match is None:
         raise PydanticCustomError("BAD_SHARE", "{value} is not a share of rows below 100%; write e.g. 1%",
                                   {"value": repr(value)})  # fmt: skip
     return float(match[1]) / 100
 
 
 #: ``1%``, as a number from 0 to 1. Error: ``BAD_SHARE``
-Share = Annotated[float, BeforeValidator(_share)]
+Share = Annotated[float, BeforeValidator(_share), WithJsonSchema(
+    {"type": "string", "title": "share", "pattern": f"^{_SHARE}$"})]  # fmt: skip
 
 
 class RowCheck(Component):

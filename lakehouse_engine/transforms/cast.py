@@ -14,39 +14,40 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
 from lakehouse_engine.component import Column, Component
 from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 
-_NAMES = {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint", "real": "float", "dec": "decimal",
-          "numeric": "decimal", "bool": "boolean", "text": "string"}  # fmt: skip
 _PLAIN = ("string", "boolean", "tinyint", "smallint", "int", "bigint", "float", "double", "date", "timestamp", "binary")
-_DECIMAL = re.compile(r"decimal\s*\(\s*(\d{1,2})\s*(?:,\s*(\d{1,2})\s*)?\)")
+#: other names of types, and those that are meant
+_OTHER = {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint", "real": "float",
+          "numeric": "decimal(18,2)", "decimal": "decimal(18,2)", "bool": "boolean", "text": "string"}  # fmt: skip
+_DECIMAL = r"decimal\(([1-9]|[12][0-9]|3[0-8])(?:, ?([0-9]|[12][0-9]|3[0-8]))?\)"
 #: characters of a value that does not fit which its reason shows
 _SHOWN = 80
 
 
 def _type(value: str) -> str:
-    word, *rest = value.strip().lower().partition("(")
-    text = _NAMES.get(word.strip(), word.strip()) + "".join(rest)
-    if text in _PLAIN:
-        return text
-    match = _DECIMAL.fullmatch(text)
-    if match and 0 < int(match[1]) <= 38 and int(match[2] or 0) <= int(match[1]):
-        return f"decimal({int(match[1])},{int(match[2] or 0)})"
-    if text.startswith("decimal"):
+    if value in _PLAIN:
+        return value
+    match = re.fullmatch(_DECIMAL, value)
+    if match and int(match[2] or 0) <= int(match[1]):
+        return f"decimal({match[1]},{match[2] or 0})"
+    word = value.strip().lower()
+    if word.startswith("decimal("):
         raise PydanticCustomError("BAD_TYPE", "{value} is no decimal; write e.g. decimal(18,2), of 38 digits at most",
                                   {"value": repr(value)})  # fmt: skip
-    close = get_close_matches(text, _PLAIN, n=1)
+    close = [_OTHER[word]] if word in _OTHER else get_close_matches(word, _PLAIN, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_PLAIN)} and decimal(18,2)"
     raise PydanticCustomError("BAD_TYPE", "{value} is not a type to cast to; {hint}",
                               {"value": repr(value), "hint": hint})  # fmt: skip
 
 
-Type = Annotated[str, AfterValidator(_type)]
+Type = Annotated[str, AfterValidator(_type), WithJsonSchema(
+    {"type": "string", "title": "type", "pattern": f"^({'|'.join(_PLAIN)}|{_DECIMAL})$"})]  # fmt: skip
 
 
 class Cast(Component):

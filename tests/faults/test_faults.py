@@ -96,14 +96,24 @@ transforms:
 sink: postgres
 trigger: {every: 1 second}
 """
+ROWS = """
+source: {kafka: {topic: user-events, history: bronze.user_events}}
+transforms:
+  - parse: user_event
+  - select: [event_id, "_partition as place", "_offset as nr"]
+sink: postgres
+trigger: {every: 1 second}
+"""
 
 
-def test_kill_9_sends_each_window_that_is_over_once(lake: Platform) -> None:
+def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Platform) -> None:
     """Windows sent once, with those that are open, are those that were sent on each change."""
+    rows = ROWS.replace("topic: user-events", f"topic: {lake.topic}")
+    (lake.folder / "pipelines" / "realtime" / "by_second_rows.yaml").write_text(rows)
     for emit in ("final", "updates"):
         text = WINDOWS.replace("EMIT", emit).replace("topic: user-events", f"topic: {lake.topic}")
         (lake.folder / "pipelines" / "realtime" / f"by_second_{emit}.yaml").write_text(text)
-    names = [f"pipelines/realtime/by_second_{emit}.yaml" for emit in ("final", "updates")]
+    names = [f"pipelines/realtime/by_second_{kind}.yaml" for kind in ("final", "updates", "rows")]
 
     def sent() -> int:
         there = lake.query("select to_regclass('realtime.by_second_final')") != [(None,)]
@@ -128,6 +138,9 @@ def test_kill_9_sends_each_window_that_is_over_once(lake: Platform) -> None:
     updates = "select window_start, event_type, n from realtime.by_second_updates"
     assert lake.query(f"({both} except all {updates}) union all ({updates} except all {both})") == []
     assert lake.query(f"select count(*) from ({final}) f")[0][0] > before
+    added = lake.query("select count(*), count(distinct (place, nr)) from realtime.by_second_rows")[0]
+    assert added[0] == added[1] == lake.query("select sum(counted)::bigint from lakehouse.batches where pipeline ="
+                                              " 'realtime.by_second_rows'")[0][0]  # fmt: skip
     assert lake.query("select pipeline from lakehouse.batches group by 1 having sum(quarantined + filtered + late"
                       " + counted) <> (select sum(next_offset) from lakehouse.positions p"
                       " where p.pipeline = batches.pipeline)") == []  # fmt: skip

@@ -132,7 +132,7 @@ def test_a_wrong_step_or_check_is_reported_where_it_is(
 RIGHT = [
     ("silver", "- dedupe", "  - rename: {ID: id}\n  - drop: [amount, at]\n  - dedupe: [day, ID]"),
     ("silver", "- dedupe", "  - rename: {at: amount, amount: at}"),
-    ("silver", "- dedupe", '  - cast: {amount: "Decimal( 18 , 2 )", id: LONG}'),
+    ("silver", "- dedupe", '  - cast: {amount: "decimal(18, 2)", id: bigint}'),
     ("silver", "- dedupe", "  - check:\n      - matches: {id: '^\\p{L}+\\z'}\n        tolerance: 1.5%"),
     ("silver", "- dedupe", "  - explode: {column: id, as: item, position: line, empty: drop}"),
     ("silver", "- not_null", "  - relationship: {day: bronze.users.day}\n    on_fail: warn\n    tolerance: 5%"),
@@ -156,6 +156,7 @@ def test_a_right_step_or_check_is_taken(layer: str, line: str, new: str, tmp_pat
     ("layer", "line", "new", "hint"),
     [
         ("silver", "- dedupe", "  - cast: {id: strin}", "did you mean string?"),
+        ("silver", "- dedupe", "  - cast: {id: LONG}", "did you mean bigint?"),
         ("silver", "- dedupe", "  - explode: {column: id, ass: x}", "did you mean as?"),
         ("silver", "- dedupe", "  - check:\n      - not_nul: [id]", "did you mean not_null?"),
         ("silver", "- not_null", "  - relationship: {day: bronze.users.dya}", "no column dya; did you mean day?"),
