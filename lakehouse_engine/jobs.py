@@ -20,6 +20,7 @@ from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.rows import Rows
+from lakehouse_engine.segments import Segment, judges, layered, named, texts_read
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -42,42 +43,6 @@ class Outcome:
     rows: int
     counters: Mapping[str, int]
     warnings: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class _Segment:
-    """Rows between two steps that look at many rows: ``frame`` comes in, ``passed`` goes on.
-
-    ``judged``: the rows with their outcome, where a step refuses or counts some. Numbers are of rows: ``seen`` after
-    its explode, ``out`` of ``passed``; None while they are not known.
-    """
-
-    frame: DataFrame
-    current: Rows | None
-    judged: DataFrame | None
-    passed: DataFrame
-    seen: int = -1
-    quarantined: int = 0
-    out: int | None = None
-
-    @property
-    def refuses(self) -> bool:
-        return self.current is not None and any(v.outcome == rows.QUARANTINED for v in self.current.verdicts)
-
-    @property
-    def expands(self) -> bool:
-        return self.current is not None and self.current.expanded
-
-    @property
-    def into(self) -> int:
-        """The rows of ``frame``; those that were seen where none was made of another."""
-        return self.seen if self.seen >= 0 and not self.expands else self.frame.count()
-
-    def passes(self, into: int) -> int:
-        if self.out is None:
-            filters = self.current is not None and self.current.verdicts
-            self.out = self.passed.count() if filters else into
-        return self.out
 
 
 def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: bool = False,
@@ -122,7 +87,7 @@ class _Run:
         self._warnings: dict[str, int] = {}
         self._persisted: list[DataFrame] = []
         self._run_id = uuid.uuid4().hex
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._started = datetime.now(timezone.utc)
         self._now = now or self._started
         self._where = self._slices()
@@ -212,29 +177,29 @@ class _Run:
         """The rows that pass, with all their columns."""
         if current is None:
             return frame
-        frame = _layered(frame, current)
+        frame = layered(frame, current)
         kept = frame.filter(rows.passing(current.verdicts)) if current.verdicts else frame
-        return kept.selectExpr(*_named(current.columns))
+        return kept.selectExpr(*named(current.columns))
 
-    def _end(self, frame: DataFrame, current: Rows | None, *, last: bool = False) -> _Segment:
+    def _end(self, frame: DataFrame, current: Rows | None, *, last: bool = False) -> Segment:
         """The rows up to a step that looks at many of them, or to the end. They are judged once where a step asks."""
         judged = None
-        if current is None or not _judges(current, last):
+        if current is None or not judges(current, last):
             passed = self._project(frame, current)
             if last:
                 assert current is not None
-                passed = self._keep(_layered(frame, current).selectExpr(*_named(current.stored)))
+                passed = self._keep(layered(frame, current).selectExpr(*named(current.stored)))
         else:
             judged = self._judge(frame, current)
             columns = current.stored if last else current.columns
-            passed = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*_named(columns))
-        self._segments.append(_Segment(frame, current, judged, passed))
+            passed = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*named(columns))
+        self._segments.append(Segment(frame, current, judged, passed))
         return self._segments[-1]
 
     def _judge(self, frame: DataFrame, current: Rows) -> DataFrame:
         """Kept for several readings: what the expressions read, not what they give; reasons are for few rows."""
-        frame = self._related(_layered(frame, current), current)
-        read = {column for text in _texts(current) for column in sql.columns(text)}
+        frame = self._related(layered(frame, current), current)
+        read = {column for text in texts_read(current) for column in sql.columns(text)}
         inputs = [sql.name(name) for name in frame.columns if current.layers or name.lower() in read]
         return self._keep(frame.selectExpr(*inputs, f"{rows.outcome(current.verdicts)} as _outcome"))
 
@@ -304,7 +269,7 @@ class _Run:
         if any(segment.expands for segment in self._segments):
             self._counters["exploded"] = exploded
 
-    def _tally(self, segment: _Segment, judged: DataFrame) -> None:
+    def _tally(self, segment: Segment, judged: DataFrame) -> None:
         """One pass: rows per outcome, and what its watched conditions ask."""
         assert segment.current is not None
         good = f"_outcome = '{rows.COUNTED}'"
@@ -380,7 +345,7 @@ class _Run:
             where = sql.among("unit", "string", self._decision.slices)
         delta_sink.replace(kept.coalesce(1), path, self._record(), where=where, run=self._txn())
 
-    def _refused(self, segment: _Segment) -> DataFrame:
+    def _refused(self, segment: Segment) -> DataFrame:
         """The quarantined rows as they are kept."""
         current, judged = segment.current, segment.judged
         assert current is not None
@@ -429,30 +394,6 @@ class _Run:
         table, where = sink.table or self._job.name, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
-
-
-def _layered(frame: DataFrame, current: Rows) -> DataFrame:
-    for level in rows.levels(current.layers):
-        frame = frame.selectExpr("*", *level)
-    return frame
-
-
-def _named(columns: Mapping[str, str]) -> list[str]:
-    return [f"{text} as {sql.name(name)}" for name, text in columns.items()]
-
-
-def _judges(current: Rows, last: bool) -> bool:
-    """Whether its rows are told apart in one pass; filters before the last segment are not worth being kept."""
-    aside = any(verdict.outcome == rows.QUARANTINED for verdict in current.verdicts)
-    return aside or bool(current.watched) or current.expanded or (last and bool(current.verdicts))
-
-
-def _texts(current: Rows) -> list[str]:
-    """The SQL that is read from rows that are kept judged."""
-    texts = [*current.columns.values(), *(watched.failed for watched in current.watched)]
-    for verdict in current.verdicts:
-        texts += [text for text in (verdict.refused, verdict.reasons, verdict.row) if text]
-    return texts
 
 
 def _relationships(spec: PipelineSpec) -> list[tuple[str, str, str]]:

@@ -69,7 +69,6 @@ class Result:
     partials: list[list[Any]] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     tallied: list[tuple[Tally, int]] = field(default_factory=list)
-    warnings: dict[str, int] = field(default_factory=dict)
     late: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
 

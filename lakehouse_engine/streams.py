@@ -244,13 +244,14 @@ class _Windows:
             after[partition] = progress.advance(before, end, fresh, started_at)
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None
+        warnings, _ = rows.concluded(result.tallied, LEAST_JUDGED)
         return Record(member.name, EPOCH, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
-                      claim.positions, after, watermark, result.counters, result.warnings)  # fmt: skip
+                      claim.positions, after, watermark, result.counters, warnings)  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
         merge, member = self._merges[index], self._members[index]
         assert member.window is not None
-        result.warnings, stop = rows.concluded(result.tallied, LEAST_JUDGED)
+        _, stop = rows.concluded(result.tallied, LEAST_JUDGED)
         if stop is not None:
             raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written", where=member.spec.where(stop.place))
         partials = [[progress.from_micros(row[0]), *row[1:]] for row in result.partials]

@@ -195,7 +195,7 @@ def test_every_row_of_a_job_ends_somewhere_before_and_after_a_dedupe(lab: Lab) -
     assert outcome.counters == {
         "counted": 4, "quarantined": 2, "filtered": 4, "duplicate": 3, "exploded": 8}  # fmt: skip
     law(outcome.counters, 5)
-    assert [(r[0], r[3], r[5]) for r in lab.rows("silver.events")] == [(1, 4, 1), (1, 4, 4), (1, 6, 5), (4, 1, 1)]
+    assert [(r[0], r[3], r[4]) for r in lab.rows("silver.events")] == [(1, 4, 1), (1, 4, 4), (1, 6, 5), (4, 1, 1)]
     aside = {(r.step, *r.reasons, r.row, str(r.unit)) for r in lab.sql("select * from {}", "silver.events__quarantine")}
     assert aside == {
         ("transforms[0].check", "not_null(user)", f'{{"id":2,"day":"{MON}","n":5}}', MON),
@@ -334,10 +334,13 @@ def test_a_table_that_is_not_fresh_may_be_a_warning(spark: SparkSession, tmp_pat
     assert ran(lab, "2026-01-06").warnings == {"freshness(day)": 0}
 
 
+RENAMED = "transforms:\n  - rename: {day: id}\nchecks:"
+
+
 def test_a_step_that_does_not_fit_a_table_that_no_file_here_writes_is_said_at_its_line(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    lab = Lab(spark, tmp_path, silver=JUDGED.replace("checks:", "transforms:\n  - rename: {day: id}\nchecks:"))
+    lab = Lab(spark, tmp_path, silver=JUDGED.replace("ON_FAIL", "warn").replace("checks:", RENAMED))
     lab.append((1, MON, 1, 5))
     with pytest.raises(SpecError) as raised:
         lab.run("silver.events")
@@ -365,6 +368,6 @@ schedule: manual
     assert [row[1:] for row in lab.rows("silver.events")] == [('{"a": 1}', 1)]
     kept = lab.sql("select step, reasons, row, unit from {} order by unit", "silver.events__quarantine")
     assert [(r.step, r.reasons, r.row, r.unit) for r in kept] == [
-        ("transforms[0].parse", ["not JSON"], f'{{"day":"{MON}","text":"{{"}}', MON),
-        ("transforms[0].parse", ["a: not a whole number"], f'{{"day":"{TUE}","text":"{{\\"a\\": \\"x\\"}}"}}', TUE),
+        ("transforms[0].parse", ["json: not valid"], f'{{"day":"{MON}","text":"{{"}}', MON),
+        ("transforms[0].parse", ["a: not an integer"], f'{{"day":"{TUE}","text":"{{\\"a\\": \\"x\\"}}"}}', TUE),
     ]

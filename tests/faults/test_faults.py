@@ -91,6 +91,10 @@ WINDOWS = """
 source: {kafka: {topic: user-events, history: bronze.user_events}}
 transforms:
   - parse: user_event
+  - check:
+      - expression: event_type <> 'login'
+        name: no_login
+        on_fail: warn
   - watermark: {column: timestamp, delay: 1 second}
   - window: {tumbling: 1 second, by: [event_type], measures: {n: count(*)}, emit: EMIT}
 sink: postgres
@@ -138,6 +142,9 @@ def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Plat
     updates = "select window_start, event_type, n from realtime.by_second_updates"
     assert lake.query(f"({both} except all {updates}) union all ({updates} except all {both})") == []
     assert lake.query(f"select count(*) from ({final}) f")[0][0] > before
+    logins = f"select coalesce(sum(n), 0)::bigint from ({both}) f where event_type = 'login'"
+    warned = "select sum((warnings->>'no_login')::bigint)::bigint from lakehouse.batches where pipeline ="
+    assert lake.query(logins) == lake.query(f"{warned} 'realtime.by_second_final'")
     added = lake.query("select count(*), count(distinct (place, nr)) from realtime.by_second_rows")[0]
     assert added[0] == added[1] == lake.query("select sum(counted)::bigint from lakehouse.batches where pipeline ="
                                               " 'realtime.by_second_rows'")[0][0]  # fmt: skip
