@@ -199,8 +199,10 @@ class _Run:
     def _judge(self, frame: DataFrame, current: Rows) -> DataFrame:
         """Kept for several readings: what the expressions read, not what they give; reasons are for few rows."""
         frame = self._related(layered(frame, current), current)
-        read = {column for text in texts_read(current) for column in sql.columns(text)}
-        inputs = [sql.name(name) for name in frame.columns if current.layers or name.lower() in read]
+        inputs = [sql.name(name) for name in frame.columns]
+        if not current.layers:
+            read = {column for text in texts_read(current) for column in sql.columns(text)}
+            inputs = [sql.name(name) for name in frame.columns if name.lower() in read]
         return self._keep(frame.selectExpr(*inputs, f"{rows.outcome(current.verdicts)} as _outcome"))
 
     def _with_related(self, current: Rows) -> Rows:

@@ -178,6 +178,8 @@ def passing(verdicts: Iterable[Verdict]) -> str:
 def first_reasons(verdicts: Iterable[Verdict]) -> tuple[str, str]:
     """SQL of the step (string) and of the reasons (array<string>) of the first quarantine verdict that refuses."""
     quarantine = [v for v in verdicts if v.outcome == QUARANTINED]
+    if not quarantine:
+        return "cast(null as string)", "cast(null as array<string>)"
     step = "".join(f" when {v.refused} then {sql.string(v.step)}" for v in quarantine)
     reasons = "".join(f" when {v.refused} then {v.reasons}" for v in quarantine)
     return f"case{step} end", f"case{reasons} end"
