@@ -1,4 +1,4 @@
-"""A stream without a window into PostgreSQL: each row is added once.
+"""A stream without a window into PostgreSQL: each row is added once, or merged by its keys.
 
 The rows of a micro-batch, those it refuses, the position and the counters are one transaction; comparing and setting
 the position fences off a second writer. Rows pass through the driver: what is large is better landed in Delta.
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from lakehouse_engine import progress, rows
+from lakehouse_engine import progress, rows, sql
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.judged import Judge
 from lakehouse_engine.plan import EPOCH, Member
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.upsert import Upsert
 from lakehouse_engine.sources import kafka
 
 if TYPE_CHECKING:
@@ -38,12 +39,20 @@ class Inserts:
         self._judge = Judge(member, member.rows.stored)
         where = member.spec.where("sink")
         columns = {name: postgres_sink.pg_type(kind, where) for name, kind in _types(spark, member).items()}
+        sink = member.spec.sink
+        assert isinstance(sink, postgres_sink.Postgres)
+        keys = member.spec.key_columns
+        self._upsert = (Upsert(member.table, columns, keys, sink.order_by, sink.updated_at) if sink.mode == "upsert"
+                        else None)  # fmt: skip
         self._connection = postgres_sink.connect(dsn)
         with self._connection, self._connection.cursor() as cursor:
             # one at a time: `create if not exists` of two starting processes can collide
             cursor.execute("select pg_advisory_xact_lock(7241203)")
             cursor.execute(progress.DDL)
-            postgres_sink.ensure_table(cursor, member.table, columns, [], where)
+            if self._upsert is not None:
+                self._upsert.ensure(cursor, where)
+            else:
+                postgres_sink.ensure_table(cursor, member.table, columns, [], where)
             aside = postgres_sink.identifier(postgres_sink.side_table(member.table, "quarantine"))
             cursor.execute(postgres_sink.quarantine_ddl(aside))
             self._claim = progress.claim(cursor, member.name, EPOCH, topic.id, topic.name, starts, writer)
@@ -70,12 +79,16 @@ class Inserts:
         record = Record(self.name, EPOCH, self._claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, {**self.positions, **after}, None, counts.outcomes, warnings)  # fmt: skip
         columns = list(self._judge.columns)
-        good = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*[f"`{name}`" for name in columns])
+        place = ["_at_partition", "_at_offset"] if self._upsert else []
+        good = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, [*columns, *place]))
         try:
             with self._connection, self._connection.cursor() as cursor:
                 if counts.outcomes.get(rows.COUNTED):
-                    target = postgres_sink.identifier(self._member.table)
-                    postgres_sink.copy(cursor, target, columns, postgres_sink.python_rows(good))
+                    values = postgres_sink.python_rows(good)
+                    if self._upsert is not None:
+                        self._upsert.write(cursor, values)
+                    else:
+                        postgres_sink.copy(cursor, postgres_sink.identifier(self._member.table), columns, values)
                 if counts.refused:
                     self._keep_aside(cursor, judged, record)
                 progress.commit(cursor, [record], self._writer)

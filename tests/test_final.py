@@ -1,4 +1,4 @@
-"""``emit: final``: each window goes into the table once, with all that counted in it, whatever restarts in between."""
+"""Into PostgreSQL: a window of ``emit: final`` once, with all that counted in it; of a key the row with most order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lakehouse_engine.errors import PlanError
 from lakehouse_engine.progress import to_micros
 from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
 from lakehouse_engine.sinks.postgres import Merge, connect
+from lakehouse_engine.sinks.upsert import Upsert
 
 MINUTE = 60_000_000
 TEN = datetime(2026, 1, 1, 10, tzinfo=timezone.utc)
@@ -94,3 +95,31 @@ def test_a_table_of_the_other_way_is_refused_until_it_is_gone(cursor: Any) -> No
     final.ensure(cursor, "x.yaml:1")
     assert marked(cursor, "live.n__state")
     assert "emit: final" in str(emit_changed("live.n", "final", ""))
+
+
+ORDERED = {"id": "int", "note": "text", "version": "int", "part": "int"}
+
+
+def test_the_row_with_the_greatest_order_stays_whatever_the_order_of_arrival(cursor: Any) -> None:
+    upsert = Upsert("live.orders", ORDERED, ["id"], ["version", "part"], updated_at=True)
+    upsert.ensure(cursor, "x.yaml:1")
+
+    def arrive(*values: tuple[int | None, str, int | None, int | None]) -> dict[Any, str]:
+        upsert.write(cursor, [[*value, 0, offset] for offset, value in enumerate(values)])
+        cursor.execute("drop table lakehouse_upsert")  # the commit would
+        cursor.execute("select id, note from live.orders")
+        return dict(cursor.fetchall())
+
+    assert arrive((1, "a", 2, 1), (1, "b", 1, 9), (None, "c", None, None)) == {1: "a", None: "c"}
+    assert arrive((1, "older", 1, 1), (1, "less", 2, None), (None, "again", None, None)) == {1: "a", None: "again"}
+    assert arrive((1, "equal", 2, 1), (1, "equal, later", 2, 1)) == {1: "equal, later", None: "again"}
+    assert arrive((1, "newer", 3, None), (2, "new", 1, 1)) == {1: "newer", 2: "new", None: "again"}
+    assert arrive((None, "first", 0, None), (None, "second", 0, 0)) == {1: "newer", 2: "new", None: "second"}
+
+
+def test_rows_that_are_keys_alone_are_there_once(cursor: Any) -> None:
+    upsert = Upsert("live.seen", {"id": "int"}, ["id"], ["id"], updated_at=False)
+    upsert.ensure(cursor, "x.yaml:1")
+    assert upsert.write(cursor, [[1, 0, 0], [1, 0, 1], [2, 0, 2]]) == 2
+    cursor.execute("select id from live.seen order by 1")
+    assert cursor.fetchall() == [(1,), (2,)]

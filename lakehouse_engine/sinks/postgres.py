@@ -20,7 +20,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from lakehouse_engine.component import Component, Table
+from lakehouse_engine.component import Columns, Component, Table
 from lakehouse_engine.errors import PlanError, RunError
 
 if TYPE_CHECKING:
@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 class Postgres(Component):
     """``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key.
 
-    ``append`` adds each row of a stream without a window once, and each window with ``emit: final``.
+    ``append`` adds each row of a stream without a window once, and each window with ``emit: final``. ``upsert`` of a
+    stream without a window replaces the row of the same ``keys`` that is not greater in ``order_by``.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "connection"})
+    later: ClassVar[frozenset[str]] = frozenset({"delete_when", "connection"})
 
     table: Table | None = None
     mode: Literal["append", "upsert", "replace"] | None = None
+    #: of a stream without a window that upserts: the row with the greatest wins; columns of the result
+    order_by: Columns = ()
     updated_at: bool = True
 
 

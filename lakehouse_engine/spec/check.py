@@ -111,17 +111,26 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         return
     final = any(isinstance(t, Window) and t.emit == "final" for t in spec.transforms)
     window = ("upsert", "append") if final else ("upsert",)
-    allowed = window if windowed else ("append",) if spec.is_stream else ("replace",)
+    rowwise = ("append", "upsert") if isinstance(sink, Postgres) else ("append",)
+    allowed = window if windowed else rowwise if spec.is_stream else ("replace",)
     if isinstance(sink, Delta) and windowed:
         yield _at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
-    elif isinstance(sink, Postgres) and spec.is_stream and not windowed and sink.mode == "upsert":
-        yield _at(spec, "sink.postgres.mode", "NOT_YET", "a stream without a window that upserts comes with a later"
-                  " version; append its rows")  # fmt: skip
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
         hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
         yield _at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode"
                   f" {' or '.join(allowed)}, not {sink.mode}{hint}")  # fmt: skip
+    if isinstance(sink, Postgres):
+        upserts = spec.is_stream and not windowed and sink.mode == "upsert"
+        if upserts and not spec.keys:
+            yield _at(spec, "sink.postgres.mode", "MISSING_KEY", "rows of which columns replace each other? say it in"
+                      " keys")  # fmt: skip
+        if upserts and not sink.order_by:
+            yield _at(spec, "sink.postgres.mode", "MISSING_KEY", "order_by is missing: which of two rows of a key wins,"
+                      " whatever comes first")  # fmt: skip
+        if sink.order_by and not upserts:
+            yield _at(spec, "sink.postgres.order_by", "ILLEGAL_MODE", "order_by goes with mode: upsert of a stream"
+                      " without a window")  # fmt: skip
     if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
         yield _at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
     if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
@@ -410,6 +419,8 @@ class _Columns:
                 self.problems.append(_at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
             kept["updated_at"] = "timestamp"
+        if isinstance(sink, Postgres):
+            self._read(sink.order_by, kept, "sink.postgres.order_by")
         if isinstance(sink, Delta):
             for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,)),
                                 ("cluster_by", sink.cluster_by)):  # fmt: skip
@@ -428,7 +439,8 @@ class _Columns:
 
 def _appends(spec: PipelineSpec) -> bool:
     """Rows are added and never changed, so nothing says when they were."""
-    return spec.is_stream and not any(isinstance(transform, Window) for transform in spec.transforms)
+    upserts = isinstance(spec.sink, Postgres) and spec.sink.mode == "upsert"
+    return spec.is_stream and not upserts and not any(isinstance(transform, Window) for transform in spec.transforms)
 
 
 def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
