@@ -309,10 +309,16 @@ def missed_windows(window: Window, time: int, watermark: int) -> list[int]:
     return [start for start in starts if start + window.size <= watermark]
 
 
-def scan_floors(positions: Sequence[Mapping[int, Position]]) -> list[Mapping[int, int] | None]:
-    """Per member the offsets below which it has everything, where that is above the least of all members."""
-    partitions = {p for member in positions for p in member}
-    least = {p: min(member[p].next_offset for member in positions if p in member) for p in partitions}
+def scan_floors(
+    positions: Sequence[Mapping[int, Position]], others: Sequence[Mapping[int, Position]] = ()
+) -> list[Mapping[int, int] | None]:
+    """Per member the offsets below which it has everything, where that is above the least of all members.
+
+    ``others``: members that read the same batches and are no windows.
+    """
+    everyone = [*positions, *others]
+    partitions = {p for member in everyone for p in member}
+    least = {p: min(member[p].next_offset for member in everyone if p in member) for p in partitions}
     found: list[Mapping[int, int] | None] = []
     for member in positions:
         ahead = {p: position.next_offset for p, position in member.items() if position.next_offset > least[p]}

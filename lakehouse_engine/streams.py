@@ -130,7 +130,8 @@ class ScanRun:
                 self._ends.ask()
                 count = 0
                 if self._windows:
-                    count = self._windows.write(frame, self._view, started_at, self._see)
+                    others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
+                    count = self._windows.write(frame, self._view, started_at, others, self._see)
                     self.detached.update(self._windows.detached)
                 for landing in self._landings:
                     count = max(count, landing.write(frame, self._view, started_at, self._see))
@@ -197,13 +198,15 @@ class _Windows:
         return [(member.name, {p: q.next_offset for p, q in claim.positions.items()})
                 for member, claim in zip(self._members, self._claims, strict=True)]  # fmt: skip
 
-    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, others: Sequence[Mapping[int, Position]],
+              see: See) -> int:  # fmt: skip
+        """``others``: how far the members that are no windows have read; the batch begins at the least of all."""
         if not self._members:
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
         watermarks = [progress.next_watermark(c.positions.values(), _delay(m), c.watermark)
                       for m, c in zip(self._members, self._claims, strict=True)]  # fmt: skip
         frame.createOrReplaceTempView(view)
-        floors = scan_floors([claim.positions for claim in self._claims])
+        floors = scan_floors([claim.positions for claim in self._claims], others)
         collected = frame.sparkSession.sql(self._query.text(view, watermarks, floors)).collect()
         ends, greatest, results = self._query.read(collected)
         if not ends:

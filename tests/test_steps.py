@@ -12,9 +12,10 @@ from pyspark.sql import SparkSession
 from lakehouse_engine import jobs, rows
 from lakehouse_engine.checks import NotNull, Range, judge
 from lakehouse_engine.errors import PlanError, RunError, SpecError
+from lakehouse_engine.progress import Position
 from lakehouse_engine.rows import Rows, Stop, Tally, Watched, concluded
-from lakehouse_engine.scan import ScanQuery
-from lakehouse_engine.transforms import Cast, Explode, Filter, Window
+from lakehouse_engine.scan import ScanQuery, WindowMember, scan_floors
+from lakehouse_engine.transforms import Cast, Explode, Filter, Watermark, Window
 from tests.lab import Lab
 
 MON, TUE, WED = "2026-01-05", "2026-01-06", "2026-01-07"
@@ -135,9 +136,6 @@ def test_a_scan_counts_what_its_members_watch_of_the_rows_that_they_did_not_have
     checks = [("checks[0]", Range.model_validate({"bounds": {"a": {"min": 0}}, "tolerance": "10%"})),
               ("checks[1]", NotNull.model_validate({"columns": "a", "on_fail": "warn"}))]  # fmt: skip
     judged = judge(Filter(condition="coalesce(a, 0) < 100").row(start, "first"), checks, "second")
-    from lakehouse_engine.scan import WindowMember
-    from lakehouse_engine.transforms import Watermark
-
     timed = Watermark.model_validate({"column": "at", "delay": "1 minute"}).row(judged, "third")
     last = judge(timed, [("checks[2]", Range.model_validate({"bounds": {"a": {"max": 5}}, "on_fail": "warn"}))], "last")
     query = ScanQuery([WindowMember("x", last, window), WindowMember("y", timed, window)])
@@ -153,6 +151,14 @@ def test_a_scan_counts_what_its_members_watch_of_the_rows_that_they_did_not_have
     assert [n for _, n in other.tallied] == [2, 5, 0]
     assert sum(one.counters.values()) == 5
     assert sum(other.counters.values()) == 6
+
+
+def test_who_is_ahead_of_the_least_of_a_scan_has_a_floor_whether_windows_or_others_are_behind() -> None:
+    two, five = {0: Position(2), 1: Position(7)}, {0: Position(5), 1: Position(7)}
+    assert scan_floors([five, five]) == [None, None]
+    assert scan_floors([two, five]) == [None, {0: 5}]
+    assert scan_floors([five, five], [two]) == [{0: 5}, {0: 5}]
+    assert scan_floors([two], [five]) == [None]
 
 
 # ---------------------------------------------------------------- jobs

@@ -113,7 +113,10 @@ trigger: {every: 1 second}
 
 
 def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Platform) -> None:
-    """Windows sent once, with those that are open, are those that were sent on each change."""
+    """Windows sent once, with those that are open, are those that were sent on each change.
+
+    The rows come later to the scan, and begin where the topic does: windows do not count those records again.
+    """
     rows = ROWS.replace("topic: user-events", f"topic: {lake.topic}")
     (lake.folder / "pipelines" / "realtime" / "by_second_rows.yaml").write_text(rows)
     for emit in ("final", "updates"):
@@ -128,7 +131,7 @@ def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Plat
     stop = threading.Event()
     producing = produce_in_background(lake, stop)
     try:
-        process = lake.start("run", *names)
+        process = lake.start("run", *names[:2])
         lake.until(lambda: sent() > 0, "a window is over")
         lake.kill(process)
         before = sent()
@@ -142,7 +145,7 @@ def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Plat
     final = "select window_start, event_type, n from realtime.by_second_final"
     both = f"{final} union all select window_start, event_type, n from realtime.by_second_final__state"
     updates = "select window_start, event_type, n from realtime.by_second_updates"
-    assert lake.query(f"({both} except all {updates}) union all ({updates} except all {both})") == []
+    assert lake.query(f"(({both}) except all {updates}) union all ({updates} except all ({both}))") == []
     assert lake.query(f"select count(*) from ({final}) f")[0][0] > before
     logins = f"select coalesce(sum(n), 0)::bigint from ({both}) f where event_type = 'login'"
     warned = "select sum((warnings->>'no_login')::bigint)::bigint from lakehouse.batches where pipeline ="
