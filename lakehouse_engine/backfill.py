@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import jobs, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
-from lakehouse_engine.incremental import Decision, decide, in_order, source_version
+from lakehouse_engine.incremental import Decision, decide, in_order, related_versions, source_version
 from lakehouse_engine.plan import Job
 from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import delta as delta_sink
@@ -44,10 +44,11 @@ def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str 
     the column, STOPPED.
     """
     check(job, span)
-    if not job.local or job.slice_by is None:
+    if not job.local or job.slice_by is None or (span.full and job.spec.related):
+        reason = job.reason if not job.local else "all slices are held against one version of the related tables"
         outcome = jobs.run(spark, job, storage, dsn, full=True)
         done(outcome)
-        report(f"{job.name}: {outcome.rows:,} rows, all at once: {job.reason}")
+        report(f"{job.name}: {outcome.rows:,} rows, all at once: {reason}")
         return 1
     with jobs.held(spark, job, storage):
         return _Backfill(spark, job, span, storage, dsn, report, done).execute(stopped)
@@ -89,7 +90,8 @@ class _Backfill:
         read = {self._job.source: {"id": self._source.table_id(), "version": version,
                                    "commit": self._source.commit_id(version)}}  # fmt: skip
         sources, fingerprint = (read, self._job.fingerprint) if finished and self._span.full else kept
-        return Decision("slices", f"backfill of {self._span}", version, (slice_,), sources, fingerprint, state)
+        return Decision("slices", f"backfill of {self._span}", version, (slice_,), sources, fingerprint, state,
+                        related=related_versions(self._job, self._storage))  # fmt: skip
 
     def _begun(self) -> tuple[set[str | None], int, Any]:
         """Slices done by this very backfill, the version that they were computed from, and the progress to keep."""

@@ -38,7 +38,8 @@ def _member(member: Member) -> dict[str, Any]:
     does = ", ".join(transform.key for transform in member.spec.transforms) or "rows as they come"
     if member.window is not None:
         kind = "tumbling" if member.window.tumbling else "sliding"
-        does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database)"
+        does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database"
+        does += ", sent once when the watermark passes its end)" if member.window.emit == "final" else ")"
     sink = member.spec.sink
     target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
     return {"pipeline": member.name, "does": does, "sink": target + ", exactly once" * (sink.key != "console")}
@@ -47,6 +48,8 @@ def _member(member: Member) -> dict[str, Any]:
 def _job(job: Job) -> dict[str, Any]:
     sink = job.spec.sink
     incremental = f"recomputes changed {job.slice_by} only" if job.local else f"runs in full: {job.reason}"
+    if job.local and job.spec.related:
+        incremental += f", all of it when {' or '.join(job.spec.related)} changed"
     target = f"{sink.key} {job.name}" + (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "")
     return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source, "sink": target,
             "incremental": incremental, "serve": job.spec.serve}  # fmt: skip

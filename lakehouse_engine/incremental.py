@@ -34,6 +34,8 @@ class Decision:
     backfill: Mapping[str, Any] | None = None
     since: int = 0
     added: Mapping[str, int] = field(default_factory=dict)
+    #: the versions to read of the other tables that checks look into
+    related: Mapping[str, int] = field(default_factory=dict)
 
 
 def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
@@ -43,10 +45,11 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     """
     source = DeltaLog(delta_sink.table_path(storage, job.source))
     version = source_version(job, source)
-    read = {job.source: {"id": source.table_id(), "version": version, "commit": source.commit_id(version)}}
+    related = related_versions(job, storage)
+    read = {table: _as_read(storage, table, held) for table, held in {**related, job.source: version}.items()}
 
     def everything(reason: str) -> Decision:
-        return Decision("full", reason, version, sources=read, fingerprint=job.fingerprint)
+        return Decision("full", reason, version, sources=read, fingerprint=job.fingerprint, related=related)
 
     def nothing(reason: str) -> Decision:
         return Decision("nothing", reason, version, sources=read, fingerprint=job.fingerprint)
@@ -69,6 +72,11 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     other = _other(source, read[job.source], before)
     if other is not None:
         return everything(f"{job.source} {other}")
+    for table in related:
+        log = DeltaLog(delta_sink.table_path(storage, table))
+        moved = _related_change(log, read[table], record["sources"].get(table, {}))
+        if moved is not None:
+            return everything(f"{table}, which its checks look into, {moved}")
     if before["version"] == version:
         return nothing(f"{job.source} is still at version {version}")
     if not job.local or job.slice_by is None:
@@ -79,7 +87,8 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     if not change.slices:
         return nothing(f"{job.source} has no changed rows")
     changed = f"{len(change.slices)} of {job.slice_by} changed"
-    slices = Decision("slices", changed, version, in_order(change.slices), read, job.fingerprint)
+    slices = Decision("slices", changed, version, in_order(change.slices), read, job.fingerprint,
+                      related=related)  # fmt: skip
     added = change.added
     if added is None or not (job.rowwise and arrivals.readable(source, added, version)):
         return slices
@@ -112,6 +121,34 @@ def source_version(job: Job, source: DeltaLog) -> int:
                        f" to {newest}, from {first:%Y-%m-%dT%H:%M:%SZ} on; see: lakehouse history {job.source}",
                        where=where)  # fmt: skip
     return int(found)
+
+
+def related_versions(job: Job, storage: Path) -> dict[str, int]:
+    """The newest versions of the tables that the job's checks look into. Raises ``RunError`` MISSING_TABLE."""
+    found = {}
+    for table in job.spec.related:
+        version = DeltaLog(delta_sink.table_path(storage, table)).version()
+        if version is None:
+            raise RunError("MISSING_TABLE", f"there is no table {table} yet; run the pipeline that writes it first",
+                           where=job.spec.where("checks"))  # fmt: skip
+        found[table] = version
+    return found
+
+
+def _as_read(storage: Path, table: str, version: int) -> dict[str, Any]:
+    log = DeltaLog(delta_sink.table_path(storage, table))
+    return {"id": log.table_id(), "version": version, "commit": log.commit_id(version)}
+
+
+def _related_change(log: DeltaLog, now: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+    """What happened to another table since it was read, if its rows may be others now. Compactions change nothing."""
+    other = _other(log, now, before)
+    if other is not None:
+        return other
+    there = set(log.versions())
+    if any(version not in there for version in range(before["version"] + 1, now["version"] + 1)):
+        return f"no longer has what came after version {before['version']} in its log"
+    return None if log.changed_after(before["version"]) is None else "has changed"
 
 
 def _consistent(job: Job, storage: Path, record: Mapping[str, Any]) -> bool:

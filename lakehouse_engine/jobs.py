@@ -6,20 +6,21 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import arrivals, rows, sql
+from lakehouse_engine import arrivals, checks, rows, sql, table_checks
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.errors import PlanError, RunError, SpecError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.rows import Rows
+from lakehouse_engine.segments import Segment, judges, layered, named, texts_read
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -27,6 +28,8 @@ from lakehouse_engine.transforms import Aggregate, Dedupe
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+    from lakehouse_engine.spec.pipeline import PipelineSpec
 
 #: seconds that a run waits for another one of its table: a task that was killed and cleared meets its own end
 LOCK_PATIENCE = 30.0
@@ -39,11 +42,14 @@ class Outcome:
     decision: Decision
     rows: int
     counters: Mapping[str, int]
+    warnings: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: bool = False,
-        announce: Callable[[Decision], None] = lambda _: None) -> Outcome:  # fmt: skip
+        announce: Callable[[Decision], None] = lambda _: None, now: datetime | None = None) -> Outcome:  # fmt: skip
     """Decides, computes and writes; ``announce`` is told the decision. Nothing is written when a table check fails.
+
+    ``now``: the moment that ``freshness`` is judged at; default: the run's start.
 
     Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` MISSING_TABLE, AS_OF_GONE, CHECK_FAILED, LOCKED.
     """
@@ -51,8 +57,8 @@ def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: 
         decision = decide(job, storage, full=full)  # under the lock: who held it before may have done the work
         announce(decision)
         if decision.kind == "nothing":
-            return Outcome(decision, 0, {})
-        return execute(spark, job, decision, storage, dsn, announce)
+            return _Run(spark, job, decision, storage, dsn, now).judge_what_is_there()
+        return execute(spark, job, decision, storage, dsn, now, announce)
 
 
 def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
@@ -63,51 +69,53 @@ def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager
 
 
 def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
-            announce: Callable[[Decision], None] = lambda _: None) -> Outcome:  # fmt: skip
+            now: datetime | None = None, announce: Callable[[Decision], None] = lambda _: None) -> Outcome:  # fmt: skip
     """Does what ``decision`` says, or tells ``announce`` what else has to be done; the caller holds the table."""
     try:
-        return _Run(spark, job, decision, storage, dsn).execute()
+        return _Run(spark, job, decision, storage, dsn, now).execute()
     except MustRecompute as found:  # before anything was written
         whole = replace(decision, kind="slices", reason=f"{decision.reason}, but {found}")
         announce(whole)
-        return _Run(spark, job, whole, storage, dsn).execute()
+        return _Run(spark, job, whole, storage, dsn, now).execute()
 
 
 class _Run:
-    def __init__(self, spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None) -> None:
+    def __init__(self, spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
+                 now: datetime | None) -> None:  # fmt: skip
         self._spark, self._job, self._decision, self._storage, self._dsn = spark, job, decision, storage, dsn
         self._spec = job.spec
         self._counters: dict[str, int] = {}
         self._warnings: dict[str, int] = {}
         self._persisted: list[DataFrame] = []
         self._run_id = uuid.uuid4().hex
-        self._deduped: DataFrame | None = None  # the rows as they came into the dedupe
-        self._judged: tuple[DataFrame, Rows] | None = None  # rows with the verdicts of their checks
+        self._segments: list[Segment] = []
         self._started = datetime.now(timezone.utc)
+        self._now = now or self._started
         self._where = self._slices()
 
     def execute(self) -> Outcome:
         try:
-            result, refused = self._analysed()
-            count = self._count(result)
+            result = self._analysed()
+            count = self._count()
             self._table_checks(result)
-            if refused is not None:
-                self._keep_aside(refused)
+            self._keep_aside()
             self._write(result)
-            return Outcome(self._decision, count, dict(self._counters))
+            return Outcome(self._decision, count, dict(self._counters), dict(self._warnings))
         finally:
             for frame in self._persisted:
                 frame.unpersist()
 
-    def _analysed(self) -> tuple[DataFrame, DataFrame | None]:
+    def _analysed(self) -> DataFrame:
         from pyspark.errors import PySparkException
 
         try:
-            result, refused = self._compute()
+            result = self._compute()
             result.schema  # noqa: B018  (analysis happens here, before anything is written)
         except PySparkException as error:
             raise PlanError("EXPRESSION_TYPE", _reason(error), where=self._spec.where("transforms")) from None
-        return result, refused
+        except plans.StepError as error:  # the columns of a table that no file here writes are known only now
+            raise SpecError([error.problem]) from None
+        return result
 
     def _slices(self) -> str | None:
         """SQL that selects the slices that changed, in the source and in the target; None for a full run."""
@@ -117,21 +125,20 @@ class _Run:
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
         return sql.among(column, (log.columns() or {}).get(column, "string"), self._decision.slices)
 
-    def _compute(self) -> tuple[DataFrame, DataFrame | None]:
-        """The result, and the rows that its checks refused (None without checks)."""
+    def _compute(self) -> DataFrame:
+        """The result, persisted or made from what is."""
         frame = self._source = self._new() if self._only_new else self._stored(self._decision.version)
         current: Rows | None = None
         for index, transform in enumerate(self._spec.transforms):
             if isinstance(transform, Aggregate | Dedupe):
-                projected, before = self._project(frame, current), current
-                frame, current = transform.apply(projected), None
-                if isinstance(transform, Dedupe):
-                    self._deduped = projected
-                    frame = self._unseen(frame, before, transform) if self._only_new else frame
+                segment, before = self._end(frame, current), current
+                frame, current = transform.apply(segment.passed), None
+                if isinstance(transform, Dedupe) and self._only_new:
+                    frame = self._unseen(frame, before, transform)
             else:
                 current = plans.row_step(self._spec, current or Rows.identity(dict(frame.dtypes)), index)
-        current = plans.with_checks(current or Rows.identity(dict(frame.dtypes)), self._spec)
-        return self._judge(frame, current)
+        current = self._with_related(current or Rows.identity(dict(frame.dtypes)))
+        return self._end(frame, plans.with_checks(current, self._spec), last=True).passed
 
     @property
     def _only_new(self) -> bool:
@@ -168,70 +175,146 @@ class _Run:
         return (frame if self._where is None else frame.filter(self._where)).drop("updated_at")
 
     def _project(self, frame: DataFrame, current: Rows | None) -> DataFrame:
+        """The rows that pass, with all their columns."""
         if current is None:
             return frame
+        frame = layered(frame, current)
         kept = frame.filter(rows.passing(current.verdicts)) if current.verdicts else frame
-        return kept.selectExpr(*[f"{text} as {sql.name(name)}" for name, text in current.columns.items()])
+        return kept.selectExpr(*named(current.columns))
 
-    def _judge(self, frame: DataFrame, current: Rows) -> tuple[DataFrame, DataFrame | None]:
-        stored = [f"{text} as {sql.name(name)}" for name, text in current.stored.items()]
-        place = [n for n in plans.LANDING_COLUMNS if n in current.columns]
-        warned = [f"{w.failed} as _warned{i}" for i, w in enumerate(current.warnings)]
-        if not current.verdicts and not warned:
-            return self._keep(frame.selectExpr(*stored)), None
-        # kept for three readings: what the expressions below read, not what they give; reasons are for few rows
-        read = {column for text in [*current.columns.values(), *(v.refused for v in current.verdicts)]
-                for column in sql.columns(text)}  # fmt: skip
-        inputs = [sql.name(name) for name in frame.columns if name.lower() in read]
-        judged = self._keep(frame.selectExpr(*inputs, *warned, f"{rows.outcome(current.verdicts)} as _outcome"))
-        self._judged, self._place = (judged, current), place
-        step, reasons = rows.first_reasons(current.verdicts)
-        at = [f"{current.columns[n]} as `_at{n}`" for n in place]
-        refused = judged.filter(f"_outcome = '{rows.QUARANTINED}'")
-        return (judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*stored),
-                refused.selectExpr(*stored, *at, f"{step} as _step", f"{reasons} as _reasons"))  # fmt: skip
-
-    def _count(self, result: DataFrame) -> int:
-        """Counts what became of every source row; returns the number of rows that will be written."""
-        count = result.count() if self._judged is None else self._outcomes(*self._judged)
-        self._counters[rows.COUNTED] = count
-        if any(isinstance(t, Aggregate) for t in self._spec.transforms):
-            return count  # a row of the result stands for many of the source
-        seen = count + self._counters.get(rows.QUARANTINED, 0)
-        total = self._source.count()
-        if self._deduped is None:
-            self._counters[rows.FILTERED] = total - seen
+    def _end(self, frame: DataFrame, current: Rows | None, *, last: bool = False) -> Segment:
+        """The rows up to a step that looks at many of them, or to the end. They are judged once where a step asks."""
+        judged = None
+        if current is None or not judges(current, last):
+            passed = self._project(frame, current)
+            if last:
+                assert current is not None
+                passed = self._keep(layered(frame, current).selectExpr(*named(current.stored)))
         else:
-            before = total if self._deduped is self._source else self._deduped.count()
-            self._counters[rows.FILTERED] = total - before
-            self._counters[rows.DUPLICATE] = before - seen
-        return count
+            judged = self._judge(frame, current)
+            columns = current.stored if last else current.columns
+            passed = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*named(columns))
+        self._segments.append(Segment(frame, current, judged, passed))
+        return self._segments[-1]
 
-    def _outcomes(self, judged: DataFrame, current: Rows) -> int:
-        """One pass: rows per outcome, and the written rows that each warning names."""
+    def _judge(self, frame: DataFrame, current: Rows) -> DataFrame:
+        """Kept for several readings: what the expressions read, not what they give; reasons are for few rows."""
+        frame = self._related(layered(frame, current), current)
+        inputs = [sql.name(name) for name in frame.columns]
+        if not current.layers:
+            read = {column for text in texts_read(current) for column in sql.columns(text)}
+            inputs = [sql.name(name) for name in frame.columns if name.lower() in read]
+        return self._keep(frame.selectExpr(*inputs, f"{rows.outcome(current.verdicts)} as _outcome"))
+
+    def _with_related(self, current: Rows) -> Rows:
+        """Columns that say whether a value is in another table; ``_related`` joins them."""
+        names = [checks.related(table, column, ours) for ours, table, column in _relationships(self._spec)]
+        return replace(current, columns={**current.columns, **{name: name for name in names}})
+
+    def _related(self, frame: DataFrame, current: Rows) -> DataFrame:
+        from pyspark.sql import functions as F
+
+        for ours, table, column in _relationships(self._spec):
+            name = checks.related(table, column, ours)
+            if name not in current.columns:
+                continue  # before a dedupe or an aggregate: checks come at the end
+            path = str(delta_sink.table_path(self._storage, table))
+            theirs = self._spark.read.format("delta").option("versionAsOf", self._decision.related[table]).load(path)
+            keys = theirs.select(F.col(sql.name(column)).alias("_theirs")).filter("_theirs is not null").distinct()
+            value = F.expr(current.resolve(ours))
+            self._comparable(frame.select(value.alias("x")), keys, ours, f"{table}.{column}")
+            joined = frame.join(keys, value == F.col("_theirs"), "left")
+            frame = joined.withColumn(name, F.expr("_theirs is not null")).drop("_theirs")
+        return frame
+
+    def _comparable(self, ours: DataFrame, theirs: DataFrame, one: str, other: str) -> None:
+        """ANSI SQL compares a text with a number by reading it as one, and stops at the first that is none."""
+        kinds = [frame.dtypes[0][1] for frame in (ours, theirs)]
+        if kinds[0] != kinds[1] and not set(kinds) <= {"tinyint", "smallint", "int", "bigint"}:
+            raise PlanError("COLUMN_TYPE", f"{one} is {kinds[0]} and {other} is {kinds[1]}; cast one of them",
+                            where=self._spec.where("checks"))  # fmt: skip
+
+    def _count(self) -> int:
+        """Counts what became of every row; returns the number of rows that will be written."""
+        for segment in self._segments:
+            if segment.judged is not None:
+                self._tally(segment, segment.judged)
+        last = self._segments[-1]
+        if last.judged is None:
+            last.seen = last.out = last.passed.count()
+        assert last.out is not None
+        self._counters[rows.COUNTED] = last.out
+        if any(segment.refuses for segment in self._segments):
+            self._counters[rows.QUARANTINED] = sum(segment.quarantined for segment in self._segments)
+        if any(isinstance(t, Aggregate) for t in self._spec.transforms):
+            return last.out  # a row of the result stands for many of the source
+        self._conserve()
+        return last.out
+
+    def _conserve(self) -> None:
+        """What was filtered, dropped as a duplicate and added by explode: the difference between two counts."""
+        filtered = duplicate = exploded = 0
+        before: int | None = None
+        for segment in self._segments:
+            into = segment.into
+            if before is not None:
+                duplicate += before - into
+            passed = segment.passes(into)
+            if segment.judged is not None:
+                exploded += segment.seen - into
+                filtered += segment.seen - segment.quarantined - passed
+            else:
+                filtered += into - passed
+            before = passed
+        self._counters[rows.FILTERED] = filtered
+        if len(self._segments) > 1:
+            self._counters[rows.DUPLICATE] = duplicate
+        if any(segment.expands for segment in self._segments):
+            self._counters["exploded"] = exploded
+
+    def _tally(self, segment: Segment, judged: DataFrame) -> None:
+        """One pass: rows per outcome, and what its watched conditions ask."""
+        assert segment.current is not None
         good = f"_outcome = '{rows.COUNTED}'"
-        sums = [f"count_if({good})", f"count_if(_outcome = '{rows.QUARANTINED}')"]
-        sums += [f"count_if(_warned{index} and {good})" for index in range(len(current.warnings))]
+        tallies = rows.tallies(segment.current, good)
+        sums = [f"count_if({good})", f"count_if(_outcome = '{rows.QUARANTINED}')", "count(*)"]
+        sums += [f"count_if({tally.condition})" for tally in tallies]
         (found,) = judged.selectExpr(*[f"{text} as n{index}" for index, text in enumerate(sums)]).collect()
-        if current.verdicts:
-            self._counters[rows.QUARANTINED] = found[1]
-        for warning, number in zip(current.warnings, found[2:], strict=True):
-            self._warnings[warning.name] = number
-            if number and warning.stops:
-                raise RunError("CHECK_FAILED", f"{number} rows fail {warning.name}; nothing was written",
-                               where=self._spec.where("checks"))  # fmt: skip
-        return int(found[0])
+        segment.out, segment.quarantined, segment.seen = found[:3]
+        warnings, stop = rows.concluded(zip(tallies, found[3:], strict=True))
+        for name, number in warnings.items():
+            self._warnings[name] = self._warnings.get(name, 0) + number
+        if stop is not None:
+            raise self._failed(stop.message, stop.place)
+
+    def _failed(self, message: str, place: str) -> RunError:
+        return RunError("CHECK_FAILED", f"{message}; nothing was written", where=self._spec.where(place))
 
     def _table_checks(self, result: DataFrame) -> None:
-        for check in plans.table_checks(self._spec):
-            columns = check.columns or self._spec.key_columns
-            frame = result.filter(check.where) if check.where else result
-            twice = frame.groupBy(*[sql.name(c) for c in columns]).count().filter("count > 1").count()
-            name = check.name or f"unique({', '.join(columns)})"
-            self._warnings[name] = twice
-            if twice and check.on_fail == "fail":
-                raise RunError("CHECK_FAILED", f"{twice} values fail {name}; nothing was written",
-                               where=self._spec.where("checks"))  # fmt: skip
+        for place, check in plans.table_checks(self._spec):
+            name, number, message = table_checks.judge(check, self._spec.key_columns, result, self._stays, self._now)
+            self._warnings[name] = number
+            if number and check.on_fail == "fail":
+                raise self._failed(message, place)
+
+    def _stays(self) -> DataFrame | None:
+        """The rows of the table that this run leaves as they are."""
+        path = delta_sink.table_path(self._storage, self._job.name)
+        if not isinstance(self._spec.sink, Delta) or self._decision.kind == "full" or DeltaLog(path).version() is None:
+            return None
+        frame = self._spark.read.format("delta").load(str(path))
+        return frame if self._where is None else frame.filter(f"not coalesce({self._where}, false)")
+
+    def judge_what_is_there(self) -> Outcome:
+        """A run that has nothing to do: how fresh the table is. Raises ``RunError`` CHECK_FAILED."""
+        for place, check in plans.table_checks(self._spec):
+            stays = self._stays()
+            if isinstance(check, checks.Freshness) and stays is not None:
+                name, number, message = table_checks.judge(check, (), stays, lambda: None, self._now)
+                self._warnings[name] = number
+                if number and check.on_fail == "fail":
+                    raise self._failed(message, place)
+        return Outcome(self._decision, 0, {}, dict(self._warnings))
 
     def _record(self) -> str:
         decision = self._decision
@@ -247,24 +330,16 @@ class _Run:
             record |= {"kind": "backfill", "backfill": dict(decision.backfill)}
         return json.dumps(record)
 
-    def _keep_aside(self, refused: DataFrame) -> None:
+    def _keep_aside(self) -> None:
         """Refused rows replace those of the same slices, or join them, in a commit before the main one."""
         path = delta_sink.table_path(self._storage, self._job.name + "__quarantine")
         exists = DeltaLog(path).version() is not None
-        if not self._counters.get(rows.QUARANTINED) and (self._only_new or not exists):
+        refusing = [segment for segment in self._segments if segment.refuses]
+        if not refusing or (not self._counters.get(rows.QUARANTINED) and (self._only_new or not exists)):
             return
-        assert self._judged is not None
-        _, current = self._judged
-        slice_by = self._job.slice_by
-        unit = f"cast({sql.name(slice_by)} as string)" if slice_by in current.stored else "cast(null as string)"
-        at = {n: f"`_at{n}`" if n in self._place else "null" for n in plans.LANDING_COLUMNS}
-        stored = ", ".join(f"{sql.string(n)}, {sql.name(n)}" for n in current.stored)
-        kept = refused.selectExpr(
-            f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", "_step as step",
-            "_reasons as reasons", f"{sql.string(self._job.source)} as origin",
-            f"cast({at['_partition']} as int) as partition", f"cast({at['_offset']} as bigint) as offset",
-            "cast(null as binary) as key", "cast(null as binary) as value",
-            f"to_json(named_struct({stored})) as row", f"{unit} as unit")  # fmt: skip
+        kept = self._refused(refusing[0])
+        for segment in refusing[1:]:
+            kept = kept.unionAll(self._refused(segment))
         if self._only_new:
             delta_sink.append(kept.coalesce(1), path, self._record(), run=self._txn())
             return
@@ -272,6 +347,22 @@ class _Run:
         if self._where is not None and exists:
             where = sql.among("unit", "string", self._decision.slices)
         delta_sink.replace(kept.coalesce(1), path, self._record(), where=where, run=self._txn())
+
+    def _refused(self, segment: Segment) -> DataFrame:
+        """The quarantined rows as they are kept."""
+        current, judged = segment.current, segment.judged
+        assert current is not None
+        assert judged is not None
+        step, reasons = rows.first_reasons(current.verdicts)
+        slice_by = self._job.slice_by
+        unit = current.stored.get(slice_by or "", "null")
+        at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
+        return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
+            f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
+            f"{reasons} as reasons", f"{sql.string(self._job.source)} as origin",
+            f"cast({at['_partition']} as int) as partition", f"cast({at['_offset']} as bigint) as offset",
+            "cast(null as binary) as key", "cast(null as binary) as value",
+            f"{rows.first_row(current.verdicts)} as row", f"cast({unit} as string) as unit")  # fmt: skip
 
     def _txn(self) -> str:
         return f"{self._job.name}/{EPOCH}/{self._run_id}"
@@ -306,6 +397,10 @@ class _Run:
         table, where = sink.table or self._job.name, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
+
+
+def _relationships(spec: PipelineSpec) -> list[tuple[str, str, str]]:
+    return [other for check in spec.checks if isinstance(check, checks.Relationship) for other in check.others()]
 
 
 def _reason(error: Exception) -> str:

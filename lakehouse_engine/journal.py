@@ -23,7 +23,8 @@ from psycopg2.extras import execute_values
 
 from lakehouse_engine import ledger
 from lakehouse_engine.errors import LakehouseError
-from lakehouse_engine.progress import COUNTERS, from_micros, now_micros
+from lakehouse_engine.progress import COUNTERS, Record, from_micros, now_micros
+from lakehouse_engine.rows import COUNTED
 
 KEPT_DAYS = 30
 #: entries that wait for a database that does not answer; then the oldest are dropped
@@ -81,6 +82,14 @@ class Run:
 
 
 See = Callable[[Run], None]
+
+
+def seen(record: Record, trigger: int, sink: str, **more: Any) -> Run:
+    """What a member of a scan did in one micro-batch."""
+    return Run(record.pipeline, "batch", "committed", record.started_at, counters=record.counters, sink=sink,
+               rows=record.counters.get(COUNTED, 0), behind=record.behind, batch_id=record.batch_id,
+               watermark=record.watermark, positions=record.offsets, topic=record.topic, trigger=trigger,
+               **more)  # fmt: skip
 
 
 def failed(pipeline: str, kind: Kind, started_at: int, error: BaseException, **more: Any) -> Run:

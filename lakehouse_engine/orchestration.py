@@ -17,7 +17,6 @@ from typing import Any
 
 from lakehouse_engine.errors import Problem, SpecError, UsageError
 from lakehouse_engine.sinks import Delta
-from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.loader import files, is_schedule, load
 from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, Airflow, PipelineSpec
@@ -153,11 +152,10 @@ def _workflow(
 
 
 def _job(job: PipelineSpec, ids: Mapping[str, str], words: _Words) -> Task:
-    source = _table(job)
     return Task(
         job.task_id, job.layer, words.run(job),
-        upstream=(ids[source],) if source in ids else (),
-        inlets=(source,), outlets=(job.name,) if isinstance(job.sink, Delta) else (),
+        upstream=tuple(ids[table] for table in job.reads if table in ids),
+        inlets=job.reads, outlets=(job.name,) if isinstance(job.sink, Delta) else (),
         retries=job.airflow.retries, owner=job.airflow.owner, timeout=_timeout(job),
         docs=f"{job.description}\n\n`{words.file(job)}`".strip(),
     )  # fmt: skip
@@ -212,18 +210,13 @@ def _clock(
         (first, one), (second, other), *_ = clocks.items()
         return "@daily", (), (f"{one.where('schedule')}: TWO_CLOCKS: {one.name} runs {first} and {other.name} {second};"
                               " one DAG has one clock: give one of them another airflow.dag")  # fmt: skip
-    after = tuple(sorted({_table(job) for job in jobs} & set(elsewhere)))
+    after = tuple(sorted({table for job in jobs for table in job.reads} & set(elsewhere)))
     if after:
         return None, after, None
     if broken:  # the clock may have been theirs
         return _CLOCKS.get(broken[0].schedule, broken[0].schedule), (), None
     return "@daily", (), (f"{jobs[0].where('schedule')}: NO_CLOCK: every job of this DAG waits for its inputs, and"
                           " no other DAG writes them; give one of them a schedule")  # fmt: skip
-
-
-def _table(job: PipelineSpec) -> str:
-    assert not isinstance(job.source, Kafka), "the loader refuses a job over kafka"
-    return job.source.table
 
 
 def _timeout(job: PipelineSpec) -> timedelta | None:

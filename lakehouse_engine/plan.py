@@ -8,18 +8,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lakehouse_engine import sql
-from lakehouse_engine.checks import RowCheck, Unique
+from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.rows import QUARANTINED, Rows, Verdict, Warned
+from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.transforms import Aggregate, Dedupe, Derive, Filter, Parse, Select, Watermark, Window
+from lakehouse_engine.transforms import (
+    Aggregate,
+    Cast,
+    Dedupe,
+    Derive,
+    Drop,
+    Explode,
+    Parse,
+    Rename,
+    RowWise,
+    Select,
+    Window,
+)
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
@@ -135,7 +147,7 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     return Member(spec, rows, window, frozenset(keeps))
 
 
-def _step(spec: PipelineSpec, rows: Rows, transform: Parse | Derive | Select | Filter | Watermark, step: str) -> Rows:
+def _step(spec: PipelineSpec, rows: Rows, transform: RowWise, step: str) -> Rows:
     try:
         if isinstance(transform, Parse):
             return transform.row(rows, step, spec.contracts[transform.contract])
@@ -154,28 +166,19 @@ def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
 
 
 def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
-    """The row checks of ``checks`` as one step: a refused row carries the names of all that it failed."""
-    refusing: list[tuple[str, str]] = []
-    warnings: list[Warned] = []
-    for check in spec.checks:
-        if not isinstance(check, RowCheck):
-            continue
-        conditions = [(name, rows.resolve(text)) for name, text in check.conditions()]
-        if check.on_fail == "quarantine":
-            refusing += conditions
-        else:
-            warnings += [Warned(name, f"not ({text})", stops=check.on_fail == "fail") for name, text in conditions]
-    rows = replace(rows, warnings=(*rows.warnings, *warnings))
-    if not refusing:
-        return rows
-    failed = ", ".join(f"if({text}, null, {sql.string(name)})" for name, text in refusing)
-    refused = " or ".join(f"not ({text})" for _, text in refusing)
-    verdict = Verdict("checks", QUARANTINED, f"({refused})", f"filter(array({failed}), name -> name is not null)")
-    return rows.refuse(verdict)
+    """The row checks of ``checks`` as one step."""
+    checks = [(f"checks[{i}]", check) for i, check in enumerate(spec.checks) if isinstance(check, RowCheck)]
+    return judge(rows, checks, "checks")
 
 
-def table_checks(spec: PipelineSpec) -> list[Unique]:
-    return [check for check in spec.checks if isinstance(check, Unique)]
+def table_checks(spec: PipelineSpec) -> list[tuple[str, TableCheck]]:
+    """Each with its place in the file."""
+    return [(f"checks[{i}]", check) for i, check in enumerate(spec.checks) if isinstance(check, TableCheck)]
+
+
+def always_judged(spec: PipelineSpec) -> bool:
+    """Whether a run that finds nothing to do has something to judge all the same."""
+    return any(isinstance(check, Freshness) for check in spec.checks)
 
 
 def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
@@ -215,8 +218,14 @@ def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
         return False, "the sink has no replace_by"
     for index, transform in enumerate(spec.transforms):
         step = f"transforms[{index}].{transform.key}"
-        if isinstance(transform, Derive) and column in transform.columns:
+        if isinstance(transform, Derive | Cast) and column in transform.columns:
             return False, f"{step} computes {column}"
+        if isinstance(transform, Explode) and column in (transform.column, *transform.made):
+            return False, f"{step} computes {column}"
+        if (isinstance(transform, Drop) and transform.drops(column)) or (
+            isinstance(transform, Rename) and column.lower() in (*transform.new, *map(str.lower, transform.columns))
+        ):
+            return False, f"{step} does not pass {column} on as it is"
         if isinstance(transform, Select):
             kept = [item for item in map(sql.select_item, transform.items) if item.name == column]
             if [item.expression for item in kept] != [column]:
@@ -244,9 +253,10 @@ def _ordered(specs: Sequence[PipelineSpec]) -> list[PipelineSpec]:
     def visit(spec: PipelineSpec) -> None:
         if spec.name in done:
             return
-        upstream = by_name.get(getattr(spec.source, "table", ""))
-        if upstream is not None and upstream is not spec:
-            visit(upstream)
+        for table in spec.reads:
+            upstream = by_name.get(table)
+            if upstream is not None and upstream is not spec:
+                visit(upstream)
         done[spec.name] = spec
 
     for spec in sorted(specs, key=lambda s: s.name):

@@ -7,8 +7,9 @@ share one query, and what lets the validator follow columns without Spark.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from lakehouse_engine import sql
 
@@ -17,32 +18,44 @@ QUARANTINED, FILTERED, DUPLICATE, LATE, COUNTED = "quarantined", "filtered", "du
 
 
 class ColumnError(ValueError):
-    """A step reads a column that its rows do not have. ``code`` is UNKNOWN_COLUMN."""
+    """A step does not fit the columns of its rows. ``code``: UNKNOWN_COLUMN, SAME_COLUMN, NO_COLUMNS."""
 
-    code = "UNKNOWN_COLUMN"
+    def __init__(self, message: str, code: str = "UNKNOWN_COLUMN") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Something computed once per row and read by many: ``alias`` is its column below the projection."""
+    """Something computed once per row and read by many: ``alias`` is its column below the projection.
+
+    ``expands``: the SQL is a generator that makes one row or more of each, never none.
+    """
 
     alias: str
     sql: str
+    expands: bool = False
 
 
-def layered(source: str, layers: Iterable[Layer]) -> str:
-    """SQL of ``source`` with the layers as columns, in as few nested queries as their order allows.
+def levels(layers: Iterable[Layer]) -> list[list[str]]:
+    """The layers as select items, in as few nested queries as their order allows.
 
     Spark resolves every column anew in each nested query: with twelve members, one a layer cost 45 ms more a batch.
     """
-    levels: list[list[Layer]] = []
+    found: list[list[Layer]] = []
     for layer in layers:
-        if not levels or any(below.alias in layer.sql for below in levels[-1]):
-            levels.append([])
-        levels[-1].append(layer)
+        alone = layer.expands or (found and found[-1][-1].expands)  # Spark takes one generator a query
+        if not found or alone or any(below.alias in layer.sql for below in found[-1]):
+            found.append([])
+        found[-1].append(layer)
+    return [[f"{layer.sql} as {layer.alias}" for layer in level] for level in found]
+
+
+def layered(source: str, layers: Iterable[Layer]) -> str:
+    """SQL of ``source`` with the layers as columns."""
     text = f"select * from {source}"
-    for level in levels:
-        text = f"select *, {', '.join(f'{layer.sql} as {layer.alias}' for layer in level)} from ({text})"
+    for level in levels(layers):
+        text = f"select *, {', '.join(level)} from ({text})"
     return text
 
 
@@ -50,22 +63,34 @@ def layered(source: str, layers: Iterable[Layer]) -> str:
 class Verdict:
     """Rows for which ``refused`` (SQL boolean, never null) is true end here, as ``outcome``.
 
-    ``reasons`` is SQL of type array<string>; only quarantine verdicts have it.
+    ``reasons`` is SQL of type array<string>; only quarantine verdicts have it. ``row``: a struct of what would have
+    been stored of the row, as it came into the step; ``Rows.refuse`` fills it in.
     """
 
     step: str
     outcome: str
     refused: str
     reasons: str = ""
+    row: str = ""
 
 
 @dataclass(frozen=True)
-class Warned:
-    """Rows for which ``failed`` is true go on and are counted under ``name``; ``stops``: one such row stops the run."""
+class Watched:
+    """A condition whose failing rows (``failed``: SQL boolean, never null) are counted; it may stop the run.
+
+    ``on_fail``: ``warn`` counts, under ``name``, the failing rows that are written; ``fail`` stops at the first failing
+    row; ``quarantine`` (a verdict refuses them) has a ``tolerance``. That is the share of the rows that reach the
+    condition, those that the first ``after`` verdicts let through, above which failing ones stop the run. ``place``: in
+    the file. ``explodes``: how many steps had made rows of others before; where more do so later, rows count once.
+    """
 
     name: str
     failed: str
-    stops: bool = False
+    on_fail: Literal["warn", "fail", "quarantine"]
+    place: str
+    after: int
+    tolerance: float | None = None
+    explodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +113,7 @@ class Rows:
     types: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    warnings: tuple[Warned, ...] = ()
+    watched: tuple[Watched, ...] = ()
     event_time: EventTime | None = None
 
     @classmethod
@@ -111,12 +136,32 @@ class Rows:
         return replace(self, columns={**kept, **resolved}, types={**kept_types, **(types or {})})
 
     def refuse(self, verdict: Verdict) -> Rows:
-        return replace(self, verdicts=(*self.verdicts, verdict))
+        row = struct(self.stored) if verdict.outcome == QUARANTINED else ""
+        return replace(self, verdicts=(*self.verdicts, replace(verdict, row=row)))
+
+    def watch(self, watched: Iterable[Watched]) -> Rows:
+        now = len(self.expanding)
+        return replace(self, watched=(*self.watched, *(replace(one, explodes=now) for one in watched)))
+
+    @property
+    def expanding(self) -> list[str]:
+        """The layers that make several rows of one: structs with the element's place ``p``, from 0."""
+        return [layer.alias for layer in self.layers if layer.expands]
+
+    @property
+    def expanded(self) -> bool:
+        """Whether there may be several rows for one of the source."""
+        return bool(self.expanding)
 
     @property
     def stored(self) -> dict[str, str]:
         """The columns that may be stored: those that do not begin with ``_``, and ``_extra``."""
         return {n: text for n, text in self.columns.items() if not n.startswith("_") or n == "_extra"}
+
+
+def struct(columns: Mapping[str, str]) -> str:
+    """SQL of a struct with these columns."""
+    return f"named_struct({', '.join(f'{sql.string(name)}, {text}' for name, text in columns.items())})"
 
 
 def outcome(verdicts: Iterable[Verdict]) -> str:
@@ -133,6 +178,66 @@ def passing(verdicts: Iterable[Verdict]) -> str:
 def first_reasons(verdicts: Iterable[Verdict]) -> tuple[str, str]:
     """SQL of the step (string) and of the reasons (array<string>) of the first quarantine verdict that refuses."""
     quarantine = [v for v in verdicts if v.outcome == QUARANTINED]
+    if not quarantine:
+        return "cast(null as string)", "cast(null as array<string>)"
     step = "".join(f" when {v.refused} then {sql.string(v.step)}" for v in quarantine)
     reasons = "".join(f" when {v.refused} then {v.reasons}" for v in quarantine)
     return f"case{step} end", f"case{reasons} end"
+
+
+def first_row(verdicts: Iterable[Verdict]) -> str:
+    """SQL, JSON: the row as it came to the first quarantine verdict that refuses it."""
+    cases = "".join(f" when {v.refused} then to_json({v.row})" for v in verdicts if v.outcome == QUARANTINED)
+    return f"case{cases} end"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A number of rows to find: those for which ``condition`` (SQL boolean) is true."""
+
+    watched: Watched
+    what: Literal["reached", "failed", "written"]
+    condition: str
+
+
+def tallies(rows: Rows, written: str, refused: Callable[[Verdict], str] = lambda v: v.refused) -> list[Tally]:
+    """What has to be counted for ``rows.watched``. ``written``: SQL, a row is written; ``refused``: of a verdict."""
+    found = []
+    for watched in rows.watched:
+        before = [f"not ({refused(verdict)})" for verdict in rows.verdicts[: watched.after]]
+        once = [f"coalesce({alias}.p, 0) = 0" for alias in rows.expanding[watched.explodes :]]
+        before += once
+        if watched.on_fail == "warn":  # of a row that became several nobody can say whether it is written
+            counted = [*before, f"({watched.failed})"] if once else [f"({watched.failed})", written]
+            found.append(Tally(watched, "written", " and ".join(counted)))
+        if watched.on_fail == "fail" or watched.tolerance is not None:
+            found.append(Tally(watched, "failed", " and ".join([*before, f"({watched.failed})"])))
+        if watched.tolerance is not None:
+            found.append(Tally(watched, "reached", " and ".join(before) or "true"))
+    return found
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run stops: ``message``, and the ``place`` in the file of what it fails."""
+
+    place: str
+    message: str
+
+
+def concluded(found: Iterable[tuple[Tally, int]], least: int = 1) -> tuple[dict[str, int], Stop | None]:
+    """Warnings by name, and why the run stops, if it does. A tolerance counts from ``least`` rows on."""
+    warnings: dict[str, int] = {}
+    numbers: dict[Watched, dict[str, int]] = {}
+    for tally, number in found:
+        numbers.setdefault(tally.watched, {})[tally.what] = number
+    for watched, counted in numbers.items():
+        failed, reached = counted.get("failed", 0), counted.get("reached", 0)
+        if watched.on_fail == "warn":
+            warnings[watched.name] = warnings.get(watched.name, 0) + counted["written"]
+        if watched.on_fail == "fail" and failed:
+            return warnings, Stop(watched.place, f"{failed:,} rows fail {watched.name}")
+        if watched.tolerance is not None and reached >= least and failed > watched.tolerance * reached:
+            return warnings, Stop(watched.place, f"{failed:,} of {reached:,} rows fail {watched.name}, more than the"
+                                  f" {watched.tolerance:.6g} that is tolerated")  # fmt: skip
+    return warnings, None

@@ -29,7 +29,7 @@ from lakehouse_engine.errors import LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.journal import Run
 from lakehouse_engine.log import Log
-from lakehouse_engine.plan import Job, Plan, Scan, compile_plan
+from lakehouse_engine.plan import Job, Plan, Scan, always_judged, compile_plan
 from lakehouse_engine.progress import now_micros
 from lakehouse_engine.request import Request, Span, metrics_address
 from lakehouse_engine.sinks import Delta, Postgres
@@ -173,9 +173,10 @@ class Runner:
 
     def _job(self, job: Job, failed: set[str]) -> None:
         started_at = now_micros()
+        before = next((table for table in job.spec.reads if table in failed), None)
         try:
-            if job.source in failed:
-                raise RunError("SOURCE_FAILED", f"not run, because {job.source} failed")
+            if before is not None:
+                raise RunError("SOURCE_FAILED", f"not run, because {before} failed")
             self._told.see(self._attempt(job, started_at))
         except LakehouseError as error:
             failed.add(job.name)
@@ -187,7 +188,7 @@ class Runner:
 
     def _attempt(self, job: Job, started_at: int) -> Run:
         decision = decide(job, self.storage)
-        if decision.kind == "nothing":
+        if decision.kind == "nothing" and not always_judged(job.spec):
             self.report.progress(f"{job.name}: nothing new ({decision.reason})")
             return self._job_run(job, "job", started_at, None)
         began = time.monotonic()
@@ -197,6 +198,9 @@ class Runner:
             self.report.progress(f"{job.name}: {made.kind} ({made.reason})")
 
         outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce)
+        for name, number in outcome.warnings.items():
+            if number:
+                self.report(f"{job.name}: warning: {name} fails ({number:,})")
         self.report.progress(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
         return self._job_run(job, "job", started_at, outcome if outcome.decision.kind != "nothing" else None)
 

@@ -16,7 +16,7 @@ from typing import Any
 from lakehouse_engine import rows as outcomes
 from lakehouse_engine import sql
 from lakehouse_engine.progress import Position
-from lakehouse_engine.rows import Layer, Rows, Verdict, layered
+from lakehouse_engine.rows import Layer, Rows, Tally, Verdict, layered, tallies
 from lakehouse_engine.transforms.window import Window
 
 #: what a struct says, in its field ``o``: the row's outcome, or a window that it counts in (sliding only)
@@ -68,6 +68,7 @@ class Result:
 
     partials: list[list[Any]] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
+    tallied: list[tuple[Tally, int]] = field(default_factory=list)
     late: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
 
@@ -87,11 +88,23 @@ class ScanQuery:
                 self._verdicts.setdefault(verdict.refused, f"_refused{len(self._verdicts)}")
             if self._time(member) not in self._times:
                 self._times.append(self._time(member))
+        #: per member what is counted of its rows, beside their outcome
+        self._tallies = [self._watched(index, member) for index, member in enumerate(self.members)]
+        self._slots += [slot for found in self._tallies for _, slot in found]
         self._layers = self._compile_layers()
         self._keys = ["m", "o", "w", *(f"k{i}" for i in range(self._width)), "detail"]
         columns = [*self._keys, "n", "at", *(f"t{i}" for i in range(len(self._times)))]
         columns += [slot.column for slot in self._slots]
         self._place = {column: index for index, column in enumerate(columns)}  # a row's fields are slow by name
+
+    def _watched(self, index: int, member: WindowMember) -> list[tuple[Tally, Measured]]:
+        """Each a count of the rows that the member did not have yet."""
+        found = []
+        written = f"_outcome{index} = {COUNTED}"
+        for number, tally in enumerate(tallies(member.rows, written, lambda v: self._verdicts[v.refused])):
+            fresh = f"_outcome{index} <> {SEEN} and {tally.condition}"
+            found.append((tally, Measured(f"w{index}_{number}", "count", f"if({fresh}, 1, null)")))
+        return found
 
     def _time(self, member: WindowMember) -> tuple[str, str]:
         time = member.rows.event_time
@@ -164,15 +177,17 @@ class ScanQuery:
         found = []
         for index, member in enumerate(self.members):
             outcome = f"_outcome{index}"
+            watched = {f"_{slot.column}": slot.argument for _, slot in self._tallies[index]}
             counted = f"{outcome} = {COUNTED}"
             if member.window.sliding:
                 aside = self._aside(index, member)
-                found.append(self._struct(index, outcome, "cast(null as bigint)", [], aside, {}))
+                found.append(self._struct(index, outcome, "cast(null as bigint)", [], aside, watched))
                 continue
             keys = [f"if({counted}, cast({key} as string), null)" for key in member.keys]
             start = f"if({counted}, {self._start(member)}, null)"
             aside = self._aside(index, member)
-            found.append(self._struct(index, outcome, start, keys, aside, self._values(index, counted)))
+            values = self._values(index, counted)
+            found.append(self._struct(index, outcome, start, keys, aside, {**values, **watched}))
         return found
 
     def _values(self, index: int, counted: str) -> dict[str, str]:
@@ -221,7 +236,7 @@ class ScanQuery:
         """(next offset per partition, per event time: greatest per partition, per member: its result)."""
         ends: dict[int, int] = {}
         greatest: list[dict[int, int]] = [{} for _ in self._times]
-        results = [Result() for _ in self.members]
+        results = [Result(tallied=[(tally, 0) for tally, _ in found]) for found in self._tallies]
         times = slice(self._place["at"] + 1, self._place["at"] + 1 + len(self._times))
         for row in rows:
             member, outcome, window, *keys = row[: self._place["detail"]]
@@ -239,6 +254,10 @@ class ScanQuery:
         if outcome in _COUNTER:
             name = _COUNTER[outcome]
             result.counters[name] = result.counters.get(name, 0) + count
+        if outcome != WINDOW:
+            slots = [slot.column for _, slot in self._tallies[index]]
+            result.tallied = [(tally, number + row[self._place[slot]])
+                              for (tally, number), slot in zip(result.tallied, slots, strict=True)]  # fmt: skip
         if detail is not None:
             (result.refused if outcome == QUARANTINED else result.late).append(json.loads(detail))
         elif outcome == WINDOW or (outcome == COUNTED and not self.members[index].window.sliding):
@@ -290,10 +309,16 @@ def missed_windows(window: Window, time: int, watermark: int) -> list[int]:
     return [start for start in starts if start + window.size <= watermark]
 
 
-def scan_floors(positions: Sequence[Mapping[int, Position]]) -> list[Mapping[int, int] | None]:
-    """Per member the offsets below which it has everything, where that is above the least of all members."""
-    partitions = {p for member in positions for p in member}
-    least = {p: min(member[p].next_offset for member in positions if p in member) for p in partitions}
+def scan_floors(
+    positions: Sequence[Mapping[int, Position]], others: Sequence[Mapping[int, Position]] = ()
+) -> list[Mapping[int, int] | None]:
+    """Per member the offsets below which it has everything, where that is above the least of all members.
+
+    ``others``: members that read the same batches and are no windows.
+    """
+    everyone = [*positions, *others]
+    partitions = {p for member in everyone for p in member}
+    least = {p: min(member[p].next_offset for member in everyone if p in member) for p in partitions}
     found: list[Mapping[int, int] | None] = []
     for member in positions:
         ahead = {p: position.next_offset for p, position in member.items() if position.next_offset > least[p]}

@@ -20,8 +20,10 @@ import psycopg2
 
 from lakehouse_engine import journal, ledger, progress, rows, sql
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import PlanError, RunError
-from lakehouse_engine.journal import Run, See
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.inserts import QUARANTINED, Inserts, typed
+from lakehouse_engine.journal import See, seen
+from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
 from lakehouse_engine.locks import Lock, acquire
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
@@ -30,6 +32,7 @@ from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
 
@@ -72,7 +75,7 @@ class ScanRun:
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
         self._locks: list[Lock] = []
         self._windows: _Windows | None = None
-        self._landings: list[_Landing | _Print] = []
+        self._landings: list[_Landing | Inserts | _Print] = []
         self.query: StreamingQuery | None = None
 
     def start(self, *, available_now: bool) -> None:
@@ -87,6 +90,11 @@ class ScanRun:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
                     self._landings.append(_Landing(member, self._topic, self.scan, self._to, self._ends))
+                elif isinstance(member.spec.sink, Postgres) and member.window is None:
+                    assert self._to.postgres_dsn is not None
+                    starts = _starts(self._topic, self.scan.source)
+                    self._landings.append(Inserts(self._spark, member, self._topic, starts, self._to.postgres_dsn,
+                                                  self._to.writer, self._ends, self.scan.every))  # fmt: skip
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)
@@ -102,16 +110,16 @@ class ScanRun:
             raise
 
     def _starting(self) -> str:
-        held = list(self._windows.positions()) if self._windows else []
-        held += [{p: q.next_offset for p, q in landing.positions.items()} for landing in self._landings
-                 if isinstance(landing, _Landing)]  # fmt: skip
+        held = self._windows.positions() if self._windows else []
+        held += [(landing.name, {p: q.next_offset for p, q in landing.positions.items()}) for landing in self._landings
+                 if not isinstance(landing, _Print)]  # fmt: skip
         if not held:
             return self.scan.source.start
         # once more, after the claim: until then another process may have read on
         self._topic = kafka.describe(self._to.bootstrap_servers, self.scan.source.topic)
-        for member, positions in zip(self.scan.members, held, strict=False):
-            kafka.check_held(self._topic, positions, member.name)
-        return kafka.starting_offsets(self._topic, held)
+        for name, positions in held:
+            kafka.check_held(self._topic, positions, name)
+        return kafka.starting_offsets(self._topic, [positions for _, positions in held])
 
     def _batch(self, frame: DataFrame, _: int) -> None:
         with self._busy:
@@ -122,7 +130,8 @@ class ScanRun:
                 self._ends.ask()
                 count = 0
                 if self._windows:
-                    count = self._windows.write(frame, self._view, started_at, self._see)
+                    others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
+                    count = self._windows.write(frame, self._view, started_at, others, self._see)
                     self.detached.update(self._windows.detached)
                 for landing in self._landings:
                     count = max(count, landing.write(frame, self._view, started_at, self._see))
@@ -146,6 +155,9 @@ class ScanRun:
         self._ends.close()
         if self._windows:
             self._windows.close()
+        for landing in self._landings:
+            if isinstance(landing, Inserts):
+                landing.close()
         for lock in self._locks:
             lock.close()
         self._locks.clear()
@@ -171,26 +183,30 @@ class _Windows:
             cursor.execute(ledger.LOCK)
             cursor.execute(ledger.DDL)
             for member, merge in zip(self._members, self._merges, strict=True):
-                merge.ensure(cursor, member.spec.where("sink"))
+                _ensure(cursor, merge, member)
                 merge.stage(cursor)
             starts = _starts(topic, scan.source)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
                             for m in self._members]  # fmt: skip
+            for index, merge in enumerate(self._merges):
+                closed = merge.closed_until(cursor) if isinstance(merge, FinalMerge) else None
+                known = [time for time in (closed, self._claims[index].watermark) if time is not None]
+                self._claims[index] = replace(self._claims[index], watermark=max(known, default=None))
 
-    def positions(self) -> list[dict[int, int]]:
-        return [{p: q.next_offset for p, q in claim.positions.items()} for claim in self._claims]
+    def positions(self) -> list[tuple[str, dict[int, int]]]:
+        """Each member's name and next offset per partition."""
+        return [(member.name, {p: q.next_offset for p, q in claim.positions.items()})
+                for member, claim in zip(self._members, self._claims, strict=True)]  # fmt: skip
 
-    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, others: Sequence[Mapping[int, Position]],
+              see: See) -> int:  # fmt: skip
+        """``others``: how far the members that are no windows have read; the batch begins at the least of all."""
         if not self._members:
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
-        watermarks = [
-            progress.next_watermark(
-                c.positions.values(), m.rows.event_time.delay if m.rows.event_time else 0, c.watermark
-            )
-            for m, c in zip(self._members, self._claims, strict=True)
-        ]
+        watermarks = [progress.next_watermark(c.positions.values(), _delay(m), c.watermark)
+                      for m, c in zip(self._members, self._claims, strict=True)]  # fmt: skip
         frame.createOrReplaceTempView(view)
-        floors = scan_floors([claim.positions for claim in self._claims])
+        floors = scan_floors([claim.positions for claim in self._claims], others)
         collected = frame.sparkSession.sql(self._query.text(view, watermarks, floors)).collect()
         ends, greatest, results = self._query.read(collected)
         if not ends:
@@ -200,7 +216,7 @@ class _Windows:
                    for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
         for index, record in failed["records"].items():
             self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
-            see(_seen(record, self._trigger, "postgres"))
+            see(seen(record, self._trigger, "postgres"))
         for index, error in failed["errors"].items():
             see(journal.failed(self._members[index].name, "stream", started_at, error, step="detached"))
         self._detach({i: f"{self._members[i].name}: {_line(error)}" for i, error in failed["errors"].items()})
@@ -209,7 +225,7 @@ class _Windows:
     def _commit(self, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],
                 results: Sequence[Result], watermarks: Sequence[int | None]) -> dict[str, Any]:  # fmt: skip
         records: dict[int, Record] = {}
-        errors: dict[int, psycopg2.Error] = {}
+        errors: dict[int, psycopg2.Error | RunError] = {}
         with self._connection, self._connection.cursor() as cursor:
             for index in range(len(self._members)):
                 record = self._record(index, started_at, ends, greatest, results[index], watermarks[index])
@@ -219,7 +235,7 @@ class _Windows:
                 try:
                     self._write_member(cursor, index, results[index], record)
                     records[index] = record
-                except psycopg2.Error as error:
+                except (psycopg2.Error, RunError) as error:
                     if self._connection.closed or isinstance(error, psycopg2.OperationalError):
                         raise  # the database, not this member: the batch comes again
                     cursor.execute("rollback to savepoint member")
@@ -240,15 +256,21 @@ class _Windows:
             after[partition] = progress.advance(before, end, fresh, started_at)
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None
+        warnings, _ = rows.concluded(result.tallied, LEAST_JUDGED)
         return Record(member.name, EPOCH, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
-                      claim.positions, after, watermark, result.counters,
+                      claim.positions, after, watermark, result.counters, warnings,
                       behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
         merge, member = self._merges[index], self._members[index]
         assert member.window is not None
+        _, stop = rows.concluded(result.tallied, LEAST_JUDGED)
+        if stop is not None:
+            raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written", where=member.spec.where(stop.place))
         partials = [[progress.from_micros(row[0]), *row[1:]] for row in result.partials]
         merge.write(cursor, partials)
+        if isinstance(merge, FinalMerge):  # what the next batch's watermark makes late is over
+            merge.close(cursor, progress.next_watermark(record.after.values(), _delay(member), record.watermark))
         now = progress.from_micros(record.started_at)
         if result.late:
             assert record.watermark is not None
@@ -261,7 +283,7 @@ class _Windows:
         if result.refused:
             refused = [(now, record.batch_id, d["step"], d["reasons"], self._topic.name, d["p"], d["o"],
                         _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
-            _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), _QUARANTINE, refused)
+            _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)
 
     def _detach(self, errors: Mapping[int, str]) -> None:
         """Takes failed members out at their position; the others go on, and these catch up when mended."""
@@ -277,20 +299,22 @@ class _Windows:
         self._connection.close()
 
 
+def _delay(member: Member) -> int:
+    return member.rows.event_time.delay if member.rows.event_time else 0
+
+
+def _ensure(cursor: Any, merge: postgres_sink.Merge | FinalMerge, member: Member) -> None:
+    where = member.spec.where("sink")
+    if not isinstance(merge, FinalMerge) and marked(cursor, postgres_sink.side_table(merge.table, "state")):
+        raise emit_changed(merge.table, "final", where)
+    merge.ensure(cursor, where)
+
+
 def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _seen(record: Record, trigger: int, sink: str, **more: Any) -> Run:
-    """What a member did in one batch."""
-    return Run(record.pipeline, "batch", "committed", record.started_at, counters=record.counters, sink=sink,
-               rows=record.counters.get(rows.COUNTED, 0), behind=record.behind, batch_id=record.batch_id,
-               watermark=record.watermark, positions=record.offsets, topic=record.topic, trigger=trigger,
-               **more)  # fmt: skip
-
-
 _LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
-_QUARANTINE = ["quarantined_at", "batch_id", "step", "reasons", "origin", "partition", "offset", "key", "value"]
 
 
 def _insert(cursor: Any, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
@@ -301,7 +325,7 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text)
 
 
-def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
+def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge | FinalMerge:
     """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line."""
     assert member.window is not None
     compiled = member.window_member()
@@ -319,7 +343,7 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
         argument = "1" if measure.argument is None else member.rows.resolve(measure.argument)
         # an aggregate over a window of its own, so that it can stand beside expressions of a row
         wanted.append((f"{measure.function}({argument}) over ()", f"{step}.measures.{name}"))
-    kinds = _typed(spark, inner, [*refusals, *wanted], member)[len(refusals) :]
+    kinds = typed(spark, inner, [*refusals, *wanted], member)[len(refusals) :]
     types = {
         name: postgres_sink.pg_type(kind, member.spec.where(step))
         for name, kind in zip([*member.window.by, *functions], kinds, strict=True)
@@ -328,24 +352,9 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     measures = {name: (measure.function, types[name]) for name, measure in functions.items()}
     sink = member.spec.sink
     assert isinstance(sink, Postgres)
+    if member.window.emit == "final":
+        return FinalMerge(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append")
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)
-
-
-def _typed(spark: SparkSession, inner: str, asked: Sequence[tuple[str, str]], member: Member) -> list[str]:
-    """The Spark types of expressions over ``inner``, asked in one query: a cold Spark takes a tenth of a second each.
-
-    Raises ``PlanError`` EXPRESSION_TYPE at the place of the first one that has none.
-    """
-    from pyspark.errors import PySparkException
-
-    try:
-        chosen = ", ".join(f"{expression} as x{i}" for i, (expression, _) in enumerate(asked))
-        return [kind for _, kind in spark.sql(f"select {chosen} from ({inner})").dtypes]
-    except PySparkException as error:
-        if len(asked) > 1:  # which one is it?
-            return [kind for one in asked for kind in _typed(spark, inner, [one], member)]
-        reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
-        raise PlanError("EXPRESSION_TYPE", reason, where=member.spec.where(asked[0][1])) from None
 
 
 class _Landing:
@@ -353,6 +362,7 @@ class _Landing:
 
     def __init__(self, member: Member, topic: kafka.TopicState, scan: Scan, to: Connections, ends: Ends) -> None:
         self._member, self._topic, self._ends, self._trigger = member, topic, ends, scan.every
+        self.name = member.name
         self._path = delta_sink.table_path(to.storage, member.name)
         self._aside = self._path.with_name(self._path.name + "__quarantine")
         policy = member.spec.maintain
@@ -360,6 +370,8 @@ class _Landing:
         starts = {p: Position(offset) for p, offset in _starts(topic, scan.source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
+        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns}
+        self._judge = Judge(member, {**member.rows.stored, **landed})
 
     def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
         record = DeltaLog(path).record()
@@ -369,19 +381,10 @@ class _Landing:
         return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
 
     def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
-        member = self._member
-        frame.createOrReplaceTempView(view)
-        columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
-        step, reasons = rows.first_reasons(v for v in member.rows.verdicts if v.step in member.keeps)
-        chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
-        chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
-        chosen += [f"{warning.failed} as _warned{i}" for i, warning in enumerate(member.rows.warnings)]
         ahead = {p: q.next_offset for p, q in self.positions.items()}
-        inner = rows.layered(view, member.rows.layers)
-        text = f"select {', '.join(chosen)}, _key, _value from ({inner}) where {not_before(ahead)}"
-        parsed = frame.sparkSession.sql(text).persist()
+        parsed = self._judge.judge(frame, view, ahead).persist()
         try:
-            record = self._write(parsed, list(columns), started_at)
+            record = self._write(parsed, started_at)
         finally:
             parsed.unpersist()
         if record is None:
@@ -392,29 +395,25 @@ class _Landing:
         log = DeltaLog(self._path)
         version = log.version()
         files, size = (log.size(version) if version is not None else None) or (None, None)
-        see(_seen(record, self._trigger, "delta", ended_at=ended_at, version=version, files=files, bytes=size))
+        see(seen(record, self._trigger, "delta", ended_at=ended_at, version=version, files=files, bytes=size))
         return sum(record.counters.values())
 
-    def _write(self, parsed: DataFrame, columns: list[str], started_at: int) -> Record | None:
+    def _write(self, parsed: DataFrame, started_at: int) -> Record | None:
         """What was committed; None for a batch without rows."""
-        counts = _count(parsed, len(self._member.rows.warnings))
+        counts = self._judge.count(parsed)
         if not counts.ends:
             return None
-        warnings = {}
-        for warning, number in zip(self._member.rows.warnings, counts.warned, strict=True):
-            if number and warning.stops:
-                raise RunError("CHECK_FAILED", f"{number} rows fail {warning.name}", where=self._member.name)
-            warnings[warning.name] = number
+        warnings = self._judge.warnings(counts, started_at)
         after = {
             p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()
         }
         after = {**self.positions, **after}
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings)  # fmt: skip
-        if counts.outcomes.get(rows.QUARANTINED) and self._member.keeps:
+        if counts.refused and self._member.keeps:
             self._keep_aside(parsed, record)
-        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*columns)
-        few = sum(counts.outcomes.values()) < ONE_FILE_ROWS
+        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, self._judge.columns))
+        few = counts.rows < ONE_FILE_ROWS
         sink = self._member.spec.sink
         assert isinstance(sink, Delta)
         delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
@@ -426,49 +425,15 @@ class _Landing:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""
         held = {p: q.next_offset for p, q in self._aside_positions.items()}
         time = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc).isoformat()
-        refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null and {not_before(held)}")
+        refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"
+                                f" and {not_before(held, '_at')}")  # fmt: skip
         kept = refused.coalesce(1).selectExpr(
             f"timestamp'{time}' as quarantined_at", f"{record.batch_id}L as batch_id", "_step as step",
-            "_reasons as reasons", "_topic as origin", "_partition as partition", "_offset as offset",
+            "_reasons as reasons", "_at_topic as origin", "_at_partition as partition", "_at_offset as offset",
             "_key as key", "_value as value", "cast(null as string) as row",
             "cast(null as string) as unit")  # fmt: skip
         delta_sink.append(kept, self._aside, record.user_metadata())
         self._aside_positions = dict(record.after)
-
-
-def not_before(held: Mapping[int, int]) -> str:
-    """SQL: the record is not below the position of its partition."""
-    if not held:
-        return "true"
-    # a map, as in scan.py: the generated code stays the same from batch to batch
-    entries = ", ".join(f"{partition}, {offset}L" for partition, offset in sorted(held.items()))
-    return f"_offset >= coalesce(try_element_at(map({entries}), _partition), 0L)"
-
-
-@dataclass(frozen=True)
-class _Counts:
-    ends: dict[int, int]
-    outcomes: dict[str, int]
-    warned: list[int]
-
-
-def _count(parsed: DataFrame, warnings: int) -> _Counts:
-    from pyspark.sql import functions as F
-
-    sums = [
-        F.sum(F.expr(f"if(_warned{i} and _outcome = '{rows.COUNTED}', 1, 0)")).alias(f"w{i}") for i in range(warnings)
-    ]
-    grouped = parsed.groupBy("_partition", "_outcome").agg(
-        F.count("*").alias("n"), F.max("_offset").alias("last"), *sums
-    )
-    ends: dict[int, int] = {}
-    outcomes: dict[str, int] = {}
-    warned = [0] * warnings
-    for row in grouped.collect():
-        ends[row["_partition"]] = max(row["last"] + 1, ends.get(row["_partition"], 0))
-        outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
-        warned = [total + row[f"w{i}"] for i, total in enumerate(warned)]
-    return _Counts(ends, outcomes, warned)
 
 
 class _Print:

@@ -1,144 +1,34 @@
-"""Data-quality rules, in dbt's vocabulary. Null fails every row check; ``where`` exempts it.
+"""Data-quality rules, in dbt's vocabulary. This list is explicit: a new check is its file, its test and a line here.
 
-Row checks (``not_null``, ``accepted_values``, ``range``, ``expression``) judge one row; table checks (``unique``) judge
-the result of a job. ``on_fail``: ``quarantine`` keeps the row aside (row checks, default), ``warn`` writes and counts
-it, ``fail`` (table checks, default) stops before anything is written.
+Row checks (``row.py``) judge one row, and stand under ``checks`` or in a ``check`` step; table checks (``table.py``)
+judge a whole result.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from lakehouse_engine.checks.accepted_values import AcceptedValues
+from lakehouse_engine.checks.expression import ExpressionCheck
+from lakehouse_engine.checks.freshness import Freshness
+from lakehouse_engine.checks.matches import Matches
+from lakehouse_engine.checks.not_null import NotNull
+from lakehouse_engine.checks.range import Range
+from lakehouse_engine.checks.relationship import Relationship, related
+from lakehouse_engine.checks.row import RowCheck, Share, judge
+from lakehouse_engine.checks.row_count import RowCount
+from lakehouse_engine.checks.table import TableCheck
+from lakehouse_engine.checks.unique import Unique
 
-from lakehouse_engine import sql
-from lakehouse_engine.component import Column, Columns, Component, Expression, Model
-
-Value = str | int | float | bool
-
-
-def literal(value: Value) -> str:
-    """A value of YAML as a Spark SQL literal."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return sql.string(value) if isinstance(value, str) else str(value)
-
-
-class RowCheck(Component):
-    """``conditions`` gives (name, SQL over the row's columns that is true for a good row)."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"tolerance"})
-
-    name: str | None = None
-    where: Expression | None = None
-    on_fail: Literal["warn", "quarantine", "fail"] = "quarantine"
-
-    def rules(self) -> list[tuple[str, str]]:
-        raise NotImplementedError
-
-    def conditions(self) -> list[tuple[str, str]]:
-        exempt = f"not coalesce({self.where}, false) or " if self.where else ""
-        named = self.rules()
-        return [(self.name or name, f"{exempt}coalesce({rule}, false)") for name, rule in named]
-
-    def expressions(self) -> list[str]:
-        return [rule for _, rule in self.conditions()]
-
-
-class NotNull(RowCheck):
-    columns: Columns
-
-    @classmethod
-    def short(cls, value: object) -> object:
-        return {"columns": value}
-
-    def rules(self) -> list[tuple[str, str]]:
-        return [(f"not_null({column})", f"{column} is not null") for column in self.columns]
-
-
-class AcceptedValues(RowCheck):
-    values: dict[Column, tuple[Value, ...]]
-
-    @classmethod
-    def short(cls, value: object) -> object:
-        return {"values": value}
-
-    def rules(self) -> list[tuple[str, str]]:
-        return [(f"accepted_values({column})", f"{column} in ({', '.join(literal(v) for v in values)})")
-                for column, values in self.values.items()]  # fmt: skip
-
-    @field_validator("values")
-    @classmethod
-    def _some(cls, values: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
-        for column, accepted in values.items():
-            if not accepted:
-                raise PydanticCustomError("BAD_CHECK", "{column} accepts no value at all", {"column": column})
-        return values
-
-
-class Bounds(Model):
-    """Both ends belong to the range."""
-
-    min: Expression | None = None
-    max: Expression | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Bounds:
-        if self.min is None and self.max is None:
-            raise PydanticCustomError("BAD_CHECK", "a range needs min, max or both")
-        return self
-
-
-class Range(RowCheck):
-    bounds: dict[Column, Bounds]
-
-    @classmethod
-    def short(cls, value: object) -> object:
-        return {"bounds": value}
-
-    def rules(self) -> list[tuple[str, str]]:
-        found = []
-        for column, bound in self.bounds.items():
-            ends = [f"{column} >= {bound.min}"] if bound.min is not None else []
-            ends += [f"{column} <= {bound.max}"] if bound.max is not None else []
-            found.append((f"range({column})", f"({' and '.join(ends)})"))
-        return found
-
-
-class ExpressionCheck(RowCheck):
-    condition: Expression
-
-    @classmethod
-    def short(cls, value: object) -> object:
-        return {"condition": value}
-
-    def rules(self) -> list[tuple[str, str]]:
-        return [(f"expression({self.condition})", f"({self.condition})")]
-
-
-ExpressionCheck.key = "expression"
-
-
-class Unique(Component):
-    """One row per value of ``columns``; default: the pipeline's keys. Jobs only."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"tolerance"})
-
-    columns: Columns | None = None
-    name: str | None = None
-    where: Expression | None = None
-    on_fail: Literal["warn", "fail"] = "fail"
-
-    @classmethod
-    def short(cls, value: object) -> object:
-        return {"columns": value}
-
-    def expressions(self) -> list[str]:
-        return [*(self.columns or ()), *([self.where] if self.where else [])]
-
-
-Check = NotNull | AcceptedValues | Range | ExpressionCheck | Unique
-CHECKS: dict[str, Any] = {c.key: c for c in (NotNull, AcceptedValues, Range, ExpressionCheck, Unique)}
-LATER = {"matches", "relationship", "row_count", "freshness"}
+Check = (
+    NotNull | AcceptedValues | Range | Matches | ExpressionCheck | Relationship | Unique | RowCount | Freshness
+)  # fmt: skip
+CHECKS: dict[str, Any] = {
+    c.key: c for c in (NotNull, AcceptedValues, Range, Matches, ExpressionCheck, Relationship, Unique, RowCount,
+                       Freshness)}  # fmt: skip
+LATER: set[str] = set()
 COMMON = {"name", "on_fail", "tolerance", "where"}
+
+__all__ = ["CHECKS", "COMMON", "LATER", "AcceptedValues", "Check", "ExpressionCheck", "Freshness", "Matches", "NotNull",
+           "Range", "Relationship", "RowCheck", "RowCount", "Share", "TableCheck", "Unique", "judge",
+           "related"]  # fmt: skip

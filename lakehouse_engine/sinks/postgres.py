@@ -20,7 +20,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from lakehouse_engine.component import Component, Table
+from lakehouse_engine.component import Columns, Component, Table
 from lakehouse_engine.errors import PlanError, RunError
 
 if TYPE_CHECKING:
@@ -28,12 +28,18 @@ if TYPE_CHECKING:
 
 
 class Postgres(Component):
-    """``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key."""
+    """``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key.
 
-    later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "connection"})
+    ``append`` adds each row of a stream without a window once, and each window with ``emit: final``. ``upsert`` of a
+    stream without a window replaces the row of the same ``keys`` that is not greater in ``order_by``.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset({"delete_when", "connection"})
 
     table: Table | None = None
-    mode: Literal["upsert", "replace"] | None = None
+    mode: Literal["append", "upsert", "replace"] | None = None
+    #: of a stream without a window that upserts: the row with the greatest wins; columns of the result
+    order_by: Columns = ()
     updated_at: bool = True
 
 
@@ -48,6 +54,11 @@ LATE = """create table if not exists {} (arrived_at timestamptz not null, batch_
 QUARANTINE = """create table if not exists {} (quarantined_at timestamptz not null, batch_id bigint not null,
   step text not null, reasons text[] not null, origin text not null, partition int, "offset" bigint, key bytea,
   value bytea, row jsonb, unit text)"""
+
+
+def quarantine_ddl(table: Composable) -> Composable:
+    """The statement that creates a quarantine where there is none."""
+    return sql.SQL(QUARANTINE).format(table)
 
 
 def pg_type(spark_type: str, where: str) -> str:
@@ -180,7 +191,7 @@ def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | Non
     values = [part.values] if part else None
     cursor.execute(sql.SQL("delete from {} where {}").format(identifier(table), condition), values)
     sent = _Sum()
-    copy(cursor, identifier(table), columns, sent.passing(_python_rows(frame)))
+    copy(cursor, identifier(table), columns, sent.passing(python_rows(frame)))
     stored = _Sum()
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     with cursor.connection.cursor("stored") as reader:  # on the server: a large table does not come here at once
@@ -194,7 +205,7 @@ def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | Non
     return sent.loaded
 
 
-def _python_rows(frame: DataFrame) -> Iterator[list[Any]]:
+def python_rows(frame: DataFrame) -> Iterator[list[Any]]:
     """The rows as Python values. Times go through microseconds: PySpark would give them in this process's zone."""
     from datetime import timedelta
 
@@ -336,48 +347,70 @@ class Merge:
             copy(cursor, self._stage, self._staged, rows)
             cursor.execute(self._statement)
 
+    @property
+    def _names(self) -> Composable:
+        return sql.SQL(", ").join(map(sql.Identifier, self._staged))
+
+    @property
+    def _key_names(self) -> Composable:
+        return sql.SQL(", ").join(map(sql.Identifier, self.keys))
+
+    @property
+    def _updates(self) -> list[Composable]:
+        return [_merged(name, function) for name, (function, _) in self.base.items()]
+
     @cached_property
     def _statement(self) -> Composable:
-        names = sql.SQL(", ").join(map(sql.Identifier, [*self.keys, *self.base]))
-        keys = sql.SQL(", ").join(map(sql.Identifier, self.keys))
-        # sorted by key, so that two writers of one table cannot deadlock
-        source = sql.SQL("select {names} from {stage} order by {keys}").format(
-            names=names, stage=self._stage, keys=keys)  # fmt: skip
-        updates = [_merged(name, function) for name, (function, _) in self.base.items()]
-        if not self.has_state:
-            stamp = sql.SQL(", updated_at" if self.updated_at else "")
-            if self.updated_at:
-                updates.append(sql.SQL("updated_at = excluded.updated_at"))
-                source = sql.SQL("select {names}, now() from {stage} order by {keys}").format(
-                    names=names, stage=self._stage, keys=keys)  # fmt: skip
+        if self.has_state:
+            columns, values = self.results
+            replaced = sql.SQL(", ").join(
+                sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in columns if c not in self.keys
+            )
             return sql.SQL(
-                "insert into {table} as t ({names}{stamp}) {source} on conflict ({keys}) do update set {set}"
+                "with merged as ({state} returning *) insert into {table} ({columns}) select {values} from merged"
+                " order by {keys} on conflict ({keys}) do update set {replaced}"
             ).format(
-                table=identifier(self.table), names=names, stamp=stamp, source=source, keys=keys,
-                set=sql.SQL(", ").join(updates))  # fmt: skip
-        finals: list[Composable] = []
-        columns = [*self.keys, *self.measures]
+                state=self.into_state, table=identifier(self.table), values=sql.SQL(", ").join(values),
+                columns=sql.SQL(", ").join(map(sql.Identifier, columns)), keys=self._key_names,
+                replaced=replaced)  # fmt: skip
+        updates = self._updates
+        if self.updated_at:
+            updates.append(sql.SQL("updated_at = excluded.updated_at"))
+        # sorted by key, so that two writers of one table cannot deadlock
+        return sql.SQL(
+            "insert into {table} as t ({names}{stamp}) select {names}{now} from {stage} order by {keys}"
+            " on conflict ({keys}) do update set {set}"
+        ).format(
+            table=identifier(self.table), names=self._names, stage=self._stage, keys=self._key_names,
+            stamp=sql.SQL(", updated_at" if self.updated_at else ""), now=sql.SQL(", now()" if self.updated_at else ""),
+            set=sql.SQL(", ").join(updates))  # fmt: skip
+
+    @property
+    def into_state(self) -> Composable:
+        """What was staged, merged into ``<table>__state``."""
+        return sql.SQL(
+            "insert into {state} as t ({names}) select {names} from {stage} order by {keys} on conflict ({keys}) do"
+            " update set {set}"
+        ).format(
+            state=identifier(side_table(self.table, "state")), names=self._names, stage=self._stage,
+            keys=self._key_names, set=sql.SQL(", ").join(self._updates))  # fmt: skip
+
+    @property
+    def results(self) -> tuple[list[str], list[Composable]]:
+        """The table's columns, and their values out of the state's."""
+        columns = [*self.keys]
+        found: list[Composable] = [*map(sql.Identifier, self.keys)]
         for name, (function, kind) in self.measures.items():
+            columns.append(name)
             if function == "avg":
-                finals.append(sql.SQL("({} / nullif({}, 0))::{}").format(
+                found.append(sql.SQL("({} / nullif({}, 0))::{}").format(
                     sql.Identifier(f"{name}__sum"), sql.Identifier(f"{name}__count"), sql.SQL(kind)))  # fmt: skip
             else:
-                finals.append(sql.Identifier(name))
-        values = [sql.SQL(", ").join(map(sql.Identifier, self.keys)), *finals]
+                found.append(sql.Identifier(name))
         if self.updated_at:
             columns.append("updated_at")
-            values.append(sql.SQL("now()"))
-        replaced = [c for c in columns if c not in self.keys]
-        return sql.SQL(
-            "with merged as (insert into {state} as t ({names}) {source} on conflict ({keys}) do update set {set}"
-            " returning *) insert into {table} ({columns}) select {values} from merged order by {keys}"
-            " on conflict ({keys}) do update set {replaced}"
-        ).format(
-            state=identifier(side_table(self.table, "state")), names=names, source=source, keys=keys,
-            set=sql.SQL(", ").join(updates), table=identifier(self.table),
-            columns=sql.SQL(", ").join(map(sql.Identifier, columns)), values=sql.SQL(", ").join(values),
-            replaced=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in replaced),
-        )  # fmt: skip
+            found.append(sql.SQL("now()"))
+        return columns, found
 
 
 def _merged(name: str, function: str) -> Composable:

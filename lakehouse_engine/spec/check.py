@@ -7,14 +7,28 @@ from difflib import get_close_matches
 from typing import Protocol
 
 from lakehouse_engine import sql
-from lakehouse_engine.checks import RowCheck, Unique
+from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, PipelineSpec
-from lakehouse_engine.transforms import Aggregate, Dedupe, Derive, Filter, Parse, Select, Watermark, Window
+from lakehouse_engine.transforms import (
+    Aggregate,
+    Cast,
+    Check,
+    Dedupe,
+    Derive,
+    Drop,
+    Explode,
+    Filter,
+    Parse,
+    Rename,
+    Select,
+    Watermark,
+    Window,
+)
 
 Columns = dict[str, str]
 _CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate"}
@@ -79,10 +93,11 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
         if not spec.is_stream and isinstance(transform, Window | Watermark):
             yield _at(spec, place, "NOT_YET", f"{transform.key} in a job comes with a later version; use aggregate")
         if isinstance(transform, Window):
+            if any(isinstance(before, Explode) for before in spec.transforms[:index]):
+                yield _at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"
+                          " rows with explode in one pipeline and aggregate them in a job")  # fmt: skip
             if index != len(spec.transforms) - 1:
                 yield _at(spec, place, "NOT_YET", "steps after a window come with a later version")
-            if transform.emit == "final":
-                yield _at(spec, f"{place}.emit", "NOT_YET", "emit: final comes with a later version")
             if spec.checks:
                 yield _at(spec, "checks", "NOT_YET", "checks of a window's result come with a later version")
 
@@ -94,15 +109,28 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         if windowed:
             yield _at(spec, "sink", "NOT_YET", "a window into this sink comes with a later version; use postgres")
         return
-    allowed = {"upsert"} if windowed else {"append"} if spec.is_stream else {"replace"}
+    final = any(isinstance(t, Window) and t.emit == "final" for t in spec.transforms)
+    window = ("upsert", "append") if final else ("upsert",)
+    rowwise = ("append", "upsert") if isinstance(sink, Postgres) else ("append",)
+    allowed = window if windowed else rowwise if spec.is_stream else ("replace",)
     if isinstance(sink, Delta) and windowed:
         yield _at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
-    elif isinstance(sink, Postgres) and spec.is_stream and not windowed:
-        yield _at(spec, "sink", "NOT_YET", "a stream without a window into postgres comes with a later version")
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
+        hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
         yield _at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode"
-                  f" {min(allowed)}, not {sink.mode}")  # fmt: skip
+                  f" {' or '.join(allowed)}, not {sink.mode}{hint}")  # fmt: skip
+    if isinstance(sink, Postgres):
+        upserts = spec.is_stream and not windowed and sink.mode == "upsert"
+        if upserts and not spec.keys:
+            yield _at(spec, "sink.postgres.mode", "MISSING_KEY", "rows of which columns replace each other? say it in"
+                      " keys")  # fmt: skip
+        if upserts and not sink.order_by:
+            yield _at(spec, "sink.postgres.mode", "MISSING_KEY", "order_by is missing: which of two rows of a key wins,"
+                      " whatever comes first")  # fmt: skip
+        if sink.order_by and not upserts:
+            yield _at(spec, "sink.postgres.order_by", "ILLEGAL_MODE", "order_by goes with mode: upsert of a stream"
+                      " without a window")  # fmt: skip
     if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
         yield _at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
     if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
@@ -129,21 +157,52 @@ def layouts_exclude_each_other(spec: PipelineSpec) -> Iterator[Problem]:
 def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
     if spec.is_stream or not (isinstance(spec.sink, Delta) and spec.sink.replace_by):
         return
-    for index, transform in enumerate(spec.transforms):
-        for text in transform.expressions():
+    asked = [(_step(spec, index), step.expressions()) for index, step in enumerate(spec.transforms)]
+    asked += [(f"checks[{index}]", check.expressions()) for index, check in enumerate(spec.checks)]
+    for place, expressions in asked:
+        for text in expressions:
             if sql.calls(text) & _CLOCKS:
-                yield _at(spec, _step(spec, index), "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
+                yield _at(spec, place, "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
                           " recomputed at other times; the clock would make it another one")  # fmt: skip
 
 
-def unique_only_in_jobs(spec: PipelineSpec) -> Iterator[Problem]:
+def checks_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
     for index, check in enumerate(spec.checks):
-        if isinstance(check, Unique) and spec.is_stream:
-            yield _at(spec, f"checks[{index}]", "JOB_ONLY", "unique is for jobs; it judges a whole result")
+        place = f"checks[{index}]"
+        if spec.is_stream and isinstance(check, Unique | RowCount):
+            yield _at(spec, place, "JOB_ONLY", f"{check.key} is for jobs; it judges a whole result")
+        elif spec.is_stream and isinstance(check, Relationship):
+            yield _at(spec, place, "JOB_ONLY", "relationship is for jobs; a stream does not wait for another table")
         elif isinstance(check, Unique) and not (check.columns or spec.key_columns):
-            yield _at(
-                spec, f"checks[{index}]", "MISSING_KEY", "unique of what? name its columns, or the pipeline's keys"
-            )
+            yield _at(spec, place, "MISSING_KEY", "unique of what? name its columns, or the pipeline's keys")
+        if spec.is_stream and isinstance(check, Freshness) and check.on_fail != "warn":
+            yield _at(spec, place, "BAD_CHECK", "a stream that is behind reads old rows and would stop for ever: say"
+                      " on_fail: warn")  # fmt: skip
+
+
+def check_steps_judge_rows(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, transform in enumerate(spec.transforms):
+        for number, check in enumerate(transform.checks if isinstance(transform, Check) else ()):
+            if isinstance(check, TableCheck | Relationship):
+                does = "looks into another table" if isinstance(check, Relationship) else "judges a whole result"
+                yield _at(spec, f"{_step(spec, index)}[{number}]", "BAD_CHECK", f"{check.key} {does}; write it under"
+                          " checks")  # fmt: skip
+
+
+def records_keep_their_place(spec: PipelineSpec) -> Iterator[Problem]:
+    """In a stream the engine counts by it, keeps it with refused rows, and stores it in a landing."""
+    for index, transform in enumerate(spec.transforms if spec.is_stream else ()):
+        changed: Iterable[str] = ()
+        if isinstance(transform, Rename):
+            changed = (*transform.columns.keys(), *transform.columns.values())
+        elif isinstance(transform, Drop | Cast | Derive):
+            changed = transform.columns
+        elif isinstance(transform, Explode):
+            changed = (transform.column, *transform.made)
+        for name in dict.fromkeys(changed):
+            if name.lower() in _LANDED:
+                yield _at(spec, _step(spec, index), "RESERVED_COLUMN", f"{name} says where and when the record came:"
+                          " derive another column from it")  # fmt: skip
 
 
 def panels_show_what_is_there(spec: PipelineSpec) -> Iterator[Problem]:
@@ -192,7 +251,9 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     sink_fits,
     layouts_exclude_each_other,
     slices_do_not_depend_on_the_clock,
-    unique_only_in_jobs,
+    checks_fit_streams_and_jobs,
+    check_steps_judge_rows,
+    records_keep_their_place,
     windows_have_names_of_their_own,
     panels_show_what_is_there,
 )
@@ -226,14 +287,45 @@ class _Columns:
         if columns is None:
             return None
         for index, transform in enumerate(spec.transforms):
-            self._read(transform.expressions(), columns, _step(spec, index))
+            place = _step(spec, index)
+            if isinstance(transform, Check):
+                for number, one in enumerate(transform.checks):
+                    self._read(one.expressions(), columns, f"{place}[{number}]")
+            else:
+                self._read(transform.expressions(), columns, place)
+            self._names(transform, columns, place)
             if isinstance(transform, Watermark):
                 self._event_time(transform, columns, _step(spec, index))
             before, columns = columns, self._after(transform, columns)
             self._one_case(columns.keys() - before.keys(), columns, _step(spec, index))
         for index, check in enumerate(spec.checks):
-            self._read(check.expressions() if isinstance(check, RowCheck | Unique) else [], columns, f"checks[{index}]")
+            self._read(check.expressions(), columns, f"checks[{index}]")
+            if isinstance(check, Freshness):
+                self._time(check.column, columns, f"checks[{index}]")
+            if isinstance(check, Relationship):
+                self._related(check, f"checks[{index}]")
         return self._stored(columns)
+
+    def _time(self, column: str, columns: Columns, path: str) -> None:
+        kind = _known(columns).get(column.lower(), "")
+        if kind not in ("", "timestamp", "date"):
+            self.problems.append(_at(self._spec, path, "COLUMN_TYPE", f"{column} is {kind}; how old a row is, a"
+                                     " timestamp or a date says"))  # fmt: skip
+
+    def _related(self, check: Relationship, path: str) -> None:
+        for _, table, column in check.others():
+            writer = self._upstream.find(table, self._spec.file)
+            if writer is None or writer.name in self._readers:
+                continue  # in another project, or a cycle, which is a problem of its own
+            if not isinstance(writer.sink, Delta):
+                self.problems.append(_at(self._spec, path, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a"
+                                         " job reads tables of Delta"))  # fmt: skip
+                continue
+            theirs = _Columns(writer, self._upstream, self._readers).result()
+            if theirs is not None and column.lower() not in _known(theirs):
+                close = get_close_matches(column, list(theirs), n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(theirs))}"
+                self.problems.append(_at(self._spec, path, "UNKNOWN_COLUMN", f"{table} has no column {column}; {hint}"))
 
     def _event_time(self, watermark: Watermark, columns: Columns, path: str) -> None:
         kind = _known(columns).get(watermark.column.lower(), "")
@@ -291,19 +383,44 @@ class _Columns:
             return {**keys, **dict.fromkeys(transform.measures, "")}
         if isinstance(transform, Aggregate):
             return {**{name: columns.get(name, "") for name in transform.by}, **dict.fromkeys(transform.measures, "")}
-        assert isinstance(transform, Filter | Watermark | Dedupe)
+        if isinstance(transform, Rename):
+            return dict(zip(transform.renamed(columns), columns.values(), strict=True))
+        if isinstance(transform, Drop):
+            return {name: kind for name, kind in columns.items() if not transform.drops(name)}
+        if isinstance(transform, Cast):
+            kinds = {name.lower(): kind for name, kind in transform.columns.items()}
+            return {name: kinds.get(name.lower(), kind) for name, kind in columns.items()}
+        if isinstance(transform, Explode):
+            kept = {name: kind for name, kind in columns.items() if name.lower() != transform.column.lower()}
+            return kept | {transform.element: ""} | ({transform.position: "int"} if transform.position else {})
+        assert isinstance(transform, Filter | Watermark | Dedupe | Check)
         return columns
+
+    def _names(self, transform: object, columns: Columns, path: str) -> None:
+        """A step that gives a name which a column has that stays, or leaves no column."""
+        taken: Iterable[str] = ()
+        if isinstance(transform, Rename):
+            taken = transform.taken(columns)
+        elif isinstance(transform, Explode):
+            rest = {name.lower() for name in columns} - {transform.column.lower()}
+            taken = [name for name in transform.made if name.lower() in rest]
+        elif isinstance(transform, Drop) and transform.leaves_none(columns):
+            self.problems.append(_at(self._spec, path, "NO_COLUMNS", "no column is left that would be stored"))
+        for name in taken:
+            self.problems.append(_at(self._spec, path, "SAME_COLUMN", f"there is a column {name} already"))
 
     def _stored(self, columns: Columns) -> Columns:
         spec, sink = self._spec, self._spec.sink
         landing = spec.is_stream and isinstance(sink, Delta)
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in _LANDED)}
-        if not isinstance(sink, Console) and sink.updated_at and not landing:
+        if not isinstance(sink, Console) and sink.updated_at and not _appends(spec):
             if "updated_at" in kept:
                 self.problems.append(_at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
             kept["updated_at"] = "timestamp"
+        if isinstance(sink, Postgres):
+            self._read(sink.order_by, kept, "sink.postgres.order_by")
         if isinstance(sink, Delta):
             for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,)),
                                 ("cluster_by", sink.cluster_by)):  # fmt: skip
@@ -318,6 +435,12 @@ class _Columns:
                 self.problems.append(_at(spec, place, "COLUMN_TYPE", f"{spec.time_column} is {kind}; a panel's time is"
                                          " a window's start or a date"))  # fmt: skip
         return kept
+
+
+def _appends(spec: PipelineSpec) -> bool:
+    """Rows are added and never changed, so nothing says when they were."""
+    upserts = isinstance(spec.sink, Postgres) and spec.sink.mode == "upsert"
+    return spec.is_stream and not upserts and not any(isinstance(transform, Window) for transform in spec.transforms)
 
 
 def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
@@ -349,14 +472,23 @@ def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]
 
 
 def jobs_form_no_cycle(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
-    reads: Mapping[str, str] = {s.name: s.source.table for s in specs if not isinstance(s.source, Kafka)}
+    reads: Mapping[str, tuple[str, ...]] = {s.name: s.reads for s in specs}
+
+    def way(name: str, to: str, seen: tuple[str, ...]) -> tuple[str, ...] | None:
+        """The tables from one to another, each of which the one before it reads."""
+        for table in reads.get(name, ()):
+            if table == to:
+                return (*seen, to)
+            found = None if table in seen else way(table, to, (*seen, table))
+            if found is not None:
+                return found
+        return None
+
     for spec in specs:
-        seen, name = [spec.name], reads.get(spec.name)
-        while name is not None and name not in seen:
-            seen.append(name)
-            name = reads.get(name)
-        if name == spec.name:
-            yield _at(spec, "source", "CYCLE", f"{' reads '.join([*seen, spec.name])}")
+        found = way(spec.name, spec.name, (spec.name,))
+        if found is not None:
+            source = not isinstance(spec.source, Kafka) and found[1] == spec.source.table
+            yield _at(spec, "source" if source else "checks", "CYCLE", " reads ".join(found))
 
 
 def tasks_have_names_of_their_own(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:

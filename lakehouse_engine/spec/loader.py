@@ -207,9 +207,7 @@ class _Reader:
         name = self._name()
         source = self._source(content.get("source")) if "source" in content else None
         steps = self._list(content.get("transforms", []), "transforms")
-        found = [
-            self._component(v, f"transforms[{i}]", transforms.TRANSFORMS, transforms.LATER) for i, v in enumerate(steps)
-        ]
+        found = [self._transform(v, f"transforms[{i}]") for i, v in enumerate(steps)]
         conditions = self._list(content.get("checks", []), "checks")
         judged = [self._component(v, f"checks[{i}]", checks.CHECKS, checks.LATER, checks.COMMON)
                   for i, v in enumerate(conditions)]  # fmt: skip
@@ -252,6 +250,15 @@ class _Reader:
         if isinstance(value, str) and "." in value:
             value = {"delta": {"table": value}}
         return self._component(value, "source", sources.SOURCES, sources.LATER)
+
+    def _transform(self, value: Any, path: str) -> Component | Model | None:
+        if not isinstance(value, dict) or value.keys() != {transforms.Check.key}:
+            return self._component(value, path, transforms.TRANSFORMS, transforms.LATER)
+        place = f"{path}.{transforms.Check.key}"
+        conditions = self._list(value[transforms.Check.key], place)
+        found = [self._component(v, f"{place}[{i}]", checks.CHECKS, checks.LATER, checks.COMMON)
+                 for i, v in enumerate(conditions)]  # fmt: skip
+        return None if None in found else self._model(transforms.Check, {"checks": tuple(found)}, place)
 
     def _sink(self, value: Any) -> Component | None:
         if isinstance(value, list):
@@ -374,7 +381,7 @@ class _Reader:
             if leaf in owner.later:
                 self._problem(place, "NOT_YET", f"{leaf} comes with a later version")
             else:
-                self._unknown(place, leaf, list(owner.model_fields))
+                self._unknown(place, leaf, [field.alias or name for name, field in owner.model_fields.items()])
         elif kind == "missing":
             self._problem(place, "MISSING_KEY", f"{leaf} is missing")
         elif kind.isupper():
@@ -384,7 +391,7 @@ class _Reader:
 
     def _place(self, path: str, outer: str, inner: str) -> str:
         """Where in the file a model's field stands: as a key, in a short form, or beside its component."""
-        for candidate in (path + inner, path + re.sub(r"^\.[a-z_]+", "", inner), outer + inner if outer else ""):
+        for candidate in (path + inner, outer + inner if outer else "", path + re.sub(r"^\.[a-z_]+", "", inner)):
             if candidate and candidate.lstrip(".") in self._lines:
                 return candidate.lstrip(".")
         return path

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.checks import Check
+from lakehouse_engine.checks import Check, Relationship
 from lakehouse_engine.component import Column, Columns, Duration, Model, Size
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.sinks import Delta, Postgres, Sink
-from lakehouse_engine.sources import Source
+from lakehouse_engine.sources import Kafka, Source
 from lakehouse_engine.spec import yaml
-from lakehouse_engine.transforms import Aggregate, Dedupe, Select, Transform, Window
+from lakehouse_engine.transforms import Aggregate, Dedupe, Drop, Explode, Rename, Select, Transform, Window
 
 
 def _a_week(micros: int | None) -> int | None:
@@ -116,6 +116,18 @@ class PipelineSpec(Model):
         return self.trigger is not None
 
     @property
+    def related(self) -> tuple[str, ...]:
+        """The tables, beside the source, that its checks look into."""
+        found = [table for check in self.checks if isinstance(check, Relationship) for _, table, _ in check.others()]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tables of other pipelines that it reads: its source's first."""
+        source = () if isinstance(self.source, Kafka) else (self.source.table,)
+        return tuple(dict.fromkeys((*source, *self.related)))
+
+    @property
     def postgres_table(self) -> str | None:
         """Where readers find the result in PostgreSQL, if they do."""
         if isinstance(self.sink, Postgres):
@@ -144,12 +156,17 @@ class PipelineSpec(Model):
         """What identifies a row of the result: ``keys``, or what the last step that has any says."""
         if self.keys:
             return self.keys
-        for transform in reversed(self.transforms):
-            if isinstance(transform, Select):
-                return ()
+        keys: tuple[str, ...] = ()
+        for transform in self.transforms:
             if isinstance(transform, Window | Aggregate | Dedupe):
-                return transform.keys
-        return ()
+                keys = transform.keys
+            elif isinstance(transform, Rename):
+                keys = transform.renamed(keys)
+            elif isinstance(transform, Select | Explode) or (
+                isinstance(transform, Drop) and any(map(transform.drops, keys))
+            ):
+                keys = ()
+        return keys
 
     def model_post_init(self, _: Any) -> None:
         """Nothing is computed here: a spec is what the file says."""

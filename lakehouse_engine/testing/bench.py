@@ -31,8 +31,9 @@ PATIENCE = 20.0
 #: a topic keeps what it is given, whatever the clock of its records says
 _TOPIC = {"message.timestamp.type": "CreateTime", "retention.ms": "-1",
           "message.timestamp.after.max.ms": str(2**63 - 1)}  # fmt: skip
-#: tests are over before the second compiler has paid for itself
-_SPARK = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}
+#: tests are over before the second compiler has paid for itself; the first alone would get room for 48 MB of code,
+#: which fifty tests fill, and then Java compiles no more
+_SPARK = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=192m"}
 
 
 class Services(Protocol):

@@ -141,7 +141,7 @@ class _Job:
     def batch(self, rows: Rows, index: int) -> None:
         """Appends the rows to the source's table, then runs the job if it finds anything new."""
         self._source.append(self._bench.spark, list(self._landed(rows, index)))
-        jobs.run(self._bench.spark, self._job, self._storage, self._dsn)
+        jobs.run(self._bench.spark, self._job, self._storage, self._dsn, now=self._clock)
 
     def _landed(self, rows: Rows, batch: int) -> Iterator[dict[str, Any]]:
         """Rows with defaults, and with the record's place and time where the source has them."""

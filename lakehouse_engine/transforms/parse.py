@@ -19,13 +19,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
+from pydantic import Field as PydanticField
 from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
+from lakehouse_engine.checks import Share
 from lakehouse_engine.component import Column, Component
 from lakehouse_engine.contract import NOUNS, Contract, Field
-from lakehouse_engine.rows import QUARANTINED, Layer, Rows, Verdict
+from lakehouse_engine.rows import QUARANTINED, Layer, Rows, Verdict, Watched
 
 _END = secrets.token_hex(8)
 _OPTIONS = ("map('mode','PERMISSIVE','columnNameOfCorruptRecord','_corrupt','allowSingleQuotes','false',"
@@ -44,6 +46,9 @@ class Parse(Component):
 
     contract: str
     column: Column = "_value"
+    tolerance: Share | None = PydanticField(
+        None, description="The share of refused records, e.g. 1%, above which a run fails."
+    )
 
     @classmethod
     def short(cls, value: object) -> object:
@@ -71,7 +76,12 @@ class Parse(Component):
         types = {**rows.types, **{field.name: field.spark_type for field in contract.fields}}
         known = {layer.alias for layer in rows.layers}
         added = tuple(layer for layer in layers if layer.alias not in known)
-        return replace(rows, columns=columns, types=types, layers=(*rows.layers, *added)).refuse(verdict)
+        if self.tolerance is not None:
+            name = f"parse({contract.name})"
+            rows = rows.watch(
+                [Watched(name, f"not {ok}", "quarantine", f"{step}.tolerance", len(rows.verdicts), self.tolerance)]
+            )
+        return replace(rows.refuse(verdict), columns=columns, types=types, layers=(*rows.layers, *added))
 
 
 class _Json:

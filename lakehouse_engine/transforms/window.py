@@ -41,6 +41,7 @@ class Window(Component):
     sliding: Sliding | None = None
     by: Columns = ()
     measures: dict[Column, Aggregation]
+    #: ``updates`` sends a window on each change, ``final`` once, when the watermark passes its end
     emit: Literal["updates", "final"] = "updates"
 
     @model_validator(mode="after")

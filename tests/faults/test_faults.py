@@ -85,3 +85,74 @@ def test_a_second_run_is_refused_on_the_same_storage_and_takes_over_from_another
         producing.join(60)
     ran(lake.lakehouse("run", "--available-now", "pipelines/realtime"))
     assert off(lake, "realtime") == []
+
+
+WINDOWS = """
+source: {kafka: {topic: user-events, history: bronze.user_events}}
+transforms:
+  - parse: user_event
+  - check:
+      - expression: event_type <> 'login'
+        name: no_login
+        on_fail: warn
+  - watermark: {column: timestamp, delay: 1 second}
+  - window: {tumbling: 1 second, by: [event_type], measures: {n: count(*)}, emit: EMIT}
+sink: postgres
+trigger: {every: 1 second}
+"""
+ROWS = """
+source: {kafka: {topic: user-events, history: bronze.user_events}}
+transforms:
+  - parse: user_event
+  - derive: {parts: "if(event_type = 'click', array(1, 2), array())"}
+  - explode: {column: parts, as: part, empty: drop}
+  - select: [event_id, part, "_partition as place", "_offset as nr"]
+sink: postgres
+trigger: {every: 1 second}
+"""
+
+
+def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Platform) -> None:
+    """Windows sent once, with those that are open, are those that were sent on each change.
+
+    The rows come later to the scan, and begin where the topic does: windows do not count those records again.
+    """
+    rows = ROWS.replace("topic: user-events", f"topic: {lake.topic}")
+    (lake.folder / "pipelines" / "realtime" / "by_second_rows.yaml").write_text(rows)
+    for emit in ("final", "updates"):
+        text = WINDOWS.replace("EMIT", emit).replace("topic: user-events", f"topic: {lake.topic}")
+        (lake.folder / "pipelines" / "realtime" / f"by_second_{emit}.yaml").write_text(text)
+    names = [f"pipelines/realtime/by_second_{kind}.yaml" for kind in ("final", "updates", "rows")]
+
+    def sent() -> int:
+        there = lake.query("select to_regclass('realtime.by_second_final')") != [(None,)]
+        return lake.query("select count(*) from realtime.by_second_final")[0][0] if there else 0
+
+    stop = threading.Event()
+    producing = produce_in_background(lake, stop)
+    try:
+        process = lake.start("run", *names[:2])
+        lake.until(lambda: sent() > 0, "a window is over")
+        lake.kill(process)
+        before = sent()
+    finally:
+        stop.set()
+        producing.join(60)
+    lake.produce(500, seed=3)
+    ran(lake.lakehouse("run", "--available-now", *names))
+    final = "select window_start, event_type, n from realtime.by_second_final"
+    both = f"{final} union all select window_start, event_type, n from realtime.by_second_final__state"
+    updates = "select window_start, event_type, n from realtime.by_second_updates"
+    assert lake.query(f"(({both}) except all {updates}) union all ({updates} except all ({both}))") == []
+    assert sent() >= before > 0
+    logins = f"select coalesce(sum(n), 0)::bigint from ({both}) f where event_type = 'login'"
+    warned = "select sum((warnings->>'no_login')::bigint)::bigint from lakehouse.batches where pipeline ="
+    assert lake.query(logins) == lake.query(f"{warned} 'realtime.by_second_final'")
+    numbers = "count(*), count(distinct (place, nr, part)), 2 * count(distinct (place, nr))"
+    added = lake.query(f"select {numbers} from realtime.by_second_rows")[0]
+    counted = lake.query("select 2 * sum(counted)::bigint from lakehouse.batches where pipeline ="
+                         " 'realtime.by_second_rows'")[0]  # fmt: skip
+    assert {*added, *counted} == {added[0]}
+    assert lake.query("select pipeline from lakehouse.batches group by 1 having sum(quarantined + filtered + late"
+                      " + counted) <> (select sum(next_offset) from lakehouse.positions p"
+                      " where p.pipeline = batches.pipeline)") == []  # fmt: skip

@@ -1,0 +1,40 @@
+"""``range``: the column lies between two bounds. ``range: {amount: {min: 0, max: 10000}}``; one of them is enough."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from lakehouse_engine.checks.row import RowCheck
+from lakehouse_engine.component import Column, Expression, Model
+
+
+class Bounds(Model):
+    """Both ends belong to the range."""
+
+    min: Expression | None = Field(None, description="The least good value.")
+    max: Expression | None = Field(None, description="The greatest good value.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Bounds:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("BAD_CHECK", "a range needs min, max or both")
+        return self
+
+
+class Range(RowCheck):
+    """One rule a column."""
+
+    bounds: dict[Column, Bounds] = Field(description="For each column its bounds.")
+
+    @classmethod
+    def short(cls, value: object) -> object:
+        return {"bounds": value}
+
+    def rules(self) -> list[tuple[str, str]]:
+        found = []
+        for column, bound in self.bounds.items():
+            ends = [f"{column} >= {bound.min}"] if bound.min is not None else []
+            ends += [f"{column} <= {bound.max}"] if bound.max is not None else []
+            found.append((f"range({column})", f"({' and '.join(ends)})"))
+        return found

@@ -1,0 +1,118 @@
+"""A micro-batch of a stream without a window: its rows are judged once, counted, and told apart by their outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lakehouse_engine import rows, sql
+from lakehouse_engine.checks import Freshness
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.plan import Member
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+#: rows of a micro-batch from which on a tolerance is judged: of fewer, one may be a large share
+LEAST_JUDGED = 1_000
+
+
+class Judge:
+    """Compiles a member once. ``columns``: those that its good rows have, by name, over the source."""
+
+    def __init__(self, member: Member, columns: Mapping[str, str]) -> None:
+        self._member, self.columns = member, columns
+        written = rows.passing(member.rows.verdicts)
+        self._tallies = rows.tallies(member.rows, written)
+        self._fresh = [check for check in member.spec.checks if isinstance(check, Freshness)]
+        step, reasons = rows.first_reasons(v for v in member.rows.verdicts if v.step in member.keeps)
+        chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
+        chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
+        chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(self._tallies)]
+        times = [member.rows.resolve(check.time) for check in self._fresh]
+        chosen += [f"if({written}, {time}, null) as _newest{i}" for i, time in enumerate(times)]
+        place = [f"{name} as _at{name}" for name in ("_topic", "_partition", "_offset")]
+        self._chosen = ", ".join([*chosen, *place, "_key", "_value"])
+
+    def judge(self, frame: DataFrame, view: str, held: Mapping[int, int]) -> DataFrame:
+        """The batch's rows that are not held yet.
+
+        ``columns``, ``_outcome string``, ``_step string`` and ``_reasons array<string>`` of what the pipeline keeps
+        aside itself, the record's ``_at_topic string``, ``_at_partition int``, ``_at_offset bigint``, ``_key`` and
+        ``_value binary``.
+        """
+        frame.createOrReplaceTempView(view)
+        inner = rows.layered(view, self._member.rows.layers)
+        return frame.sparkSession.sql(f"select {self._chosen} from ({inner}) where {not_before(held)}")
+
+    def count(self, judged: DataFrame) -> Counts:
+        return _count(judged, len(self._tallies), len(self._fresh), expanded=self._member.rows.expanded)
+
+    def warnings(self, counts: Counts, started_at: int) -> dict[str, int]:
+        """Rows that fail, by the warning's name. Raises ``RunError`` CHECK_FAILED."""
+        warnings, stop = rows.concluded(zip(self._tallies, counts.tallied, strict=True), LEAST_JUDGED)
+        if stop is not None:
+            raise RunError("CHECK_FAILED", f"{stop.message}; nothing was written",
+                           where=self._member.spec.where(stop.place))  # fmt: skip
+        for check, newest in zip(self._fresh, counts.newest, strict=True):
+            warnings[check.name or f"freshness({check.column})"] = int(not check.accepts(newest, started_at))
+        return warnings
+
+
+def not_before(held: Mapping[int, int], prefix: str = "") -> str:
+    """SQL: the record is not below the position of its partition."""
+    if not held:
+        return "true"
+    # a map, as in scan.py: the generated code stays the same from batch to batch
+    entries = ", ".join(f"{partition}, {offset}L" for partition, offset in sorted(held.items()))
+    return f"{prefix}_offset >= coalesce(try_element_at(map({entries}), {prefix}_partition), 0L)"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """``outcomes`` are of the source's records; of what was made of them ``rows``, and ``refused`` (quarantined)."""
+
+    ends: dict[int, int]
+    outcomes: dict[str, int]
+    tallied: list[int]
+    newest: list[int | None]
+    rows: int
+    refused: int
+
+
+#: what a record came to of which several rows were made: the best of what they came to
+_BEST = (rows.COUNTED, rows.QUARANTINED, rows.FILTERED)
+
+
+def _count(parsed: DataFrame, tallies: int, fresh: int, *, expanded: bool) -> Counts:
+    from pyspark.sql import functions as F
+
+    wanted = [F.count("*").alias("rows"), F.expr(f"count_if(_outcome = '{rows.QUARANTINED}')").alias("refused")]
+    wanted += [F.expr(f"count_if(_tally{i})").alias(f"w{i}") for i in range(tallies)]
+    wanted += [F.max(f"_newest{i}").alias(f"t{i}") for i in range(fresh)]
+    outcome = F.col("_outcome")
+    if expanded:
+        best = F.expr(f"min(array_position(array({', '.join(map(sql.string, _BEST))}), _outcome))").alias("best")
+        parsed = parsed.groupBy("_at_partition", "_at_offset").agg(*wanted, best)
+        outcome = F.element_at(F.array(*map(F.lit, _BEST)), F.col("best").cast("int"))
+        wanted = [F.sum(name).alias(name) for name in ("rows", "refused", *(f"w{i}" for i in range(tallies)))]
+        wanted += [F.max(f"t{i}").alias(f"t{i}") for i in range(fresh)]
+    grouped = parsed.groupBy("_at_partition", outcome.alias("_outcome")).agg(
+        F.count("*").alias("n"), F.max("_at_offset").alias("last"), *wanted
+    )
+    ends: dict[int, int] = {}
+    outcomes: dict[str, int] = {}
+    tallied, seen, refused = [0] * tallies, 0, 0
+    newest: list[int | None] = [None] * fresh
+    for row in grouped.collect():
+        ends[row["_at_partition"]] = max(row["last"] + 1, ends.get(row["_at_partition"], 0))
+        outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
+        tallied = [total + row[f"w{i}"] for i, total in enumerate(tallied)]
+        newest = [_later(time, row[f"t{i}"]) for i, time in enumerate(newest)]
+        seen, refused = seen + row["rows"], refused + row["refused"]
+    return Counts(ends, outcomes, tallied, newest, seen, refused)
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return max((time for time in (one, other) if time is not None), default=None)

@@ -1,0 +1,73 @@
+"""The rows of a job between two steps that look at many of them: told apart by their outcome, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lakehouse_engine import rows, sql
+from lakehouse_engine.rows import Rows
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclass
+class Segment:
+    """Rows between two steps that look at many rows: ``frame`` comes in, ``passed`` goes on.
+
+    ``judged``: the rows with their outcome, where a step refuses or counts some. Numbers are of rows: ``seen`` after
+    its explode, ``out`` of ``passed``; None while they are not known.
+    """
+
+    frame: DataFrame
+    current: Rows | None
+    judged: DataFrame | None
+    passed: DataFrame
+    seen: int = -1
+    quarantined: int = 0
+    out: int | None = None
+
+    @property
+    def refuses(self) -> bool:
+        return self.current is not None and any(v.outcome == rows.QUARANTINED for v in self.current.verdicts)
+
+    @property
+    def expands(self) -> bool:
+        return self.current is not None and self.current.expanded
+
+    @property
+    def into(self) -> int:
+        """The rows of ``frame``; those that were seen where none was made of another."""
+        return self.seen if self.seen >= 0 and not self.expands else self.frame.count()
+
+    def passes(self, into: int) -> int:
+        if self.out is None:
+            filters = self.current is not None and self.current.verdicts
+            self.out = self.passed.count() if filters else into
+        return self.out
+
+
+def layered(frame: DataFrame, current: Rows) -> DataFrame:
+    for level in rows.levels(current.layers):
+        frame = frame.selectExpr("*", *level)
+    return frame
+
+
+def named(columns: Mapping[str, str]) -> list[str]:
+    return [f"{text} as {sql.name(name)}" for name, text in columns.items()]
+
+
+def judges(current: Rows, last: bool) -> bool:
+    """Whether its rows are told apart in one pass; filters before the last segment are not worth being kept."""
+    aside = any(verdict.outcome == rows.QUARANTINED for verdict in current.verdicts)
+    return aside or bool(current.watched) or current.expanded or (last and bool(current.verdicts))
+
+
+def texts_read(current: Rows) -> list[str]:
+    """The SQL that is read from rows that are kept judged."""
+    texts = [*current.columns.values(), *(watched.failed for watched in current.watched)]
+    for verdict in current.verdicts:
+        texts += [text for text in (verdict.refused, verdict.reasons, verdict.row) if text]
+    return texts
