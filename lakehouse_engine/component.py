@@ -8,6 +8,7 @@ knows but this version does not run yet stand in ``later`` and are refused with 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -117,3 +118,13 @@ class Component(Model):
     def short(cls, value: object) -> object:
         """The options that a short form stands for; a map is already options."""
         return {} if value is None else value
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands where a component could not be read. ``key``: what it says it is, or most likely means; '' unknown."""
+
+    key: str
+
+    def expressions(self) -> list[str]:
+        return []

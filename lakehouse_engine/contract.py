@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -212,7 +213,39 @@ def _types() -> Any:
 _KEYWORDS = {"pattern": "pattern", "minimum": "minimum", "maximum": "maximum", "exclusiveMinimum": "exclusive_minimum",
              "exclusiveMaximum": "exclusive_maximum", "minLength": "min_length", "maxLength": "max_length"}  # fmt: skip
 _SILENT = {"description", "title", "$schema", "$id", "$comment", "examples", "default", "deprecated"}
+_JSON_SCHEMA = {"$ref", "$defs", "$anchor", "$dynamicRef", "$dynamicAnchor", "$vocabulary", "items", "prefixItems",
+                "contains", "minContains", "maxContains", "uniqueItems", "minItems", "maxItems", "patternProperties",
+                "propertyNames", "minProperties", "maxProperties", "dependentRequired", "dependentSchemas",
+                "multipleOf", "unevaluatedItems", "unevaluatedProperties", "contentEncoding", "contentMediaType",
+                "contentSchema", "readOnly", "writeOnly", "properties", "required", "additionalProperties"}  # fmt: skip
 _NEVER = {"oneOf", "anyOf", "allOf", "not", "if", "then", "else"}
+
+
+_KNOWN = _SILENT | {"type", "properties", "required", "additionalProperties"}
+_OF_FIELD = _SILENT | _KEYWORDS.keys() | {"type", "format", "enum", "const"}
+
+
+def _unknown(key: str, known: Iterable[str]) -> tuple[str, str]:
+    """JSON Schema's own words come later; others are slips, which JSON Schema itself would pass over."""
+    if key in _JSON_SCHEMA or key.startswith("x-"):
+        return "NOT_YET", f"{key} comes with a later version"
+    close = get_close_matches(key, list(known), n=1)
+    return "UNKNOWN_KEY", f"{key} is unknown" + (f"; did you mean {close[0]}?" if close else " to JSON Schema")
+
+
+def _plain(error: Any) -> str:
+    rule = str(error.validator)
+    if rule == "type":
+        return f"it must be of type {error.validator_value}"
+    if rule == "enum":
+        words = list(map(str, error.validator_value))
+        close = get_close_matches(str(error.instance), words, n=1)
+        return f"{error.instance} is not one of {', '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
+    if rule == "anyOf":  # of the meta-schema: what type may be
+        words = ["string", "integer", "number", "boolean"]
+        close = get_close_matches(str(error.instance), words, n=1)
+        return f"{error.instance} is no type" + (f"; did you mean {close[0]}?" if close else "")
+    return str(error.message)
 
 
 def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contract:
@@ -225,30 +258,34 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
         problems.append(Problem(file, lines.get(path, 1), code, message))
 
     from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
 
     if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
-        problem("", "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
+        problem("properties", "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
         raise SpecError(problems)
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        problem(".".join(map(str, error.path)), "BAD_CONTRACT", error.message)
-        raise SpecError(problems) from None
+    invalid = set()
+    for error in Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema):
+        path = list(map(str, error.path))
+        invalid.add(path[1] if path[:1] == ["properties"] and len(path) > 1 else path[0] if path else "")
+        name = path[-1] if path else "it"
+        problem(".".join(path), "BAD_CONTRACT", f"{name} is not JSON Schema: {_plain(error)}")
+    if invalid & {"", "required", "properties"}:
+        raise SpecError(problems)
     for key in schema:
         if key in _NEVER:
             problem(key, "BAD_CONTRACT", f"{key} is not part of the contract language")
-        elif key not in _SILENT | {"type", "properties", "required", "additionalProperties"}:
-            problem(key, "NOT_YET", f"{key} comes with a later version")
+        elif key not in _KNOWN:
+            problem(key, *_unknown(key, _KNOWN))
     extra = schema.get("additionalProperties")
-    if extra not in (None, False):
+    if extra not in (None, False) and "additionalProperties" not in invalid:
         problem("additionalProperties", "NOT_YET", "additionalProperties: true comes with a later version")
     required = schema.get("required", [])
     for missing in sorted(set(required) - schema["properties"].keys()):
-        problem("required", "BAD_CONTRACT", f"{missing} is required and not among the properties")
+        close = get_close_matches(missing, list(schema["properties"]), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problem("required", "BAD_CONTRACT", f"{missing} is required and not among the properties{hint}")
     fields = []
     for field_name, rules in schema["properties"].items():
-        made = _field(field_name, rules, field_name in required, problem)
+        made = None if field_name in invalid else _field(field_name, rules, field_name in required, problem)
         fields += [made] if made else []
     if problems:
         raise SpecError(problems)
@@ -282,8 +319,9 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
             options["enum"] = (value,)
         elif key in _NEVER:
             problem(f"{path}.{key}", "BAD_CONTRACT", f"{key} is not part of the contract language")
-        elif key not in _SILENT | {"type", "format"}:
-            problem(f"{path}.{key}", "NOT_YET", f"{name}: {key} comes with a later version")
+        elif key not in _OF_FIELD:
+            code, message = _unknown(key, _OF_FIELD)
+            problem(f"{path}.{key}", code, f"{name}: {message}")
     if any(value is None or isinstance(value, dict | list) for value in options.get("enum", ())):
         problem(f"{path}.enum", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
         return None

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Model
 from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
 from lakehouse_engine.spec import yaml
+from lakehouse_engine.spec.validated import said
 
 
 def _setting(value: object) -> object:
@@ -156,17 +157,21 @@ def _read(name: str | None, root: Path) -> Environment:
         raise SpecError(document.problems)
     content, lines = document.value, document.lines
 
-    def problem(place: str, code: str, message: str) -> Problem:
-        return Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message)
-
+    wrong: list[tuple[str, str, str]] = []
     if not isinstance(content, dict):
-        raise SpecError([problem("", "BAD_VALUE", "an environment is a map")])
+        raise SpecError([Problem(shown, 1, "BAD_VALUE", "an environment is a map of storage, connections and more")])
+    reserved = [key for key in ("name", "embedded") if key in content]
+    wrong += [(key, "UNKNOWN_KEY", f"{key} is not for a file to say") for key in reserved]
     if "://" in str(content.get("storage", "")):
-        raise SpecError([problem("storage", "NOT_YET", "storage other than a local path comes with a later version")])
-    try:
-        return Environment.model_validate({"name": name, **content})
-    except ValidationError as error:
-        raise SpecError([
-            problem(place := ".".join(map(str, one["loc"])), one["type"] if one["type"].isupper() else "BAD_VALUE",
-                    f"{place}: {one['msg']}") for one in error.errors(include_input=False)
-        ]) from None  # fmt: skip
+        wrong.append(("storage", "NOT_YET", "storage other than a local path comes with a later version"))
+    own = {key: value for key, value in content.items() if key not in reserved}
+    found, more = said(Environment, {"name": name, **own}, "", "", lines)
+    wrong += [(place, code, message.replace(", name, ", ", ").replace(", embedded", "")) for place, code, message in more]
+    for word in found.vars if found else ():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
+            wrong.append((f"vars.{word}", "BAD_NAME", f"{word!r} is not a variable's name: a-z, 0-9 and _; ${{UPPER}} is"
+                          " the process environment"))  # fmt: skip
+    if wrong or found is None:
+        raise SpecError(Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message)
+                        for place, code, message in wrong)  # fmt: skip
+    return found

@@ -78,19 +78,32 @@ class Panel(Model):
     position: int = 100
 
 
-class PipelineSpec(Model):
-    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: a path's line (``transforms[1].window``)."""
+class Head(Model):
+    """The keys of a pipeline that are neither components nor maps of their own."""
+
+    #: shown in Airflow, in plan and in the reference
+    description: str = ""
+    #: columns that identify a row of the result; default: those of the last step that has any
+    keys: Columns | None = None
+    #: a copy of a job's Delta table in PostgreSQL, for readers, in the same schema and with the same name
+    serve: Literal["postgres"] | None = None
+
+
+class PipelineSpec(Head):
+    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: where each path (``transforms[1].window``) stands.
+
+    ``complete`` is False for one that is wrong in part: it is checked, and never leaves the loader.
+    """
 
     name: str
     file: str
-    lines: dict[str, int]
-    description: str = ""
+    #: to ``spec.reuse.Origin``
+    lines: dict[str, Any] = Field(default_factory=dict, repr=False)
+    complete: bool = True
     source: Source
     transforms: tuple[Transform, ...] = ()
     checks: tuple[Check, ...] = ()
-    keys: Columns | None = None
     sink: Sink
-    serve: Literal["postgres"] | None = None
     trigger: Trigger | None = None
     schedule: str | None = None
     airflow: Airflow = Airflow()
@@ -100,7 +113,8 @@ class PipelineSpec(Model):
 
     def where(self, path: str = "") -> str:
         """``file:line`` of a path, or of the nearest one above it that is in the file."""
-        return f"{self.file}:{self.lines.get(yaml.nearest(path, self.lines), 1)}"
+        origin = self.lines.get(yaml.nearest(path, self.lines))
+        return f"{origin.file}:{origin.line}" if origin else f"{self.file}:1"
 
     @property
     def layer(self) -> str:

@@ -10,9 +10,9 @@ before the watermark of its batch.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -32,6 +32,14 @@ class Sliding(Model):
         return self
 
 
+def _merges(text: str) -> str:
+    try:
+        sql.measure(text)
+    except sql.ExpressionError as error:
+        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
+    return text
+
+
 class Window(Component):
     """Exactly one of ``tumbling`` and ``sliding``. Needs a ``watermark`` before it."""
 
@@ -40,7 +48,7 @@ class Window(Component):
     tumbling: Duration | None = None
     sliding: Sliding | None = None
     by: Columns = ()
-    measures: dict[Column, Aggregation]
+    measures: dict[Column, Annotated[Aggregation, AfterValidator(_merges)]]
     emit: Literal["updates", "final"] = "updates"
 
     @model_validator(mode="after")
@@ -56,16 +64,6 @@ class Window(Component):
         if twice:
             raise PydanticCustomError("BAD_WINDOW", "two columns of the result are named {name}", {"name": twice[0]})
         return self
-
-    @field_validator("measures")
-    @classmethod
-    def _merge(cls, measures: dict[str, str]) -> dict[str, str]:
-        for text in measures.values():
-            try:
-                sql.measure(text)
-            except sql.ExpressionError as error:
-                raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
-        return measures
 
     @property
     def size(self) -> int:

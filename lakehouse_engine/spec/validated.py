@@ -1,0 +1,112 @@
+"""From what pydantic finds wrong to what a person can mend: a place in the file, a stable code, one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lakehouse_engine.component import Model
+from lakehouse_engine.spec.reuse import did_you_mean, unknown
+
+M = TypeVar("M", bound=Model)
+#: place, code, message
+Wrong = tuple[str, str, str]
+_WHAT = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    "string_type": "text", "dict_type": "a map",
+}  # fmt: skip
+
+
+def said(model: type[M], value: Any, path: str, outer: str, lines: Mapping[str, Any]) -> tuple[M | None, list[Wrong]]:
+    """The value as a frozen model, or what is wrong with it.
+
+    ``path`` is where the value stands, ``outer`` where the keys beside it do; ``lines`` holds the paths of the file.
+    """
+    try:
+        return model.model_validate(value), []
+    except ValidationError as error:
+        found: dict[tuple[str, str], list[str]] = {}
+        for one in error.errors(include_url=False):
+            place, code, message = _wrong(model, one, path, outer, lines)
+            found.setdefault((place, code), [])
+            if message not in found[place, code]:
+                found[place, code].append(message)
+        return None, [wrong for (place, code), said in found.items() for wrong in _together(place, code, said)]
+
+
+def _together(place: str, code: str, messages: list[str]) -> Iterator[Wrong]:
+    """What a union says of each of its types is one sentence."""
+    either = [re.fullmatch(r"(.* must be )(.*?)(, not .*)", message) for message in messages]
+    heads = {(match[1], match[3]) for match in either if match}
+    if len(messages) > 1 and len(heads) == 1 and all(either):
+        head, tail = heads.pop()
+        yield place, code, f"{head}{' or '.join(match[2] for match in either if match)}{tail}"
+        return
+    for message in messages:
+        yield place, code, message
+
+
+def _wrong(model: type[BaseModel], one: Any, path: str, outer: str, lines: Mapping[str, Any]) -> Wrong:
+    inner = ""
+    for part in one["loc"]:
+        inner += f"[{part}]" if isinstance(part, int) else f".{part}" if part != "[key]" else ""
+    place = _place(path, outer, inner, lines)
+    kind = one["type"]
+    leaf = str(one["loc"][-1]) if one["loc"] else path
+    if kind == "extra_forbidden":
+        owner = owner_of(model, one["loc"][:-1])
+        if leaf in owner.later:
+            return place, "NOT_YET", f"{leaf} comes with a later version"
+        return place, "UNKNOWN_KEY", unknown(leaf, list(owner.model_fields))
+    if kind == "missing":
+        return place, "MISSING_KEY", f"{leaf} is missing"
+    if kind.isupper():
+        return place, kind, one["msg"]
+    shown = json.dumps(one["input"], default=str, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    name = re.sub(r"\.(int|str|float|bool)(?=$|\.)", "", inner).lstrip(".") or path
+    if kind in ("model_type", "model_attributes_type"):
+        owner = owner_of(model, one["loc"])
+        return place, "BAD_VALUE", f"{name} must be a map of {', '.join(owner.model_fields)}, not {shown}"
+    if kind == "literal_error":
+        words = re.findall(r"'([^']*)'", one["ctx"]["expected"])
+        hint = did_you_mean(str(one["input"]), words)
+        hint = f"; {hint}" if hint.startswith("did") else ""
+        return place, "BAD_VALUE", f"{name} must be {' or '.join(words)}, not {shown}{hint}"
+    if kind in _WHAT:
+        return place, "BAD_VALUE", f"{name} must be {_WHAT[kind]}, not {shown}"
+    return place, "BAD_VALUE", f"{name}: {one['msg'].replace('Input should', 'it must')}, not {shown}"
+
+
+def _place(path: str, outer: str, inner: str, lines: Mapping[str, Any]) -> str:
+    """Where in the file a model's field stands: as a key, in a short form, or beside its component."""
+    short = re.sub(r"^\.[a-z_]+", "", inner)
+    while inner or short:
+        for candidate in (path + inner, path + short, outer + inner if outer and inner else ""):
+            if candidate.lstrip(".") != path and candidate and candidate.lstrip(".") in lines:
+                return candidate.lstrip(".")
+        # a union names its types at the end of the location
+        inner, short = (re.sub(r"(\.[^.\[\]]*|\[[^\]]*\])$", "", text) for text in (inner, short))
+    return path
+
+
+def owner_of(model: type[BaseModel], location: Sequence[Any]) -> type[Model]:
+    """The model that a location lies in."""
+    for part in location:
+        info = model.model_fields.get(part) if isinstance(part, str) else None
+        inner = [t for t in _types(info.annotation) if isinstance(t, type) and issubclass(t, Model)] if info else []
+        if inner:
+            model = inner[0]
+    assert issubclass(model, Model)
+    return model
+
+
+def _types(annotation: Any) -> list[Any]:
+    return [annotation, *[t for inner in getattr(annotation, "__args__", ()) for t in _types(inner)]]
