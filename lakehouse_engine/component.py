@@ -122,9 +122,13 @@ class Component(Model):
 
 @dataclass(frozen=True)
 class Unread:
-    """Stands where a component could not be read. ``key``: what it says it is, or most likely means; '' unknown."""
+    """Stands where a component could not be read. ``key``: what it says it is, or most likely means; '' unknown.
+
+    ``columns``: those that it makes, where that shows.
+    """
 
     key: str
+    columns: tuple[str, ...] | None = None
 
     def expressions(self) -> list[str]:
         return []

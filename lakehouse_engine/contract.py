@@ -271,9 +271,9 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
     if invalid & {"", "required", "properties"}:
         raise SpecError(problems)
     for key in schema:
-        if key in _NEVER:
+        if key in _NEVER and key not in invalid:
             problem(key, "BAD_CONTRACT", f"{key} is not part of the contract language")
-        elif key not in _KNOWN:
+        elif key not in _KNOWN | _NEVER:
             problem(key, *_unknown(key, _KNOWN))
     extra = schema.get("additionalProperties")
     if extra not in (None, False) and "additionalProperties" not in invalid:
@@ -322,6 +322,11 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
         elif key not in _OF_FIELD:
             code, message = _unknown(key, _OF_FIELD)
             problem(f"{path}.{key}", code, f"{name}: {message}")
+    try:
+        re.compile(rules.get("pattern", ""))
+    except re.error as error:
+        problem(f"{path}.pattern", "BAD_CONTRACT", f"{name}: pattern is not a regular expression: {error}")
+        return None
     if any(value is None or isinstance(value, dict | list) for value in options.get("enum", ())):
         problem(f"{path}.enum", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
         return None

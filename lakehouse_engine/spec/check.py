@@ -44,6 +44,9 @@ class Upstream(Protocol):
 
 def _at(spec: PipelineSpec, path: str, code: str, message: str) -> Problem:
     file, _, line = spec.where(path).rpartition(":")
+    origin = spec.lines.get(path)
+    if origin is not None and file != spec.file and origin.through:
+        message += f" (in {spec.file})"
     return Problem(file, int(line), code, message)
 
 
@@ -74,6 +77,17 @@ def _unsure(spec: PipelineSpec) -> bool:
     """Whether a step could be anything, a window or a watermark too."""
     known = TRANSFORMS.keys() | LATER
     return any(isinstance(step, Unread) and step.key not in known for step in spec.transforms)
+
+
+def _after_unread(step: Unread, columns: Columns | None) -> Columns | None:
+    if step.key in _SAME_COLUMNS:
+        return columns
+    made = None if step.columns is None else dict.fromkeys(step.columns, "")
+    if step.key == "derive":
+        return None if columns is None or made is None else columns | made
+    if step.key == "window" and made is not None:
+        return {"window_start": "timestamp", **made}
+    return made if step.key == "aggregate" else None
 
 
 def _nobody(spec: PipelineSpec, path: str, name: str, upstream: Upstream) -> Iterator[Problem]:
@@ -112,7 +126,8 @@ def windows_have_names_of_their_own(spec: PipelineSpec) -> Iterator[Problem]:
             averages = [name for name, text in transform.measures.items() if sql.measure(text).function == "avg"]
             kept = {f"{name}__{part}" for name in averages for part in ("sum", "count")}
             for name in sorted(kept & {*transform.by, *transform.measures}):
-                yield _at(spec, f"{_step(spec, index)}.measures.{name}", "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
+                place = f"{_step(spec, index)}.measures.{name}"
+                yield _at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
                           " rename yours")  # fmt: skip
 
 
@@ -181,7 +196,8 @@ def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
     for index, transform in enumerate(spec.transforms):
         for text in transform.expressions():
             if sql.calls(text) & _CLOCKS:
-                yield _at(spec, _leaf(spec, _step(spec, index), text), "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
+                place = _leaf(spec, _step(spec, index), text)
+                yield _at(spec, place, "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
                           " recomputed at other times; the clock would make it another one")  # fmt: skip
 
 
@@ -283,7 +299,7 @@ class _Columns:
         for index, transform in enumerate(spec.transforms):
             step = _step(spec, index)
             if isinstance(transform, Unread):
-                columns = columns if transform.key in _SAME_COLUMNS else None
+                columns = _after_unread(transform, columns)
                 continue
             if isinstance(transform, Parse) and transform.contract not in spec.contracts:
                 columns = None
@@ -347,7 +363,10 @@ class _Columns:
                 try:
                     sql.check_stream(text, known)
                 except sql.ExpressionError as error:
-                    self.problems.append(_at(self._spec, _leaf(self._spec, path, text), error.code, str(error)))
+                    place = _leaf(self._spec, path, text)
+                    written = f"`{self._spec.lines[place].value}`" if place != path else f"`{text}`"
+                    message = str(error).replace(f"`{text}`", written)
+                    self.problems.append(_at(self._spec, place, error.code, message))
 
     def _after(self, transform: object, columns: Columns) -> Columns:
         spec = self._spec
@@ -406,11 +425,10 @@ def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
     if lander is None:
         yield from _nobody(spec, "source.kafka.history", source.history, upstream)
         return
-    lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
-    if isinstance(lander.source, Unread) or isinstance(lander.sink, Unread):
+    if not (spec.complete and lander.complete):
         return  # what it is is not known, and is said there
-    same = set(lander.contracts) == set(spec.contracts) or not (lander.complete and spec.complete)
-    if not lands or not same:
+    lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
+    if not lands or set(lander.contracts) != set(spec.contracts):
         yield _at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
                   " same contract")  # fmt: skip
 
@@ -451,8 +469,8 @@ def tasks_have_names_of_their_own(specs: Sequence[PipelineSpec]) -> Iterator[Pro
             yield _at(spec, "airflow.dag", "SAME_TASK", f"{MAINTENANCE} is the DAG that maintains all tables")
         name = (spec.airflow.dag, spec.task_id)
         if name in taken or spec.task_id in added:
-            other = taken.get(name, "what is added to every DAG")
-            yield _at(spec, "airflow.task_id", "SAME_TASK", f"the task {spec.task_id} of {name[0]} is {other}'s")
+            other = f"is {taken[name]}'s" if name in taken else "is what the engine adds to every DAG"
+            yield _at(spec, "airflow.task_id", "SAME_TASK", f"the task {spec.task_id} of {name[0]} {other}")
         taken.setdefault(name, spec.name)
 
 

@@ -36,13 +36,13 @@ class Secret(Model):
     @classmethod
     def _reference(cls, value: object) -> object:
         if not isinstance(value, dict):
-            raise PydanticCustomError("LITERAL_SECRET", "a secret is {{env: NAME}} or {{file: path}}, never its value")
+            raise PydanticCustomError("LITERAL_SECRET", "a secret is {env: NAME} or {file: path}, never its value")
         return value
 
     @model_validator(mode="after")
     def _one(self) -> Secret:
         if (self.env is None) == (self.file is None):
-            raise PydanticCustomError("LITERAL_SECRET", "a secret is either {{env: NAME}} or {{file: path}}")
+            raise PydanticCustomError("LITERAL_SECRET", "a secret is either {env: NAME} or {file: path}")
         return self
 
     def resolve(self, connection: str, variables: Mapping[str, str]) -> str:
@@ -165,13 +165,13 @@ def _read(name: str | None, root: Path) -> Environment:
     if "://" in str(content.get("storage", "")):
         wrong.append(("storage", "NOT_YET", "storage other than a local path comes with a later version"))
     own = {key: value for key, value in content.items() if key not in reserved}
-    found, more = said(Environment, {"name": name, **own}, "", "", lines)
-    wrong += [(place, code, message.replace(", name, ", ", ").replace(", embedded", "")) for place, code, message in more]
-    for word in found.vars if found else ():
+    made, more = said(Environment, {"name": name, **own}, "", "", lines)
+    wrong += more
+    for word in own["vars"] if isinstance(own.get("vars"), dict) else ():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
-            wrong.append((f"vars.{word}", "BAD_NAME", f"{word!r} is not a variable's name: a-z, 0-9 and _; ${{UPPER}} is"
-                          " the process environment"))  # fmt: skip
-    if wrong or found is None:
+            wrong.append((f"vars.{word}", "BAD_NAME", f"{word!r} is not a variable's name: a-z, 0-9 and _; ${{UPPER}}"
+                          " is the process environment"))  # fmt: skip
+    if wrong or made is None:
         raise SpecError(Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message)
                         for place, code, message in wrong)  # fmt: skip
-    return found
+    return made

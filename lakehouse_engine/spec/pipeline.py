@@ -90,7 +90,7 @@ class Head(Model):
 
 
 class PipelineSpec(Head):
-    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: where each path (``transforms[1].window``) stands.
+    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: where each path (``keys[0]``) stands.
 
     ``complete`` is False for one that is wrong in part: it is checked, and never leaves the loader.
     """

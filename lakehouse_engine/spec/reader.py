@@ -38,17 +38,16 @@ class Reader:
             return None
         name = self._name()
         content = self.content.value
-        for key in content:
-            if key in LATER_KEYS:
-                self._problem(key, "NOT_YET", f"{key} comes with a later version")
-            elif key not in KEYS:
-                self._problem(key, "UNKNOWN_KEY", unknown(key, KEYS))
+        slips = self._unknown(content)
+        for key in ("source", "sink"):
+            if key not in content and key not in slips:
+                self._problem("", "MISSING_KEY", f"{key} is missing")
         source, sink = self._source(content), self._sink(content)
         steps = self._list(content, "transforms", transforms.TRANSFORMS, transforms.LATER)
         judged = self._list(content, "checks", checks.CHECKS, checks.LATER, checks.COMMON)
         data = {
             "name": name or f"{self.file.parent.name}.{self.file.stem}", "file": self.shown, "source": source,
-            "transforms": steps, "checks": judged, "sink": sink, **self._clock(content, source),
+            "transforms": steps, "checks": judged, "sink": sink, **self._clock(content, source, slips),
             "airflow": self._model(Airflow, content.get("airflow", {}), "airflow") or Airflow(),
             "maintain": self._model(Maintain, content.get("maintain", {}), "maintain") or Maintain(),
             "panel": self._panels(content.get("panel")),
@@ -63,6 +62,17 @@ class Reader:
 
     def _problem(self, path: str, code: str, message: str) -> None:
         self.content.problem(path, code, message)
+
+    def _unknown(self, content: Mapping[str, Any]) -> set[str]:
+        """Says which keys are not known; gives the keys that they are most likely meant to be."""
+        slips = set()
+        for key in content:
+            if key in LATER_KEYS:
+                self._problem(key, "NOT_YET", f"{key} comes with a later version")
+            elif key not in KEYS:
+                self._problem(key, "UNKNOWN_KEY", unknown(key, KEYS))
+                slips.add(_meant(key, KEYS))
+        return slips - content.keys()
 
     def _name(self) -> str | None:
         layer, stem = self.file.resolve().parent.name, self.file.stem
@@ -85,7 +95,6 @@ class Reader:
 
     def _source(self, content: Mapping[str, Any]) -> Component | Unread:
         if "source" not in content:
-            self._problem("", "MISSING_KEY", "source is missing")
             return Unread("")
         value = content["source"]
         if isinstance(value, str) and "." in value:
@@ -94,7 +103,6 @@ class Reader:
 
     def _sink(self, content: Mapping[str, Any]) -> Component | Unread:
         if "sink" not in content:
-            self._problem("", "MISSING_KEY", "sink is missing")
             return Unread("")
         value = content["sink"]
         if isinstance(value, list):
@@ -110,7 +118,7 @@ class Reader:
         if isinstance(value, str):
             value = {value: None}
         if not isinstance(value, dict) or not value:
-            self._problem(path, "BAD_VALUE", f"{path} is a component: one of {', '.join(known)}")
+            self._problem(path, "BAD_VALUE", f"{path} must be one of {', '.join(known)}")
             return Unread("")
         beside = {key: inner for key, inner in value.items() if key in common}
         keys = [key for key in value if key not in beside]
@@ -129,7 +137,7 @@ class Reader:
             self._problem(place, "BAD_VALUE", f"{key} takes options, or nothing")
             return Unread(key)
         made = self._model(known[key], {**options, **beside}, f"{path}.{key}", path)
-        return made if isinstance(made, Component) else Unread(key)
+        return made if isinstance(made, Component) else Unread(key, _columns(options))
 
     def _not_one(self, path: str, keys: list[str], known: set[str], common: list[str]) -> Unread:
         if not keys:
@@ -146,7 +154,7 @@ class Reader:
                           " with a dash")  # fmt: skip
         return Unread(components[0] if components else "")
 
-    def _clock(self, content: Mapping[str, Any], source: Component | Unread) -> dict[str, Any]:
+    def _clock(self, content: Mapping[str, Any], source: Component | Unread, slips: set[str]) -> dict[str, Any]:
         """``trigger`` and ``schedule``; where the file does not say, what its source is for."""
         trigger, schedule = content.get("trigger"), content.get("schedule")
         stream = trigger is not None if (trigger is None) != (schedule is None) else source.key == "kafka"
@@ -158,14 +166,17 @@ class Reader:
             self._problem("schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two")
         elif trigger is not None:
             guess["trigger"] = self._model(Trigger, trigger, "trigger") or guess["trigger"]
+        elif schedule is None and slips & {"trigger", "schedule"}:
+            pass
         elif schedule is None:
             self._problem("", "MISSING_TRIGGER", "a stream needs a trigger, a job needs a schedule")
         elif is_schedule(schedule):
             guess["schedule"] = schedule
         else:
             hint = did_you_mean(str(schedule), SCHEDULES)
-            self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not a word for when or a cron line of five"
-                          f" fields; {hint}")  # fmt: skip
+            hint = f"; {hint}" if hint.startswith("did") else ""
+            self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not {', '.join(SCHEDULES)} or a cron line of five"
+                          f" fields{hint}")  # fmt: skip
         return guess
 
     def _panels(self, value: Any) -> tuple[Model | Unread, ...]:
@@ -198,7 +209,19 @@ class Reader:
         made, wrong = said(model, value, path, outer, self.content.origins)
         for place, code, message in wrong:
             self._problem(place, code, message)
+        # what was put in place of a wrong value is not the user's
+        leaf = path in self.content.origins and self.content.origins[path].value is not None
+        self.content.broken |= {place for place, code, _ in wrong if (leaf or place != path) and code != "MISSING_KEY"}
         return made
+
+
+def _columns(options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The columns that a step makes, as far as its options are maps of columns."""
+    by, maps = options.get("by", ()), [options.get(key) for key in ("measures", "columns")]
+    found = [str(name) for one in maps if isinstance(one, dict) for name in one]
+    if not found or not isinstance(by, list | str | tuple):
+        return None
+    return (*([by] if isinstance(by, str) else map(str, by)), *found)
 
 
 def read_contract(file: Path, shown: str, problems: list[Problem]) -> Contract | None:
@@ -214,6 +237,6 @@ def read_contract(file: Path, shown: str, problems: list[Problem]) -> Contract |
         return None
 
 
-def _meant(word: str, known: Mapping[str, Any]) -> str:
+def _meant(word: str, known: Iterable[str]) -> str:
     hint = did_you_mean(word, known)
     return hint[len("did you mean ") : -1] if hint.startswith("did") else word

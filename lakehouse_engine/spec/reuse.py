@@ -1,8 +1,8 @@
 """What one pipeline says, put together from its file, its template and the defaults of its folders.
 
 The file's own keys come first, then its template's (``use``), then ``defaults.yaml`` of the nearest folder, then those
-of the folders above, up to ``pipelines``. Then ``${x}`` is put into the leaves: ``${UPPER}`` is an environment variable,
-``${lower}`` a parameter, else an entry of the environment's ``vars``. Every value keeps the place where it stands.
+of the folders above, up to ``pipelines``. Then ``${x}`` is put into the leaves: ``${UPPER}`` is a variable of the
+process, ``${lower}`` a parameter, else an entry of the environment's ``vars``. Every value keeps its place.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ class Content:
             return
         if missing and path in self.holes:
             return
-        file, line = self.place(path)[:2]
-        self.problems.append(Problem(file, line, code, message))
+        place = self.place(path)
+        if path in self.origins and place.through and place.file != self.origins[""].file:
+            message += f" (in {self.origins[''].file})"
+        self.problems.append(Problem(place.file, place.line, code, message))
 
     def take(self, document: yaml.Document, key: str, place: str | None = None) -> None:
         """Remembers where a key of the document and all below it stand."""
@@ -121,7 +123,7 @@ def named_folder(file: Path, name: str) -> Path | None:
 
 
 def _folders(file: Path) -> Iterator[Path]:
-    """The file's folder and those above it up to ``pipelines``; without one of that name, the layer's and its parent."""
+    """The file's folder and those above it up to ``pipelines``; where none is called so, its parent alone."""
     above = list(file.resolve().parent.parents)
     here = file.resolve().parent
     top = next((i for i, folder in enumerate([here, *above]) if folder.name == "pipelines"), 1)
@@ -156,6 +158,7 @@ def _use(file: Path, own: Mapping[str, Any], content: Content, scope: _Scope) ->
     if "use" in document.value:
         line = document.lines["use"]
         content.problems.append(Problem(document.file, line, "ILLEGAL_USE", "a template does not use another one"))
+        content.holes.add("")
     declared = document.value.get("params")
     if declared is not None and not isinstance(declared, dict):
         line = document.lines["params"]
@@ -210,9 +213,11 @@ class _Scope:
     def parameters(self, template: yaml.Document, declared: dict[str, Any], given: dict[str, Any], name: str) -> None:
         """Takes the file's parameters and the template's defaults; a null default must be given."""
         content = self._content
+        slips = set()
         for word in given.keys() - declared.keys():
-            content.problem(f"params.{word}", "UNKNOWN_KEY", f"the template {name} has no parameter {word};"
-                            f" {did_you_mean(word, declared)}")  # fmt: skip
+            hint = did_you_mean(word, declared)
+            slips |= {hint[len("did you mean ") : -1]} if hint.startswith("did") else set()
+            content.problem(f"params.{word}", "UNKNOWN_KEY", f"the template {name} has no parameter {word}; {hint}")
         for word, default in declared.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
                 content.problems.append(Problem(template.file, template.lines[f"params.{word}"], "BAD_NAME",
@@ -224,7 +229,9 @@ class _Scope:
                 value = default
                 content.take(template, place)
             if value is None:
-                content.problem("params" if given else "use", "MISSING_PARAMETER", f"the template {name} needs the parameter {word}")
+                if word not in slips:
+                    content.problem("params" if given else "use", "MISSING_PARAMETER",
+                                    f"the template {name} needs the parameter {word}")  # fmt: skip
                 content.broken.add(place)
                 value = ""
             elif word not in given:
@@ -276,7 +283,8 @@ class _Scope:
     def _in_text(self, match: re.Match[str], path: str) -> str:
         value = self._variable(match, path)
         if isinstance(value, dict | list):
-            self._content.problem(path, "BAD_VARIABLE", f"the value of {match[1]} is no text that a text could hold")
+            self._content.problem(path, "BAD_VARIABLE", f"the value of {match[1]} is a list or a map, which cannot"
+                                  " stand inside a text")  # fmt: skip
             self._content.broken.add(path)
             return ""
         text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -91,6 +91,8 @@ def nearest(path: str, lines: Container[str]) -> str:
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
     reason = error.problem or "not YAML"
+    if reason == "but found another document":
+        return "a file holds one document; --- begins another"
     if "\\t" in reason:
         reason += "; indent with spaces"
     elif "found undefined alias" in reason or "expected alphabetic" in reason:

@@ -133,9 +133,9 @@ class _Reader:
         if not self._is(value, dict, path, "a test is a map with name, batches and expect"):
             return None
         before = len(self._problems)
-        self._known(value, _KEYS, path)
+        slips = self._known(value, _KEYS, path)
         for key in ("name", "batches", "expect"):
-            if key not in value:
+            if key not in value and key not in slips:
                 self._problem(path, "MISSING_KEY", f"{key} is missing")
         self._is(value.get("name", "-"), str, f"{path}.name", "a name is text")
         for key in ("defaults", "vars"):
@@ -150,12 +150,16 @@ class _Reader:
         return Case(value["name"], self._shown, pipeline, path, self._lines, batches, expect,
                     value.get("defaults", {}), value.get("vars", {}), moment(now))  # fmt: skip
 
-    def _known(self, value: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+    def _known(self, value: Mapping[str, Any], known: Sequence[str], path: str) -> set[str]:
+        """Says which keys are not known; gives those that they are most likely meant to be."""
+        slips = set()
         for key in value:
             if key in _LATER:
                 self._problem(f"{path}.{key}", "NOT_YET", f"{key} comes with a later version")
             elif key not in known:
                 self._problem(f"{path}.{key}", "UNKNOWN_KEY", f"{key} is unknown; {did_you_mean(key, known)}")
+                slips |= set(get_close_matches(key, known, n=1))
+        return slips
 
     def _batches(self, value: Any, path: str) -> tuple[Rows, ...]:
         if not self._is(value, list, path, "batches is a list of lists of rows"):
@@ -184,16 +188,16 @@ class _Reader:
         if not value:
             self._problem(path, "BAD_VALUE", f"nothing is expected; there are {', '.join(_EXPECT)}")
         rows = self._rows(value["rows"], f"{path}.rows") if "rows" in value else None
-        counts = {key: self._count(value[key], f"{path}.{key}") for key in ("late", "quarantined") if key in value}
+        counts = {key: self._count(key, value[key], f"{path}.{key}") for key in ("late", "quarantined") if key in value}
         fails = value.get("fails")
         if fails is not None and not re.fullmatch(r"[A-Z_]+|-", str(fails)):
             self._problem(f"{path}.fails", "BAD_VALUE", f"fails is an error's code, like CHECK_FAILED, not {fails!r}")
         return Expect(rows, self._after(value.get("after", {}), f"{path}.after", batches), fails=fails, **counts)
 
-    def _count(self, value: Any, path: str) -> int | Rows:
+    def _count(self, key: str, value: Any, path: str) -> int | Rows:
         if isinstance(value, list):
             return self._rows(value, path)
-        return int(value) if self._is(value, int, path, "a number of rows, or the rows") else 0
+        return int(value) if self._is(value, int, path, f"{key} is a number of rows, or the rows") else 0
 
     def _after(self, value: Any, path: str, batches: int) -> dict[int, Rows]:
         found = {}
