@@ -152,31 +152,36 @@ def produce(rate: float | None, events: int | None, seed: int | None, topic: str
 @main.command()
 @SPECS
 @ENV
+@click.option("--structure", is_flag=True, help="What the files alone tell, never Spark (all there is so far).")
 @JSON
-def validate(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
-    """Check files: every error of every file at file:line. Touches nothing and needs no service."""
-    from lakehouse_engine.errors import SpecError
+def validate(specs: tuple[Path, ...], env: str | None, structure: bool, as_json: bool) -> None:
+    """Check pipelines, contracts, templates, tests and environments: every error of every file at file:line.
 
-    try:
-        plan = _plan(specs, env)
-    except SpecError as error:
-        if not as_json:
-            raise
-        click.echo(json.dumps({"valid": False, "problems": [vars(p) for p in error.problems]}))
-        sys.exit(error.exit_status)
-    names = _names(plan)
-    click.echo(json.dumps({"valid": True, "pipelines": names}) if as_json else f"{len(names)} pipelines are valid")
+    Touches nothing, and needs no service, no secret and no data.
+    """
+    from lakehouse_engine.errors import SpecError
+    from lakehouse_engine.validation import validate as judge
+
+    verdict = judge(specs, env, Path.cwd())
+    if as_json:
+        click.echo(json.dumps(verdict.as_json()))
+    elif verdict.problems:
+        raise SpecError(verdict.problems)
+    else:
+        click.echo(f"{len(verdict.pipelines)} pipelines are valid")
+    sys.exit(SpecError.exit_status if verdict.problems else 0)
 
 
 @main.command()
 @SPECS
 @ENV
+@click.option("--origins", is_flag=True, help="Also each value, with the file and line that it comes from.")
 @JSON
-def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
+def plan(specs: tuple[Path, ...], env: str | None, origins: bool, as_json: bool) -> None:
     """Show what `run` would do: scans with their members, and jobs in order."""
     from lakehouse_engine.explain import explain
 
-    described = explain(_plan(specs, env))
+    described = explain(_plan(specs, env), origins=origins)
     click.echo(json.dumps(described, indent=2) if as_json else described.text())
 
 
@@ -335,10 +340,6 @@ def _plan(specs: Sequence[Path], env: str | None) -> Plan:
     from lakehouse_engine.runner import planned
 
     return planned(specs, _environment(env))
-
-
-def _names(plan: Plan) -> list[str]:
-    return sorted([m.name for scan in plan.scans for m in scan.members] + [job.name for job in plan.jobs])
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
     text = spec.model_dump_json(
         exclude={"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain",
-                 "panel"}  # fmt: skip
+                 "panel"}
     )
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:16]
 

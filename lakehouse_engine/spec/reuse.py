@@ -84,10 +84,14 @@ def did_you_mean(word: str, known: Any) -> str:
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}" if names else "there are none"
 
 
-def assemble(file: Path, shown: str, variables: Mapping[str, str], values: Mapping[str, Any] | None) -> Content:
-    """Everything that the file says and takes over. ``values``: the environment's ``vars``."""
+def assemble(file: Path, shown: str, variables: Mapping[str, str], values: Mapping[str, Any] | None,
+             given: dict[str, Any] | None = None) -> Content:  # fmt: skip
+    """Everything that the file says and takes over. ``values``: the environment's ``vars``.
+
+    ``given``: what the file says, where that is known better than YAML can tell.
+    """
     content = Content()
-    document = yaml.read(file, shown)
+    document = yaml.read(file, shown) if given is None else yaml.Document(shown, given)
     content.origins[""] = Origin(shown, 1)
     content.problems += document.problems
     content.broken |= document.broken
@@ -258,6 +262,9 @@ class _Scope:
                     return self._moved(value, path, whole[1])
             else:
                 value = _VARIABLE.sub(lambda m: "${" if m[1] is None else self._in_text(m, path), value)
+            if any(_SECRET.search(name) for name in names if name.isupper()):
+                content.origins[path] = content.origins[path]._replace(value=HIDDEN, through=through)
+                return value
         if path in content.origins:
             content.origins[path] = content.origins[path]._replace(value=value, through=through)
         return value

@@ -39,7 +39,8 @@ WRONG = [
     ("an unclosed bracket", "bronze", "sink", "sink: {delta: {partition_by: [day}}", "5 YAML_SYNTAX"),
     ("an unknown alias", "bronze", "source", "source: *kafka", "1 YAML_SYNTAX"),
     ("an expression that YAML splits", "silver", "- aggregate",
-     "  - aggregate: {measures: {n: approx_count_distinct(id, 0.1)}}", "4 UNBALANCED, 4 UNBALANCED, 6 UNKNOWN_COLUMN, 7 UNKNOWN_COLUMN"),
+     "  - aggregate: {measures: {n: approx_count_distinct(id, 0.1)}}",
+     "4 UNBALANCED, 4 UNBALANCED, 6 UNKNOWN_COLUMN, 7 UNKNOWN_COLUMN"),
     # components
     ("two components in one item", "bronze", "- derive", "    derive: {day: to_date(at)}", "3 TWO_COMPONENTS"),
     ("an unknown component", "bronze", "- derive", "  - drive: {day: to_date(at)}", "4 UNKNOWN_COMPONENT"),
