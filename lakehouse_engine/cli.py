@@ -285,6 +285,30 @@ def grafana(specs: tuple[Path, ...], env: str | None, folder: Path, checked: boo
 
 
 @main.command()
+@click.option("--write", "written", type=click.Path(path_type=Path), metavar="DIR", help="Write them into a folder.")
+@click.option("--check", "checked", type=click.Path(path_type=Path), is_flag=False, flag_value=Path("schema"),
+              metavar="[DIR]", help="Fail when a file of the folder is not as it would be written.  [default: schema]")
+@click.argument("name", required=False)
+def schema(written: Path | None, checked: Path | None, name: str | None) -> None:
+    """JSON Schemas for editors; without an option the one NAMEd (pipeline, environment, contract, test, ...)."""
+    from lakehouse_engine import schema as schemas
+
+    if written:
+        schemas.write(written)
+        click.echo(f"{len(schemas.rendered())} schemas in {written}")
+    elif checked:
+        schemas.check(checked)
+        click.echo(f"the schemas in {checked} are as the models say")
+    else:
+        texts = schemas.rendered()
+        file = f"{name or 'pipeline'}.json"
+        if file not in texts:
+            known = ", ".join(one.removesuffix(".json") for one in texts)
+            raise UsageError("UNKNOWN_SCHEMA", f"there is no schema {name}; there are {known}")
+        click.echo(texts[file], nl=False)
+
+
+@main.command()
 @SPECS
 @JSON
 def test(specs: tuple[Path, ...], as_json: bool) -> None:

@@ -225,12 +225,51 @@ _KNOWN = _SILENT | {"type", "properties", "required", "additionalProperties"}
 _OF_FIELD = _SILENT | _KEYWORDS.keys() | {"type", "format", "enum", "const"}
 
 
+def file_schema() -> dict[str, Any]:
+    """What a contract's file may say, as JSON Schema of that JSON Schema."""
+    notes: dict[str, Any] = {
+        **{key: {"type": "string"} for key in ("description", "title", "$comment")},
+        **{key: {"type": "string", "format": "uri-reference"} for key in ("$schema", "$id")},
+        "examples": {"type": "array"}, "default": True, "deprecated": {"type": "boolean"}}  # fmt: skip
+    number, size = {"type": "number"}, {"type": "integer", "minimum": 0}
+    kinds = ["string", "integer", "number", "boolean"]
+    scalar = {"type": ["string", "number", "boolean"]}
+    one = {
+        "type": "object", "required": ["type"], "additionalProperties": False, "properties": {
+            "type": {"anyOf": [{"enum": kinds}, {"type": "array", "items": {"enum": [*kinds, "null"]}, "minItems": 1,
+                                                 "maxItems": 2, "uniqueItems": True}],
+                     "description": "string, integer (64 bits), number or boolean; with null in a list also null."},
+            "format": {"enum": ["date-time", "date"], "description": "Of a string: a TIMESTAMP, a DATE."},
+            "enum": {"type": "array", "items": scalar, "description": "The values that are accepted."},
+            "const": {**scalar, "description": "The one value that is accepted."},
+            "pattern": {"type": "string", "format": "regex", "description": "Found anywhere in the text."},
+            **{key: {**number, "description": text} for key, text in (
+                ("minimum", "The least value."), ("maximum", "The greatest value."),
+                ("exclusiveMinimum", "Values are above it."), ("exclusiveMaximum", "Values are below it."))},
+            **{key: {**size, "description": text} for key, text in (
+                ("minLength", "Characters at least."), ("maxLength", "Characters at most."))},
+            **notes}}  # fmt: skip
+    return {
+        "type": "object", "required": ["type", "properties"], "additionalProperties": False, "properties": {
+            "type": {"const": "object", "description": "An event is an object."},
+            "properties": {"type": "object", "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]{0,62}$"},
+                           "additionalProperties": one, "description": "Each the column: its JSON Schema."},
+            "required": {"type": "array", "items": {"type": "string"}, "uniqueItems": True,
+                         "description": "Columns that every event has; the others are null where they are missing."},
+            "additionalProperties": {"const": False, "description": "A field that is not listed refuses the event."},
+            **notes}}  # fmt: skip
+
+
 def _unknown(key: str, known: Iterable[str]) -> tuple[str, str]:
     """JSON Schema's own words come later; others are slips, which JSON Schema itself would pass over."""
     if key in _JSON_SCHEMA or key.startswith("x-"):
         return "NOT_YET", f"{key} comes with a later version"
     close = get_close_matches(key, list(known), n=1)
     return "UNKNOWN_KEY", f"{key} is unknown" + (f"; did you mean {close[0]}?" if close else " to JSON Schema")
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 def _plain(error: Any) -> str:
@@ -253,9 +292,10 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
     problems: list[Problem] = []
 
     def problem(path: str, code: str, message: str) -> None:
-        while path and path not in lines:
-            path = path.rpartition(".")[0]
-        problems.append(Problem(file, lines.get(path, 1), code, message))
+        place = path
+        while place and place not in lines:
+            place = place[: max(place.rfind("."), place.rfind("["), 0)]
+        problems.append(Problem(file, lines.get(place, 1), code, message, path))
 
     from jsonschema import Draft202012Validator
 
@@ -267,7 +307,7 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
         path = list(map(str, error.path))
         invalid.add(path[1] if path[:1] == ["properties"] and len(path) > 1 else path[0] if path else "")
         name = path[-1] if path else "it"
-        problem(".".join(path), "BAD_CONTRACT", f"{name} is not JSON Schema: {_plain(error)}")
+        problem(_dotted(error.path), "BAD_CONTRACT", f"{name} is not JSON Schema: {_plain(error)}")
     if invalid & {"", "required", "properties"}:
         raise SpecError(problems)
     for key in schema:

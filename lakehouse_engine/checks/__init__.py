@@ -7,9 +7,9 @@ it, ``fail`` (table checks, default) stops before anything is written.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -30,8 +30,11 @@ class RowCheck(Component):
 
     later: ClassVar[frozenset[str]] = frozenset({"tolerance"})
 
+    #: what the check is called in reasons and warnings
     name: str | None = None
+    #: only rows for which this is true are judged
     where: Expression | None = None
+    #: what becomes of a row that fails
     on_fail: Literal["warn", "quarantine", "fail"] = "quarantine"
 
     def rules(self) -> list[tuple[str, str]]:
@@ -47,6 +50,9 @@ class RowCheck(Component):
 
 
 class NotNull(RowCheck):
+    """Each of the columns has a value."""
+
+    #: the columns, one rule each
     columns: Columns
 
     @classmethod
@@ -58,7 +64,10 @@ class NotNull(RowCheck):
 
 
 class AcceptedValues(RowCheck):
-    values: dict[Column, tuple[Value, ...]]
+    """A column holds one of a list of values."""
+
+    #: the values of each column
+    values: dict[Column, Annotated[tuple[Value, ...], Field(json_schema_extra={"minItems": 1})]]
 
     @classmethod
     def short(cls, value: object) -> object:
@@ -80,7 +89,11 @@ class AcceptedValues(RowCheck):
 class Bounds(Model):
     """Both ends belong to the range."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    #: the least value that passes
     min: Expression | None = None
+    #: the greatest value that passes
     max: Expression | None = None
 
     @model_validator(mode="after")
@@ -91,6 +104,9 @@ class Bounds(Model):
 
 
 class Range(RowCheck):
+    """A column lies between two ends."""
+
+    #: the ends of each column
     bounds: dict[Column, Bounds]
 
     @classmethod
@@ -107,6 +123,9 @@ class Range(RowCheck):
 
 
 class ExpressionCheck(RowCheck):
+    """Any condition over one row."""
+
+    #: rows for which it is true pass
     condition: Expression
 
     @classmethod
@@ -121,13 +140,17 @@ ExpressionCheck.key = "expression"
 
 
 class Unique(Component):
-    """One row per value of ``columns``; default: the pipeline's keys. Jobs only."""
+    """One row for each value of some columns. Jobs only."""
 
     later: ClassVar[frozenset[str]] = frozenset({"tolerance"})
 
+    #: the columns; default: the pipeline's keys
     columns: Columns | None = None
+    #: what the check is called in messages and warnings
     name: str | None = None
+    #: only rows for which this is true are judged
     where: Expression | None = None
+    #: what becomes of a run that fails
     on_fail: Literal["warn", "fail"] = "fail"
 
     @classmethod

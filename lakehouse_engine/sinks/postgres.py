@@ -20,7 +20,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from lakehouse_engine.component import Component, Table
+from lakehouse_engine.component import Component, Flag, Table
 from lakehouse_engine.errors import PlanError, RunError
 
 if TYPE_CHECKING:
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 
 
 class Postgres(Component):
-    """``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key."""
+    """A table in PostgreSQL."""
 
     later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "connection"})
 
+    #: its schema and name; default: the pipeline's
     table: Table | None = None
+    #: ``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key
     mode: Literal["upsert", "replace"] | None = None
-    updated_at: bool = True
+    #: adds ``updated_at timestamp``, the transaction that last changed the row
+    updated_at: Flag = True
 
 
 #: Spark type to PostgreSQL type; decimal(p,s) becomes numeric(p,s)

@@ -47,7 +47,7 @@ def _at(spec: PipelineSpec, path: str, code: str, message: str) -> Problem:
     origin = spec.lines.get(path)
     if origin is not None and file != spec.file and origin.through:
         message += f" (in {spec.file})"
-    return Problem(file, int(line), code, message)
+    return Problem(file, int(line), code, message, path)
 
 
 def _known(columns: Columns) -> Columns:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Model
+from lakehouse_engine.component import Model, Whole
 from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.validated import said
@@ -23,13 +23,19 @@ def _setting(value: object) -> object:
 
 
 #: a Spark setting is text; YAML may write it as a number or a boolean
-Setting = Annotated[str, BeforeValidator(_setting)]
+Setting = Annotated[str, BeforeValidator(_setting), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Storage = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^(?!.*://)"})]
+Variable = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[a-z][a-z0-9_]*$"})]
 
 
 class Secret(Model):
-    """``{env: X}`` or ``{file: path}``."""
+    """A secret by reference: ``{env: X}`` or ``{file: path}``."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    #: the variable of the process environment that holds it
     env: str | None = None
+    #: the file that holds it; its last line break does not belong to it
     file: str | None = None
 
     @model_validator(mode="before")
@@ -59,20 +65,35 @@ class Secret(Model):
 
 
 class KafkaConnection(Model):
+    """How brokers are reached."""
+
+    #: ``host:port`` of one broker or several, with commas between
     bootstrap_servers: str
 
 
 class PostgresConnection(Model):
+    """How PostgreSQL is reached."""
+
+    #: its name or address
     host: str
-    port: int = 5432
+    #: its port
+    port: Whole = 5432
+    #: the database that holds the tables and the engine's ledger
     database: str
+    #: who connects; needs to create schemas and tables
     user: str
+    #: by reference only, never the value
     password: Secret | None = None
+    #: as ``sslmode`` of PostgreSQL has it
     tls: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
 
 
 class Connections(Model):
+    """Services by their kind."""
+
+    #: for sources ``kafka``
     kafka: KafkaConnection | None = None
+    #: for sinks ``postgres``, ``serve`` and the ledger
     postgres: PostgresConnection | None = None
 
 
@@ -80,9 +101,13 @@ class Environment(Model):
     """``name`` is empty for the embedded stack; ``dsn`` is its own database, with a password that is never shown."""
 
     name: str = ""
-    storage: str
+    #: the folder of tables and checkpoints, on a local disk
+    storage: Storage
+    #: how services are reached
     connections: Connections = Connections()
-    vars: dict[str, Any] = Field(default_factory=dict)
+    #: what ``${lower}`` stands for in pipelines that use this environment
+    vars: dict[Variable, Any] = Field(default_factory=dict)
+    #: settings of Spark, by their full names
     spark: dict[str, Setting] = Field(default_factory=dict)
     embedded: dict[str, str] = Field(default_factory=dict)
     #: the environment variables that files and secrets refer to: of the command, which may not be this process
@@ -172,6 +197,6 @@ def _read(name: str | None, root: Path) -> Environment:
             wrong.append((f"vars.{word}", "BAD_NAME", f"{word!r} is not a variable's name: a-z, 0-9 and _; ${{UPPER}}"
                           " is the process environment"))  # fmt: skip
     if wrong or made is None:
-        raise SpecError(Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message)
+        raise SpecError(Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message, place)
                         for place, code, message in wrong)  # fmt: skip
     return made

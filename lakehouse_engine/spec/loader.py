@@ -57,7 +57,7 @@ def _masked(problem: Problem, secrets: Iterable[str]) -> Problem:
     message = problem.message
     for secret in sorted(secrets, key=len, reverse=True):
         message = message.replace(secret, HIDDEN)
-    return Problem(problem.file, problem.line, problem.code, message)
+    return Problem(problem.file, problem.line, problem.code, message, problem.path)
 
 
 def files(path: Path, problems: list[Problem]) -> Iterable[Path]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks import Check
-from lakehouse_engine.component import Column, Columns, Duration, Model, Size
+from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.sinks import Delta, Postgres, Sink
 from lakehouse_engine.sources import Source
@@ -23,8 +23,9 @@ def _a_week(micros: int | None) -> int | None:
 
 
 class Trigger(Model):
-    """A stream takes a micro-batch every ``every`` microseconds; 0 is back to back."""
+    """Makes the pipeline a stream, which takes one micro-batch after the other."""
 
+    #: from the start of one micro-batch to the next; ``0 s`` is back to back
     every: Duration
 
 
@@ -37,27 +38,37 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)]
 class Airflow(Model):
     """How the job stands in Airflow."""
 
+    #: the DAG that holds its task
     dag: TaskName = "lakehouse_bronze_to_gold"
+    #: its task; default: the pipeline's name
     task_id: TaskName | None = None
-    retries: Annotated[int, Field(ge=0)] = 2
+    #: how often a task that failed is tried again
+    retries: Annotated[Whole, Field(ge=0)] = 2
+    #: shown with the task
     owner: str = "lakehouse"
+    #: after so long a task has failed
     timeout: Duration | None = None
 
 
 class Compact(Model):
-    """A partition with ``files`` or more files below ``smaller_than`` bytes is rewritten as few large ones."""
+    """When the files of a partition are rewritten as few large ones."""
 
-    files: Annotated[int, Field(ge=2)] = 8
+    #: so many small ones of a partition, or more
+    files: Annotated[Whole, Field(ge=2)] = 8
+    #: what counts as small
     smaller_than: Size = 32 * 1024 * 1024
 
 
 class Maintain(Model):
     """How a pipeline's Delta tables are kept: a stream compacts its own between batches, the rest is by command."""
 
+    #: when small files become large ones
     compact: Compact = Compact()
+    #: rows that are near in these columns are put near each other within a partition
     zorder_by: Columns = ()
-    #: dead files stay as long, for slow readers and for ``as_of``; None (never): they stay for good
+    #: dead files stay as long, for slow readers and for ``as_of``; null: they stay for good
     vacuum_after: Annotated[Duration | None, AfterValidator(_a_week)] = 7 * 86_400_000_000
+    #: so long the table's log tells of a version
     log_after: Annotated[Duration, AfterValidator(_a_week)] = 30 * 86_400_000_000
 
 
@@ -65,17 +76,23 @@ class Panel(Model):
     """A panel of the overview in Grafana, for a result that is in PostgreSQL.
 
     Rows are put together by ``aggregate``: those of the dashboard's time, and for a ``stat`` over days those of the
-    last day up to its end. ``value`` may be left out where the result has one measure. ``bars`` shows the ten greatest.
+    last day up to its end.
     """
 
+    #: what stands above it
     title: Annotated[str, Field(min_length=1, max_length=100)]
+    #: one number, a line over time, the ten greatest as bars, or rows
     type: Literal["stat", "timeseries", "bars", "table"] = "timeseries"
+    #: the column to show; may be left out where the result has one measure
     value: Column | None = None
+    #: a line, or a bar, for each value of this column
     by: Column | None = None
+    #: how the rows of one point are put together
     aggregate: Literal["sum", "min", "max", "avg"] = "sum"
+    #: how the number is written; ``share`` is a percentage of 1
     unit: Literal["number", "share", "seconds", "bytes"] = "number"
     #: smaller ones stand further left in their row
-    position: int = 100
+    position: Whole = 100
 
 
 class Head(Model):

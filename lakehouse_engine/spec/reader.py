@@ -48,8 +48,8 @@ class Reader:
         data = {
             "name": name or f"{self.file.parent.name}.{self.file.stem}", "file": self.shown, "source": source,
             "transforms": steps, "checks": judged, "sink": sink, **self._clock(content, source, slips),
-            "airflow": self._model(Airflow, content.get("airflow", {}), "airflow") or Airflow(),
-            "maintain": self._model(Maintain, content.get("maintain", {}), "maintain") or Maintain(),
+            "airflow": self._model(Airflow, self._map(content, "airflow"), "airflow") or Airflow(),
+            "maintain": self._model(Maintain, self._map(content, "maintain"), "maintain") or Maintain(),
             "panel": self._panels(content.get("panel")),
             "contracts": self._contracts(steps), "lines": self.content.origins,
         }  # fmt: skip
@@ -82,6 +82,10 @@ class Reader:
                               " a pipeline is <layer>/<name>.yaml")  # fmt: skip
                 return None
         return f"{layer}.{stem}"
+
+    def _map(self, content: Mapping[str, Any], key: str) -> Any:
+        value = content.get(key)
+        return {} if value is None else value
 
     def _list(self, content: Mapping[str, Any], key: str, known: Mapping[str, Any], later: set[str],
               common: Iterable[str] = ()) -> tuple[Component | Unread, ...]:  # fmt: skip
@@ -132,12 +136,24 @@ class Reader:
         if key not in known:
             self._problem(place, "UNKNOWN_COMPONENT", unknown(key, known))
             return Unread(_meant(key, known))
+        if "checks" in known[key].model_fields and isinstance(value[key], list):
+            return self._holding(known[key], value[key], f"{path}.{key}")
         options = known[key].short(value[key])
         if not isinstance(options, dict):
             self._problem(place, "BAD_VALUE", f"{key} takes options, or nothing")
             return Unread(key)
         made = self._model(known[key], {**options, **beside}, f"{path}.{key}", path)
         return made if isinstance(made, Component) else Unread(key, _columns(options))
+
+    def _holding(self, model: type[Component], value: list[Any], path: str) -> Component | Unread:
+        """A step that is made of checks."""
+        held = [self._component(one, f"{path}[{i}]", checks.CHECKS, checks.LATER, checks.COMMON)
+                for i, one in enumerate(value)]  # fmt: skip
+        good = tuple(one for one in held if not isinstance(one, Unread))
+        if value and not good:
+            return Unread(model.key)
+        made = self._model(model, {"checks": good}, path)
+        return made if isinstance(made, Component) else Unread(model.key)
 
     def _not_one(self, path: str, keys: list[str], known: set[str], common: list[str]) -> Unread:
         if not keys:

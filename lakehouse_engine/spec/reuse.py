@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lakehouse_engine.component import FromText
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.spec import yaml
 
@@ -63,7 +64,7 @@ class Content:
         place = self.place(path)
         if path in self.origins and place.through and place.file != self.origins[""].file:
             message += f" (in {self.origins[''].file})"
-        self.problems.append(Problem(place.file, place.line, code, message))
+        self.problems.append(Problem(place.file, place.line, code, message, path))
 
     def take(self, document: yaml.Document, key: str, place: str | None = None) -> None:
         """Remembers where a key of the document and all below it stand."""
@@ -312,7 +313,7 @@ class _Scope:
         if name in values:
             if f"params.{name}" in self._content.broken and name in self._parameters:
                 self._content.broken.add(path)
-            return values[name]
+            return FromText(values[name]) if name.isupper() else values[name]
         if match[2] is not None:
             return default
         close = get_close_matches(name, list(values), n=1)

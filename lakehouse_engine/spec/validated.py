@@ -118,7 +118,7 @@ def _wrong(model: type[BaseModel], one: Any, path: str, outer: str, lines: Mappi
         owner = owner_of(model, one["loc"][:-1])
         if leaf in owner.later:
             return place, "NOT_YET", f"{leaf} comes with a later version"
-        return place, "UNKNOWN_KEY", unknown(leaf, list(owner.model_fields))
+        return place, "UNKNOWN_KEY", unknown(leaf, keys_of(owner))
     if kind == "missing":
         return place, "MISSING_KEY", f"{leaf} is missing"
     if kind.isupper():
@@ -129,7 +129,7 @@ def _wrong(model: type[BaseModel], one: Any, path: str, outer: str, lines: Mappi
     name = name or (place or path).rpartition(".")[2]
     if kind in ("model_type", "model_attributes_type"):
         owner = owner_of(model, one["loc"])
-        return place, "BAD_VALUE", f"{name} must be a map of {', '.join(owner.model_fields)}, not {shown}"
+        return place, "BAD_VALUE", f"{name} must be a map of {', '.join(keys_of(owner))}, not {shown}"
     if kind == "literal_error":
         words = re.findall(r"'([^']*)'", one["ctx"]["expected"])
         hint = did_you_mean(str(one["input"]), words)
@@ -145,12 +145,17 @@ def _place(path: str, outer: str, inner: str, lines: Mapping[str, Any]) -> str:
     """Where in the file a model's field stands: as a key, in a short form, or beside its component."""
     short = re.sub(r"^\.[a-z_]+", "", inner)
     while inner or short:
-        for candidate in (path + inner, path + short, outer + inner if outer and inner else ""):
+        for candidate in (path + inner, outer + inner if outer and inner else "", path + short):
             if candidate.lstrip(".") != path and candidate and candidate.lstrip(".") in lines:
                 return candidate.lstrip(".")
         # a union names its types at the end of the location
         inner, short = (re.sub(r"(\.[^.\[\]]*|\[[^\]]*\])$", "", text) for text in (inner, short))
     return path
+
+
+def keys_of(model: type[BaseModel]) -> list[str]:
+    """The options of a model as files write them."""
+    return [info.alias or name for name, info in model.model_fields.items()]
 
 
 def owner_of(model: type[BaseModel], location: Sequence[Any]) -> type[Model]:

@@ -25,6 +25,35 @@ _LATER = {"tables", "inputs", "params"}
 _EXPECT = ("rows", "after", "late", "quarantined", "fails")
 
 
+def file_schema() -> dict[str, Any]:
+    """What a test file may say, as JSON Schema."""
+    record = {"type": ["object", "string", "null"]}
+    rows = {"type": "array", "items": {"type": "object"}}
+    count = {"type": ["integer", "array"], "items": {"type": "object"}}
+    numbered = {"type": "object", "propertyNames": {"pattern": "^[1-9][0-9]{0,3}$"}, "additionalProperties": rows}
+    expect = {
+        "rows": {**rows, "description": "The result at the end; only the columns written count, order does not."},
+        "after": {**numbered, "description": "The result after a batch, by its number from 1."},
+        "late": {**count, "description": "Late rows, or how many."},
+        "quarantined": {**count, "description": "Quarantined rows; a number is the pipeline's own counter."},
+        "fails": {"type": "string", "pattern": "^([A-Z_]+|-)$", "description": "The code of the error it ends with."},
+    }  # fmt: skip
+    case = {
+        "name": {"type": "string", "description": "A sentence that is true when the test passes."},
+        "defaults": {"type": "object", "description": "Fills the fields that a row lacks."},
+        "batches": {"type": "array", "items": {"type": "array", "items": record}, "description":
+                    "Micro-batches of a stream or runs of a job. To Kafka a map goes as JSON, text as it is, null as a"
+                    " tombstone."},
+        "vars": {"type": "object", "description": "What ${lower} stands for."},
+        "now": {"type": ["string", "null"], "description": "The clock of the source, e.g. 2026-01-01T10:00:00Z."},
+        "expect": {"type": "object", "properties": expect, "additionalProperties": False, "minProperties": 1,
+                   "description": "What must hold."},
+    }  # fmt: skip
+    assert (tuple(case), tuple(expect)) == (_KEYS, _EXPECT)
+    return {"type": "array", "items": {"type": "object", "properties": case, "additionalProperties": False,
+                                       "required": ["name", "batches", "expect"]}}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Expect:
     """None: not asked. ``late`` and ``quarantined``: a number, or the rows of the side table."""
@@ -120,7 +149,7 @@ class _Reader:
                 yield case
 
     def _problem(self, path: str, code: str, message: str) -> None:
-        self._problems.append(Problem(self._shown, nearest(self._lines, path), code, message))
+        self._problems.append(Problem(self._shown, nearest(self._lines, path), code, message, path))
 
     def _is(self, value: object, kind: type | tuple[type, ...], path: str, what: str) -> bool:
         # YAML's true is no number

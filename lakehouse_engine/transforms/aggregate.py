@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -23,8 +23,11 @@ def _aggregates(text: str) -> str:
 class Aggregate(Component):
     """Result: the columns of ``by``, then the measures. Null is a group like any other."""
 
+    #: a group for each of their values; none: one row
     by: Columns = ()
-    measures: dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]]
+    #: each the resulting column: its aggregate
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]], Field(
+        json_schema_extra={"minProperties": 1})]  # fmt: skip
 
     @model_validator(mode="after")
     def _distinct(self) -> Aggregate:

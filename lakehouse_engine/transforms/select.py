@@ -24,6 +24,7 @@ def _named(item: str) -> str:
 class Select(Component):
     """Spark SQL select items, in order. Columns that begin with ``_`` travel on."""
 
+    #: a column, a field of one, or ``expression as name``
     items: tuple[Annotated[SelectItem, AfterValidator(_named)], ...]
 
     @classmethod

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -22,7 +22,9 @@ from lakehouse_engine.component import Aggregation, Column, Columns, Component, 
 class Sliding(Model):
     """Windows of ``size`` that begin every ``every``, which divides ``size``."""
 
+    #: from a window's start to its end
     size: Duration
+    #: from one window's start to the next one's
     every: Duration
 
     @model_validator(mode="after")
@@ -45,10 +47,18 @@ class Window(Component):
 
     later: ClassVar[frozenset[str]] = frozenset({"session", "column"})
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["tumbling"]}, {"required": ["sliding"]}]})
+
+    #: windows of this size, one after the other
     tumbling: Duration | None = None
+    #: windows that overlap
     sliding: Sliding | None = None
+    #: columns; derive expressions first
     by: Columns = ()
-    measures: dict[Column, Annotated[Aggregation, AfterValidator(_merges)]]
+    #: each the resulting column: one of count, count_if, sum, min, max, avg
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_merges)]], Field(
+        json_schema_extra={"minProperties": 1})]  # fmt: skip
+    #: a window's row on each change; ``final`` comes with a later version
     emit: Literal["updates", "final"] = "updates"
 
     @model_validator(mode="after")
