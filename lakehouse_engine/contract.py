@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from difflib import get_close_matches
 from functools import lru_cache
@@ -225,6 +225,11 @@ _KNOWN = _SILENT | {"type", "properties", "required", "additionalProperties"}
 _OF_FIELD = _SILENT | _KEYWORDS.keys() | {"type", "format", "enum", "const"}
 
 
+def _forms(*kinds: str) -> list[str | list[str]]:
+    """How a type may be written: alone, in a list, with null."""
+    return [form for kind in kinds for form in (kind, [kind, "null"], ["null", kind], [kind])]
+
+
 def file_schema() -> dict[str, Any]:
     """What a contract's file may say, as JSON Schema of that JSON Schema."""
     notes: dict[str, Any] = {
@@ -236,8 +241,7 @@ def file_schema() -> dict[str, Any]:
     scalar = {"type": ["string", "number", "boolean"]}
     one = {
         "type": "object", "required": ["type"], "additionalProperties": False, "properties": {
-            "type": {"anyOf": [{"enum": kinds}, {"type": "array", "items": {"enum": [*kinds, "null"]}, "minItems": 1,
-                                                 "maxItems": 2, "uniqueItems": True}],
+            "type": {"enum": _forms(*kinds),
                      "description": "string, integer (64 bits), number or boolean; with null in a list also null."},
             "format": {"enum": ["date-time", "date"], "description": "Of a string: a TIMESTAMP, a DATE."},
             "enum": {"type": "array", "items": scalar, "description": "The values that are accepted."},
@@ -248,7 +252,9 @@ def file_schema() -> dict[str, Any]:
                 ("exclusiveMinimum", "Values are above it."), ("exclusiveMaximum", "Values are below it."))},
             **{key: {**size, "description": text} for key, text in (
                 ("minLength", "Characters at least."), ("maxLength", "Characters at most."))},
-            **notes}}  # fmt: skip
+            **notes},
+        "if": {"required": ["type"], "properties": {"type": {"enum": _forms(*kinds[1:])}}},
+        "then": {"properties": {"format": False}}}  # fmt: skip
     return {
         "type": "object", "required": ["type", "properties"], "additionalProperties": False, "properties": {
             "type": {"const": "object", "description": "An event is an object."},
@@ -299,57 +305,65 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
 
     from jsonschema import Draft202012Validator
 
-    if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
-        problem("properties", "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
+    if not isinstance(schema, dict):
+        problem("", "BAD_CONTRACT", "a contract is a JSON Schema: a map of type, properties and more")
         raise SpecError(problems)
-    invalid = set()
+    for key, wrong in (("type", schema.get("type") != "object"), ("properties", not schema.get("properties"))):
+        if wrong and key not in schema:
+            problem("", "MISSING_KEY", f"{key} is missing: a contract is of type: object, with properties")
+        elif wrong and (key == "type" or not isinstance(schema[key], dict)):
+            problem(key, "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
+    invalid = {problem.path for problem in problems}
     for error in Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema):
         path = list(map(str, error.path))
-        invalid.add(path[1] if path[:1] == ["properties"] and len(path) > 1 else path[0] if path else "")
+        if path[:1] in (["type"], ["properties"]) and path[0] in invalid:
+            continue
+        invalid.add(".".join(path[:3] if path[:1] == ["properties"] else path[:1]))
         name = path[-1] if path else "it"
         problem(_dotted(error.path), "BAD_CONTRACT", f"{name} is not JSON Schema: {_plain(error)}")
-    if invalid & {"", "required", "properties"}:
-        raise SpecError(problems)
     for key in schema:
         if key in _NEVER and key not in invalid:
             problem(key, "BAD_CONTRACT", f"{key} is not part of the contract language")
         elif key not in _KNOWN | _NEVER:
             problem(key, *_unknown(key, _KNOWN))
+    if not isinstance(schema.get("properties"), dict):
+        raise SpecError(problems)
     extra = schema.get("additionalProperties")
     if extra not in (None, False) and "additionalProperties" not in invalid:
         problem("additionalProperties", "NOT_YET", "additionalProperties: true comes with a later version")
-    required = schema.get("required", [])
+    required = [] if "required" in invalid else schema.get("required", [])
     for missing in sorted(set(required) - schema["properties"].keys()):
         close = get_close_matches(missing, list(schema["properties"]), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         problem("required", "BAD_CONTRACT", f"{missing} is required and not among the properties{hint}")
     fields = []
     for field_name, rules in schema["properties"].items():
-        made = None if field_name in invalid else _field(field_name, rules, field_name in required, problem)
+        if f"properties.{field_name}" in invalid:
+            continue
+        bad = {key for key in rules if f"properties.{field_name}.{key}" in invalid} if isinstance(rules, dict) else ()
+        made = _field(field_name, rules, field_name in required, problem, bad)
         fields += [made] if made else []
     if problems:
         raise SpecError(problems)
     return Contract(name=name, file=file, fields=tuple(fields), closed=extra is False)
 
 
-def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, str], None]) -> Field | None:
+def _no_scalar(value: object) -> bool:
+    return value is None or isinstance(value, dict | list)
+
+
+def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, str], None],
+           bad: Collection[str]) -> Field | None:  # fmt: skip
+    """None with a problem said. ``bad``: keys that are known to be wrong already."""
     path = f"properties.{name}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
         problem(path, "BAD_NAME", f"{name!r} is not a column name: a letter, then letters, digits and _")
         return None
-    if not isinstance(rules, dict) or "type" not in rules:
-        problem(path, "NOT_YET", f"{name} has no type; values of any type come with a later version")
-        return None
-    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
-    plain = [t for t in types if t != "null"]
-    kinds: dict[tuple[str, str | None], Kind] = {
-        ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
-        ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean"}  # fmt: skip
-    kind = kinds.get((plain[0], rules.get("format"))) if len(plain) == 1 else None
-    if kind is None:
-        problem(f"{path}.type", "NOT_YET", f"{name}: this type or format comes with a later version")
+    if not isinstance(rules, dict):
+        problem(path, "NOT_YET", f"{name} says true or false to any value; that comes with a later version")
         return None
     options: dict[str, Any] = {}
+    rules = {key: value for key, value in rules.items() if key not in bad}
     for key, value in rules.items():
         if key in _KEYWORDS:
             options[_KEYWORDS[key]] = value
@@ -362,12 +376,31 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
         elif key not in _OF_FIELD:
             code, message = _unknown(key, _OF_FIELD)
             problem(f"{path}.{key}", code, f"{name}: {message}")
+    if "type" in bad:
+        return None
+    if "type" not in rules:
+        problem(path, "NOT_YET", f"{name} has no type; values of any type come with a later version")
+        return None
+    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+    plain = [t for t in types if t != "null"]
+    kinds: dict[tuple[str, str | None], Kind] = {
+        ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
+        ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean"}  # fmt: skip
+    kind = kinds.get((plain[0], rules.get("format"))) if len(plain) == 1 else None
+    if kind is None:
+        known = len(plain) == 1 and (plain[0], None) in kinds
+        problem(f"{path}.{'format' if known else 'type'}", "NOT_YET", f"{name}: this {'format' if known else 'type'}"
+                " comes with a later version")  # fmt: skip
+        return None
     try:
         re.compile(rules.get("pattern", ""))
     except re.error as error:
         problem(f"{path}.pattern", "BAD_CONTRACT", f"{name}: pattern is not a regular expression: {error}")
         return None
-    if any(value is None or isinstance(value, dict | list) for value in options.get("enum", ())):
-        problem(f"{path}.enum", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
+    wrong = [f"enum[{i}]" for i, value in enumerate(rules.get("enum", ())) if _no_scalar(value)]
+    wrong += ["const"] if _no_scalar(rules.get("const", "")) else []
+    for place in wrong:
+        problem(f"{path}.{place}", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
+    if wrong:
         return None
     return Field(name=name, kind=kind, required=required, nullable="null" in types, **options)

@@ -7,7 +7,7 @@ change. ``SpecError`` ends the process with status 2 (a file is wrong), all othe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -39,13 +39,13 @@ def _restored(kind: type[LakehouseError], args: tuple[Any, ...], state: dict[str
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One error of one file. ``line`` counts from 1; 0 means the file as a whole. ``path``: ``transforms[1].window``."""
+    """One error of one file. ``line`` counts from 1; 0 means the file as a whole. ``path``: ``keys[0]``."""
 
     file: str
     line: int
     code: str
     message: str
-    path: str = field(default="", compare=False)
+    path: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.code}: {self.message}"
@@ -62,7 +62,7 @@ class SpecError(LakehouseError):
         super().__init__(first.code, first.message, where=f"{first.file}:{first.line}")
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        return "\n".join(dict.fromkeys(str(problem) for problem in self.problems))
 
 
 class UsageError(LakehouseError):

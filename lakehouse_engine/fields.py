@@ -43,13 +43,14 @@ def _comments(owner: type) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    text = text[0].upper() + text[1:]
+    text = text[0].upper() + text[1:] if not text.startswith("`") else text
+    text = text.replace("``", "`")
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def summary(kind: type) -> str:
     """The docstring's first paragraph in one line."""
-    return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
+    return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()).replace("``", "`")
 
 
 def models_of(kind: type[BaseModel]) -> list[type[BaseModel]]:

@@ -34,7 +34,7 @@ _OF_TYPE = {
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
     "array": {"items", "minItems", "maxItems", "prefixItems"},
     "object": {"properties", "required", "additionalProperties", "propertyNames", "minProperties", "maxProperties",
-               "oneOf", "dependentSchemas"},
+               "oneOf", "not", "dependentSchemas"},
 }  # fmt: skip
 _OF_TYPE["integer"] = _OF_TYPE["number"]
 _ANY = ("string", "number", "boolean", "null", "array", "object")
@@ -110,16 +110,17 @@ def item(known: Mapping[str, type[Component]], common: Iterable[str] = ()) -> Sc
         schema = component(kind)
         if common:
             own = model(kind)["properties"]
-            beside[key] = {"properties": {name: own.get(name, False) for name in common if name in _common(known)}}
+            beside[key] = {"properties": {name: own.get(name, False) for name in sorted(_common(known) & set(common))}}
             for name in common:
                 schema.get("properties", {}).pop(name, None)
         properties[key] = schema
     alone = [key for key, schema in properties.items() if "null" in by_type(schema)]
     made: Schema = {
         "type": ["object", "string"], "pattern": _either(f"^({'|'.join(alone)})$" if alone else None),
-        "properties": {**properties, **{name: True for name in sorted(_common(known) & set(common))}},
+        "properties": {**properties, **dict.fromkeys(sorted(_common(known) & set(common)), True)},
         "additionalProperties": False, "oneOf": [{"required": [key]} for key in known],
     }  # fmt: skip
+    made |= _of_objects(made)
     return {**made, "dependentSchemas": beside} if common else made
 
 
@@ -177,6 +178,9 @@ def _tidy(schema: Any) -> Any:
     schema = {key: {name: _tidy(one) for name, one in value.items()} if key == "properties" else _tidy(value)
               for key, value in schema.items()
               if not (key == "title" and "properties" in schema)}  # fmt: skip
+    if "anyOf" in schema:
+        whole = {key: value for key, value in schema.items() if key != "anyOf"}
+        schema = {**union(by for each in by_type(schema).values() for by in each), **whole}
     if "patternProperties" in schema and len(schema["patternProperties"]) == 1:
         (pattern, inner), = schema.pop("patternProperties").items()  # fmt: skip
         schema |= {"propertyNames": {"pattern": pattern}, "additionalProperties": inner}
@@ -220,25 +224,28 @@ def union(alternatives: Iterable[Schema]) -> Schema:
         made |= {key: value for key, value in one.items() if key not in ("type", "title")}
     titles = list(dict.fromkeys(one["title"] for one in branches if "title" in one))
     made = {**({"title": " or ".join(titles)} if titles else {}), **made}
-    return {"type": list(found) if len(found) > 1 else next(iter(found)), **made} if found else {}
+    made = {"type": list(found) if len(found) > 1 else next(iter(found)), **made} if found else {}
+    return {**made, **_of_objects(made)}
+
+
+def _of_objects(schema: Schema) -> Schema:
+    """``oneOf`` for a value that may be something else than the object whose rule it is."""
+    kinds = schema.get("type")
+    if "oneOf" not in schema or not isinstance(kinds, list):
+        return {}
+    own = [{"type": "object", **one} for one in schema["oneOf"] if "required" in one]
+    return {"oneOf": [*own, {"type": [kind for kind in kinds if kind != "object"]}]}
 
 
 def with_variables(schema: Any) -> Any:
     """Any value may be text that holds a variable: what it becomes is not seen here."""
     if not isinstance(schema, dict) or not schema:
         return schema
-    made = dict(schema)
-    for key in ("additionalProperties", "items"):
-        if isinstance(made.get(key), dict):
-            made[key] = with_variables(made[key])
-    if "properties" in made:
-        made["properties"] = {name: with_variables(one) for name, one in made["properties"].items()}
-    if "dependentSchemas" in made:
-        made["dependentSchemas"] = {name: with_variables(one) for name, one in made["dependentSchemas"].items()}
+    made = _inside(schema)
     if "type" not in made and "anyOf" not in made and not {"enum", "const"} & made.keys():
         return made
     texts = by_type(made).get("string", [])
-    if any(not {"pattern", "enum", "const", "minLength", "maxLength"} & one.keys() for one in texts):
+    if any(not {"pattern", "enum", "const"} & one.keys() for one in texts):
         return made
     notes = {key: made.pop(key) for key in ("description",) if key in made}
     if "anyOf" not in made and not {"enum", "const"} & made.keys():
@@ -246,9 +253,23 @@ def with_variables(schema: Any) -> Any:
         made["type"] = kinds if "string" in kinds else [*kinds, "string"]
         if len(made["type"]) == 1:
             made["type"] = made["type"][0]
+        made |= _of_objects(made)
         return {**made, "pattern": _either(made.get("pattern")), **notes}
-    branches = [with_variables(one) if one.get("type") != "string" else one for one in made.get("anyOf", [made])]
+    branches = [_inside(one) for one in made.get("anyOf", [made])]
     return {"anyOf": [*branches, {"type": "string", "pattern": _VARIABLE}], **notes}
+
+
+def _inside(schema: Schema) -> Schema:
+    """The same below the value itself."""
+    made = dict(schema)
+    for key in ("additionalProperties", "items"):
+        if isinstance(made.get(key), dict):
+            made[key] = with_variables(made[key])
+    if "properties" in made:
+        made["properties"] = {name: with_variables(one) for name, one in made["properties"].items()}
+    if "dependentSchemas" in made:
+        made["dependentSchemas"] = {name: _inside(one) for name, one in made["dependentSchemas"].items()}
+    return made
 
 
 def _either(pattern: str | None) -> str:
@@ -256,6 +277,8 @@ def _either(pattern: str | None) -> str:
 
 
 def _nullable(schema: Schema) -> Schema:
+    if "null" in by_type(schema):
+        return schema
     return {**union([schema, {"type": "null"}]), **{k: schema[k] for k in ("description",) if k in schema}}
 
 
@@ -265,7 +288,7 @@ def _pipeline() -> Schema:
     source["pattern"] = _either(f"^{TABLE.pattern}$")
     properties: Schema = {
         "description": head["description"],
-        "use": {"type": "string", "description": "The template in pipelines/templates/ that this pipeline is made from."},
+        "use": {"type": "string", "description": "The template in pipelines/templates/ that it is made from."},
         "params": {"type": "object", "description": "The values of the template's parameters."},
         "source": _said(source, "The main input: a component, or a pipeline's name for its Delta table."),
         "transforms": {"type": "array", "items": item(transforms.TRANSFORMS), "description": "Steps, in order."},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -63,11 +63,17 @@ class NotNull(RowCheck):
         return [(f"not_null({column})", f"{column} is not null") for column in self.columns]
 
 
+def _some(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if not values:
+        raise PydanticCustomError("BAD_CHECK", "there is no value at all that is accepted")
+    return values
+
+
 class AcceptedValues(RowCheck):
     """A column holds one of a list of values."""
 
     #: the values of each column
-    values: dict[Column, Annotated[tuple[Value, ...], Field(json_schema_extra={"minItems": 1})]]
+    values: dict[Column, Annotated[tuple[Value, ...], AfterValidator(_some), Field(json_schema_extra={"minItems": 1})]]
 
     @classmethod
     def short(cls, value: object) -> object:
@@ -77,19 +83,13 @@ class AcceptedValues(RowCheck):
         return [(f"accepted_values({column})", f"{column} in ({', '.join(literal(v) for v in values)})")
                 for column, values in self.values.items()]  # fmt: skip
 
-    @field_validator("values")
-    @classmethod
-    def _some(cls, values: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
-        for column, accepted in values.items():
-            if not accepted:
-                raise PydanticCustomError("BAD_CHECK", "{column} accepts no value at all", {"column": column})
-        return values
 
 
 class Bounds(Model):
     """Both ends belong to the range."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"not": {
+        "type": "object", "properties": {"min": {"type": "null"}, "max": {"type": "null"}}}})  # fmt: skip
 
     #: the least value that passes
     min: Expression | None = None

@@ -50,7 +50,7 @@ class Kafka(Component):
     #: where the first start begins; later ones go on where the sink's ledger says
     start: Literal["earliest", "latest"] = "earliest"
     #: records that a micro-batch takes at most
-    max_per_trigger: Annotated[Whole, Field(ge=1)] = 500_000
+    max_per_trigger: Annotated[Whole, Field(ge=1, json_schema_extra={"minimum": 1})] = 500_000
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ Variable = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[a-z][a
 class Secret(Model):
     """A secret by reference: ``{env: X}`` or ``{file: path}``."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"oneOf": [
+        {"required": [one], "properties": {one: {"not": {"type": "null"}}}} for one in ("env", "file")]})  # fmt: skip
 
     #: the variable of the process environment that holds it
     env: str | None = None

@@ -43,7 +43,7 @@ class Airflow(Model):
     #: its task; default: the pipeline's name
     task_id: TaskName | None = None
     #: how often a task that failed is tried again
-    retries: Annotated[Whole, Field(ge=0)] = 2
+    retries: Annotated[Whole, Field(ge=0, json_schema_extra={"minimum": 0})] = 2
     #: shown with the task
     owner: str = "lakehouse"
     #: after so long a task has failed
@@ -54,7 +54,7 @@ class Compact(Model):
     """When the files of a partition are rewritten as few large ones."""
 
     #: so many small ones of a partition, or more
-    files: Annotated[Whole, Field(ge=2)] = 8
+    files: Annotated[Whole, Field(ge=2, json_schema_extra={"minimum": 2})] = 8
     #: what counts as small
     smaller_than: Size = 32 * 1024 * 1024
 

@@ -126,24 +126,42 @@ class Reader:
             return Unread("")
         beside = {key: inner for key, inner in value.items() if key in common}
         keys = [key for key in value if key not in beside]
-        if len(keys) != 1:
-            return self._not_one(path, keys, {*known, *later}, sorted(common))
-        key = keys[0]
+        components = [key for key in keys if key in known]
+        for key in keys:
+            if key not in known:
+                self._no_component(path, key, components, known, later, sorted(common))
+        if not keys:
+            self._problem(path, "UNKNOWN_KEY", "the component itself is missing")
+        if len(components) > 1:
+            self._problem(path, "TWO_COMPONENTS", f"{' and '.join(components)} stand in one item; each component begins"
+                          " with a dash")  # fmt: skip
+        made = [self._made(known[key], value[key], beside, path) for key in components]
+        if len(keys) == 1:
+            return made[0] if made else Unread(keys[0] if keys[0] in later else _meant(keys[0], known))
+        return made[0] if len(made) == 1 else Unread("")
+
+    def _made(self, kind: type[Component], value: Any, beside: dict[str, Any], outer: str) -> Component | Unread:
+        path = f"{outer}.{kind.key}"
+        if "checks" in kind.model_fields and isinstance(value, list):
+            return self._holding(kind, value, path)
+        options = kind.short(value)
+        if not isinstance(options, dict):
+            self._problem(path if path in self.content.origins else outer, "BAD_VALUE",
+                          f"{kind.key} takes options, or nothing")  # fmt: skip
+            return Unread(kind.key)
+        made = self._model(kind, {**options, **beside}, path, outer)
+        return made if isinstance(made, Component) else Unread(kind.key, _columns(options))
+
+    def _no_component(self, path: str, key: str, components: list[str], known: Mapping[str, Any], later: set[str],
+                      common: list[str]) -> None:  # fmt: skip
         place = f"{path}.{key}" if f"{path}.{key}" in self.content.origins else path
         if key in later:
             self._problem(place, "NOT_YET", f"{key} comes with a later version")
-            return Unread(key)
-        if key not in known:
+        elif components:
+            beside = f"beside it stand {', '.join(common)} only" if common else "its options stand below it, indented"
+            self._problem(place, "UNKNOWN_KEY", f"{key} beside {components[0]}: {beside}")
+        else:
             self._problem(place, "UNKNOWN_COMPONENT", unknown(key, known))
-            return Unread(_meant(key, known))
-        if "checks" in known[key].model_fields and isinstance(value[key], list):
-            return self._holding(known[key], value[key], f"{path}.{key}")
-        options = known[key].short(value[key])
-        if not isinstance(options, dict):
-            self._problem(place, "BAD_VALUE", f"{key} takes options, or nothing")
-            return Unread(key)
-        made = self._model(known[key], {**options, **beside}, f"{path}.{key}", path)
-        return made if isinstance(made, Component) else Unread(key, _columns(options))
 
     def _holding(self, model: type[Component], value: list[Any], path: str) -> Component | Unread:
         """A step that is made of checks."""
@@ -154,21 +172,6 @@ class Reader:
             return Unread(model.key)
         made = self._model(model, {"checks": good}, path)
         return made if isinstance(made, Component) else Unread(model.key)
-
-    def _not_one(self, path: str, keys: list[str], known: set[str], common: list[str]) -> Unread:
-        if not keys:
-            self._problem(path, "UNKNOWN_KEY", "the component itself is missing")
-            return Unread("")
-        components = [key for key in keys if key in known]
-        if len(components) == 1:
-            rest = ", ".join(key for key in keys if key not in components)
-            beside = f"beside it stand {', '.join(common)} only" if common else "its options stand below it, indented"
-            place = f"{path}.{next(key for key in keys if key not in components)}"
-            self._problem(place, "UNKNOWN_KEY", f"{rest} beside {components[0]}: {beside}")
-        else:
-            self._problem(path, "TWO_COMPONENTS", f"{' and '.join(keys)} stand in one item; each component begins"
-                          " with a dash")  # fmt: skip
-        return Unread(components[0] if components else "")
 
     def _clock(self, content: Mapping[str, Any], source: Component | Unread, slips: set[str]) -> dict[str, Any]:
         """``trigger`` and ``schedule``; where the file does not say, what its source is for."""

@@ -36,7 +36,8 @@ def file_schema() -> dict[str, Any]:
         "after": {**numbered, "description": "The result after a batch, by its number from 1."},
         "late": {**count, "description": "Late rows, or how many."},
         "quarantined": {**count, "description": "Quarantined rows; a number is the pipeline's own counter."},
-        "fails": {"type": "string", "pattern": "^([A-Z_]+|-)$", "description": "The code of the error it ends with."},
+        "fails": {"type": ["string", "null"], "pattern": "^([A-Z_]+|-)$",
+                  "description": "The code of the error it ends with."},
     }  # fmt: skip
     case = {
         "name": {"type": "string", "description": "A sentence that is true when the test passes."},
@@ -173,7 +174,8 @@ class _Reader:
         if now is not None and moment(now) is None:
             self._problem(f"{path}.now", "BAD_VALUE", f"now is a time like 2026-01-01T10:00:00Z, not {now!r}")
         batches = self._batches(value.get("batches", []), f"{path}.batches")
-        expect = self._expect(value.get("expect", {"fails": "-"}), f"{path}.expect", len(batches))
+        expect = self._expect(value.get("expect", {"fails": "-"}), f"{path}.expect",
+                              len(batches) if isinstance(value.get("batches"), list) else 9999)  # fmt: skip
         if len(self._problems) > before or expect is None:
             return None
         return Case(value["name"], self._shown, pipeline, path, self._lines, batches, expect,
@@ -232,7 +234,9 @@ class _Reader:
         found = {}
         if self._is(value, dict, path, "after is a map from a batch's number to rows"):
             for key, rows in value.items():
-                if not re.fullmatch(r"[0-9]{1,4}", key) or not 1 <= int(key) <= batches:
+                if not re.fullmatch(r"[1-9][0-9]{0,3}", key):
+                    self._problem(f"{path}.{key}", "BAD_VALUE", f"after holds rows by a batch's number, not {key}")
+                elif int(key) > batches:
                     self._problem(f"{path}.{key}", "BAD_VALUE", f"batches are numbered from 1 to {batches}, not {key}")
                 else:
                     found[int(key)] = self._rows(rows, f"{path}.{key}")

@@ -20,19 +20,23 @@ def _aggregates(text: str) -> str:
     return text
 
 
+def _some(measures: dict[str, str]) -> dict[str, str]:
+    if not measures:
+        raise PydanticCustomError("BAD_AGGREGATE", "an aggregate needs at least one measure")
+    return measures
+
+
 class Aggregate(Component):
     """Result: the columns of ``by``, then the measures. Null is a group like any other."""
 
     #: a group for each of their values; none: one row
     by: Columns = ()
     #: each the resulting column: its aggregate
-    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]], Field(
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]], AfterValidator(_some), Field(
         json_schema_extra={"minProperties": 1})]  # fmt: skip
 
     @model_validator(mode="after")
     def _distinct(self) -> Aggregate:
-        if not self.measures:
-            raise PydanticCustomError("BAD_AGGREGATE", "an aggregate needs at least one measure")
         names = [*self.by, *self.measures]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -42,12 +42,20 @@ def _merges(text: str) -> str:
     return text
 
 
+def _some(measures: dict[str, str]) -> dict[str, str]:
+    if not measures:
+        raise PydanticCustomError("BAD_WINDOW", "a window needs at least one measure")
+    return measures
+
+
 class Window(Component):
     """Exactly one of ``tumbling`` and ``sliding``. Needs a ``watermark`` before it."""
 
     later: ClassVar[frozenset[str]] = frozenset({"session", "column"})
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["tumbling"]}, {"required": ["sliding"]}]})
+    model_config = ConfigDict(json_schema_extra={"oneOf": [
+        {"required": [one], "properties": {one: {"not": {"type": "null"}}}}
+        for one in ("tumbling", "sliding")]})  # fmt: skip
 
     #: windows of this size, one after the other
     tumbling: Duration | None = None
@@ -56,7 +64,7 @@ class Window(Component):
     #: columns; derive expressions first
     by: Columns = ()
     #: each the resulting column: one of count, count_if, sum, min, max, avg
-    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_merges)]], Field(
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_merges)]], AfterValidator(_some), Field(
         json_schema_extra={"minProperties": 1})]  # fmt: skip
     #: a window's row on each change; ``final`` comes with a later version
     emit: Literal["updates", "final"] = "updates"
@@ -67,8 +75,6 @@ class Window(Component):
             raise PydanticCustomError("BAD_WINDOW", "a window is either tumbling or sliding")
         if self.tumbling is not None and self.tumbling <= 0:
             raise PydanticCustomError("BAD_WINDOW", "a window has a size above zero")
-        if not self.measures:
-            raise PydanticCustomError("BAD_WINDOW", "a window needs at least one measure")
         names = ["window_start", *self.by, *self.measures]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -240,7 +240,7 @@ MORE = [
     ("a wrong contract", {"contracts/click.yaml": CONTRACT.replace("date-time", "time")},
      ["contracts/click.yaml:5: NOT_YET"]),
     ("a contract without an object", {"contracts/click.yaml": "type: array\n"},
-     ["contracts/click.yaml:1: BAD_CONTRACT"]),
+     ["contracts/click.yaml:1: BAD_CONTRACT", "contracts/click.yaml:1: MISSING_KEY"]),
     ("two jobs that read one another",
      {"silver/a.yaml": JOB.replace("bronze.clicks", "silver.b"),
       "silver/b.yaml": JOB.replace("bronze.clicks", "silver.a")},
