@@ -309,6 +309,23 @@ def schema(written: Path | None, checked: Path | None, name: str | None) -> None
 
 
 @main.command()
+@click.option("--write", "written", is_flag=True, help="Write the pages.")
+@click.option("--check", "checked", is_flag=True, help="Fail when a page is not as it would be written.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("docs/reference"), show_default=True)
+def reference(written: bool, checked: bool, folder: Path) -> None:
+    """The reference of all components and files, made from the code that reads them."""
+    from lakehouse_engine import reference as pages
+
+    if written:
+        click.echo(f"{pages.write(folder, Path.cwd())} pages in {folder}")
+    elif checked:
+        pages.check(folder, Path.cwd())
+        click.echo(f"the pages in {folder} are as the code says")
+    else:
+        click.echo("\n".join(pages.pages(Path.cwd()).values()))
+
+
+@main.command()
 @SPECS
 @JSON
 def test(specs: tuple[Path, ...], as_json: bool) -> None:

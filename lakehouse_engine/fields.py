@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ def described(kind: type[BaseModel]) -> dict[str, str]:
     return {name: _sentence(text) for name, text in texts.items() if text}
 
 
+@lru_cache(maxsize=256)
 def _comments(owner: type) -> dict[str, str]:
     found: dict[str, str] = {}
     above: list[str] = []
@@ -58,10 +60,10 @@ def models_of(kind: type[BaseModel]) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = [kind]
     for model in found:
         for info in model.model_fields.values():
-            found += [one for one in _types(info.annotation)
+            found += [one for one in types_of(info.annotation)
                       if isinstance(one, type) and issubclass(one, BaseModel) and one not in found]  # fmt: skip
     return found
 
 
-def _types(annotation: Any) -> list[Any]:
-    return [annotation, *[one for inner in getattr(annotation, "__args__", ()) for one in _types(inner)]]
+def types_of(annotation: Any) -> list[Any]:
+    return [annotation, *[one for inner in getattr(annotation, "__args__", ()) for one in types_of(inner)]]

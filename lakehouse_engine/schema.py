@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,14 @@ def _common(known: Mapping[str, type[Component]]) -> set[str]:
 
 def model(kind: type[BaseModel], without: Iterable[str] = ()) -> Schema:
     """A model as a closed object; its nested models stand in place, each option with its description."""
+    schema = deepcopy(_model(kind))
+    for name in without:
+        schema["properties"].pop(name, None)
+    return schema
+
+
+@lru_cache(maxsize=256)
+def _model(kind: type[BaseModel]) -> Schema:
     made = kind.model_json_schema(schema_generator=_Generator)
     defined = made.pop("$defs", {})
     owners = {one.__name__: one for one in models_of(kind)}
@@ -152,9 +162,7 @@ def model(kind: type[BaseModel], without: Iterable[str] = ()) -> Schema:
                 found[key] = inline(value, None)
         return found
 
-    schema = _tidy(inline(made, kind))
-    for name in without:
-        schema["properties"].pop(name, None)
+    schema: Schema = _tidy(inline(made, kind))
     if "checks" in schema["properties"] and issubclass(kind, Component):
         schema["properties"]["checks"]["items"] = item(checks.CHECKS, checks.COMMON)
     return {key: value for key, value in schema.items() if key != "description"}

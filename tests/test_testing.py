@@ -15,6 +15,7 @@ from lakehouse_engine.local import jars, java, stack
 from lakehouse_engine.testing.values import difference, moment, same
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
+EXAMPLES = Path(__file__).parent.parent / "examples" / "pipelines"
 
 WRONG = """\
 - name: wrong rows
@@ -109,7 +110,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, testing.Resul
     with pytest.MonkeyPatch.context() as patch:
         for name, value in java.find_java().environment().items():
             patch.setenv(name, value)
-        found = testing.run([PIPELINES, sliding, wrong], jars=jars.engine_jars, stack=stack, report=print)
+        found = testing.run([PIPELINES, EXAMPLES, sliding, wrong], jars=jars.engine_jars, stack=stack, report=print)
     assert [r.name for r in found[-3:]] == ["wrong rows", "wrong column", "wrong code"]
     return {result.name: result for result in found}
 
@@ -121,6 +122,12 @@ def test_every_reference_pipeline_has_tests_and_all_pass(results: dict[str, test
     pipelines = {p for p in PIPELINES.glob("*/*.yaml") if p.parent.name != "contracts" and p.name != "defaults.yaml"}
     tested = {Path(result.file).with_name(Path(result.file).name.replace(".test.yaml", ".yaml")) for result in ours}
     assert tested == {p for p in pipelines if not p.name.endswith(".test.yaml")}
+
+
+def test_the_examples_of_the_reference_pass(results: dict[str, testing.Result]) -> None:
+    ours = [result for result in results.values() if Path(result.file).is_relative_to(EXAMPLES)]
+    assert len(ours) >= 2
+    assert not [str(result) for result in ours if not result.passed]
 
 
 def test_sliding_windows_and_averages_merge_over_batches_and_lose_late_rows_window_by_window(

@@ -115,6 +115,8 @@ class Reader:
         if isinstance(value, dict) and "where" in value:
             self._problem("sink.where", "NOT_YET", "where beside a sink comes with a later version")
             value = {key: inner for key, inner in value.items() if key != "where"}
+            if not value:
+                return Unread("")
         return self._component(value, "sink", sinks.SINKS, sinks.LATER)
 
     def _component(self, value: Any, path: str, known: Mapping[str, Any], later: set[str],

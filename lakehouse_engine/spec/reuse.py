@@ -174,7 +174,7 @@ def _use(file: Path, own: Mapping[str, Any], content: Content, scope: _Scope) ->
     taken = {key: value for key, value in document.value.items() if key not in ("use", "params")}
     if _CLOCK & content.value.keys():
         taken = {key: value for key, value in taken.items() if key not in _CLOCK}
-    for key in taken.keys() - content.value.keys():
+    for key in [key for key in taken if key not in content.value]:
         content.value[key] = taken[key]
         content.take(document, key)
         content.broken |= {one for one in document.broken if one == key or one.startswith((f"{key}.", f"{key}["))}

@@ -238,6 +238,7 @@ class _Reader:
                     self._problem(f"{path}.{key}", "BAD_VALUE", f"after holds rows by a batch's number, not {key}")
                 elif int(key) > batches:
                     self._problem(f"{path}.{key}", "BAD_VALUE", f"batches are numbered from 1 to {batches}, not {key}")
-                else:
-                    found[int(key)] = self._rows(rows, f"{path}.{key}")
+                made = self._rows(rows, f"{path}.{key}")
+                if key.isdecimal():
+                    found[int(key)] = made
         return found
