@@ -326,11 +326,11 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
             problem(key, "BAD_CONTRACT", f"{key} is not part of the contract language")
         elif key not in _KNOWN | _NEVER:
             problem(key, *_unknown(key, _KNOWN))
-    if not isinstance(schema.get("properties"), dict):
-        raise SpecError(problems)
     extra = schema.get("additionalProperties")
     if extra not in (None, False) and "additionalProperties" not in invalid:
         problem("additionalProperties", "NOT_YET", "additionalProperties: true comes with a later version")
+    if not isinstance(schema.get("properties"), dict):
+        raise SpecError(problems)
     required = [] if "required" in invalid else schema.get("required", [])
     for missing in sorted(set(required) - schema["properties"].keys()):
         close = get_close_matches(missing, list(schema["properties"]), n=1)
@@ -356,9 +356,9 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
            bad: Collection[str]) -> Field | None:  # fmt: skip
     """None with a problem said. ``bad``: keys that are known to be wrong already."""
     path = f"properties.{name}"
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
+    named = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name) is not None
+    if not named:
         problem(path, "BAD_NAME", f"{name!r} is not a column name: a letter, then letters, digits and _")
-        return None
     if not isinstance(rules, dict):
         problem(path, "NOT_YET", f"{name} says true or false to any value; that comes with a later version")
         return None
@@ -376,6 +376,19 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
         elif key not in _OF_FIELD:
             code, message = _unknown(key, _OF_FIELD)
             problem(f"{path}.{key}", code, f"{name}: {message}")
+    pattern = True
+    try:
+        re.compile(rules.get("pattern", ""))
+    except re.error as error:
+        pattern = False
+        problem(f"{path}.pattern", "BAD_CONTRACT", f"{name}: pattern is not a regular expression: {error}")
+    wrong = [f"enum[{i}]" for i, value in enumerate(rules.get("enum", ())) if _no_scalar(value)]
+    wrong += ["const"] if _no_scalar(rules.get("const", "")) else []
+    for place in wrong:
+        problem(f"{path}.{place}", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
+    known = rules.get("format") in (None, "date-time", "date")
+    if not known:
+        problem(f"{path}.format", "NOT_YET", f"{name}: this format comes with a later version")
     if "type" in bad:
         return None
     if "type" not in rules:
@@ -387,20 +400,10 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
         ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
         ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean"}  # fmt: skip
     kind = kinds.get((plain[0], rules.get("format"))) if len(plain) == 1 else None
-    if kind is None:
-        known = len(plain) == 1 and (plain[0], None) in kinds
-        problem(f"{path}.{'format' if known else 'type'}", "NOT_YET", f"{name}: this {'format' if known else 'type'}"
-                " comes with a later version")  # fmt: skip
-        return None
-    try:
-        re.compile(rules.get("pattern", ""))
-    except re.error as error:
-        problem(f"{path}.pattern", "BAD_CONTRACT", f"{name}: pattern is not a regular expression: {error}")
-        return None
-    wrong = [f"enum[{i}]" for i, value in enumerate(rules.get("enum", ())) if _no_scalar(value)]
-    wrong += ["const"] if _no_scalar(rules.get("const", "")) else []
-    for place in wrong:
-        problem(f"{path}.{place}", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
-    if wrong:
+    if len(plain) != 1 or (plain[0], None) not in kinds:
+        problem(f"{path}.type", "NOT_YET", f"{name}: this type comes with a later version")
+    elif kind is None and known:
+        problem(f"{path}.format", "NOT_YET", f"{name}: this format comes with a later version")
+    if kind is None or wrong or not (pattern and named):
         return None
     return Field(name=name, kind=kind, required=required, nullable="null" in types, **options)

@@ -174,7 +174,7 @@ def test_every_mistake_of_a_test_file_is_refused_at_its_line_before_anything_sta
     with pytest.raises(SpecError) as raised:
         testing.run([file], jars=jars.engine_jars, stack=stack, report=print)
     assert [(problem.line, problem.code) for problem in raised.value.problems] == [
-        (1, "MISSING_KEY"), (2, "UNKNOWN_KEY"), (6, "NOT_YET"), (7, "NOT_YET"), (8, "BAD_VALUE"), (11, "BAD_VALUE"),
+        (2, "UNKNOWN_KEY"), (6, "NOT_YET"), (7, "NOT_YET"), (8, "BAD_VALUE"), (11, "BAD_VALUE"),
         (12, "BAD_VALUE"), (13, "BAD_VALUE"), (16, "BAD_VALUE"), (17, "MISSING_KEY"), (18, "BAD_VALUE"),
     ]  # fmt: skip
     assert f"{file}:2: UNKNOWN_KEY: bacthes is unknown; did you mean batches?" in str(raised.value)

@@ -94,7 +94,8 @@ def told(problems: list[Problem]) -> set[str]:
     """The paths that the models refuse, as far as a schema can see."""
     visible = [one for one in problems if one.code not in UNSEEN and not BETWEEN.search(one.message)
                and not (one.code == "BAD_SCHEDULE" and re.match(SHAPE, one.message.split(" is not ")[0]))]  # fmt: skip
-    slips = {re.sub(r"(^|\.)[^.\]\[]*$", "", one.path) for one in visible if one.code in ("UNKNOWN_KEY", "NOT_YET")}
+    slips = {re.sub(r"(^|\.)[^.\]\[]*$", "", one.path) for one in visible if one.code == "UNKNOWN_KEY" or
+             re.search(rf"(^|: ){re.escape(one.path.rpartition('.')[2])} comes with", one.message)}  # fmt: skip
     return {one.path for one in visible
             if one.path not in slips or not (one.code == "MISSING_KEY" or "has no type" in one.message)}
 
