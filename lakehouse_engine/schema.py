@@ -87,7 +87,7 @@ def component(kind: type[Component]) -> Schema:
         if name == "object" and "?" in options:
             found.append(long)
         elif name == "null" and not options:
-            found += [] if long.get("required") else [{"type": "null"}]
+            found += [] if long.get("required") or "not" in long else [{"type": "null"}]
         else:
             found += _stands_for(long["properties"], options, sample, name)
     return {**union(found), "description": summary(kind)}

@@ -37,7 +37,7 @@ def related(table: str, column: str, ours: str) -> str:
 class Relationship(RowCheck):
     """One rule a column."""
 
-    #: for each column <layer>.<table>.<column>: where its value is
+    #: for each column ``<layer>.<table>.<column>``: where its value is
     columns: dict[Column, Other]
 
     @classmethod

@@ -335,6 +335,12 @@ def test_every_option_is_described_on_its_field(kind: type[Model]) -> None:
     assert kind.__doc__ != Model.__doc__
 
 
+def test_a_number_of_rows_needs_a_bound_in_the_schema_too() -> None:
+    for wrong in (None, {}, {"min": None}):
+        file = {"source": "a.b", "checks": [{"row_count": wrong}], "sink": "delta", "schedule": "daily"}
+        assert seen(VALIDATORS["pipeline.json"], file) == {"checks[0].row_count"}
+
+
 def test_a_value_that_is_a_variable_is_left_to_the_loader() -> None:
     text = {"source": {"kafka": {"topic": "${a}", "max_per_trigger": "${B}", "start": "${c}"}}, "trigger": "${d}",
             "transforms": [{"parse": "${e}"}, {"filter": "${f}"}, {"dedupe": {"keys": "${g}"}}, "${h}"],
