@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := .airflow-venv
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pictures faults bench lint airflow airflow-up airflow-down clean
+.PHONY: help setup demo test pictures faults bench lint docs airflow airflow-up airflow-down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,7 +12,7 @@ help:  ## Show this list
 $(VENV)/ready: setup.cfg pyproject.toml
 	@echo "building $(VENV) (a minute or two the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,dashboard,demo,lineage,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[local,dashboard,demo,lineage,test,docs,dev]'
 	@touch $@
 
 setup: $(VENV)/ready  ## Build .venv with the command at .venv/bin/lakehouse
@@ -36,6 +36,11 @@ lint: setup  ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --config setup.cfg
+
+docs: setup  ## Schemas, reference and the site (build/site), made anew
+	@$(BIN)/lakehouse schema --write schema
+	@$(BIN)/lakehouse reference --write
+	@$(BIN)/mkdocs build && echo "build/site/index.html"
 
 # An environment of its own, without pyspark: Airflow's dependencies and the engine's do not mix.
 $(AIRFLOW)/ready: airflow/constraints.txt setup.cfg pyproject.toml

@@ -168,31 +168,36 @@ def produce(rate: float | None, events: int | None, seed: int | None, topic: str
 @main.command()
 @SPECS
 @ENV
+@click.option("--structure", is_flag=True, help="What the files alone tell, never Spark (all there is so far).")
 @JSON
-def validate(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
-    """Check files: every error of every file at file:line. Touches nothing and needs no service."""
-    from lakehouse_engine.errors import SpecError
+def validate(specs: tuple[Path, ...], env: str | None, structure: bool, as_json: bool) -> None:
+    """Check pipelines, contracts, templates, tests and environments: every error of every file at file:line.
 
-    try:
-        plan = _plan(specs, env)
-    except SpecError as error:
-        if not as_json:
-            raise
-        click.echo(json.dumps({"valid": False, "problems": [vars(p) for p in error.problems]}))
-        sys.exit(error.exit_status)
-    names = _names(plan)
-    click.echo(json.dumps({"valid": True, "pipelines": names}) if as_json else f"{len(names)} pipelines are valid")
+    Touches nothing, and needs no service, no secret and no data.
+    """
+    from lakehouse_engine.errors import SpecError
+    from lakehouse_engine.validation import validate as judge
+
+    verdict = judge(specs, env, Path.cwd())
+    if as_json:
+        click.echo(json.dumps(verdict.as_json()))
+    elif verdict.problems:
+        raise SpecError(verdict.problems)
+    else:
+        click.echo(f"{len(verdict.pipelines)} pipelines are valid")
+    sys.exit(SpecError.exit_status if verdict.problems else 0)
 
 
 @main.command()
 @SPECS
 @ENV
+@click.option("--origins", is_flag=True, help="Also each value, with the file and line that it comes from.")
 @JSON
-def plan(specs: tuple[Path, ...], env: str | None, as_json: bool) -> None:
+def plan(specs: tuple[Path, ...], env: str | None, origins: bool, as_json: bool) -> None:
     """Show what `run` would do: scans with their members, and jobs in order."""
     from lakehouse_engine.explain import explain
 
-    described = explain(_plan(specs, env))
+    described = explain(_plan(specs, env), origins=origins)
     click.echo(json.dumps(described, indent=2) if as_json else described.text())
 
 
@@ -356,6 +361,47 @@ def dashboard(
 
     server.serve(specs or [Path("pipelines")], lambda: _environment(env), Path.cwd(), host, port, token_file, show,
                  report)  # fmt: skip
+
+
+@main.command()
+@click.option("--write", "written", type=click.Path(path_type=Path), metavar="DIR", help="Write them into a folder.")
+@click.option("--check", "checked", type=click.Path(path_type=Path), is_flag=False, flag_value=Path("schema"),
+              metavar="[DIR]", help="Fail when a file of the folder is not as it would be written.  [default: schema]")
+@click.argument("name", required=False)
+def schema(written: Path | None, checked: Path | None, name: str | None) -> None:
+    """JSON Schemas for editors; without an option the one NAMEd (pipeline, environment, contract, test, ...)."""
+    from lakehouse_engine import schema as schemas
+
+    if written:
+        schemas.write(written)
+        click.echo(f"{len(schemas.rendered())} schemas in {written}")
+    elif checked:
+        schemas.check(checked)
+        click.echo(f"the schemas in {checked} are as the models say")
+    else:
+        texts = schemas.rendered()
+        file = f"{name or 'pipeline'}.json"
+        if file not in texts:
+            known = ", ".join(one.removesuffix(".json") for one in texts)
+            raise UsageError("UNKNOWN_SCHEMA", f"there is no schema {name}; there are {known}")
+        click.echo(texts[file], nl=False)
+
+
+@main.command()
+@click.option("--write", "written", is_flag=True, help="Write the pages.")
+@click.option("--check", "checked", is_flag=True, help="Fail when a page is not as it would be written.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("docs/reference"), show_default=True)
+def reference(written: bool, checked: bool, folder: Path) -> None:
+    """The reference of all components and files, made from the code that reads them."""
+    from lakehouse_engine import reference as pages
+
+    if written:
+        click.echo(f"{pages.write(folder, Path.cwd())} pages in {folder}")
+    elif checked:
+        pages.check(folder, Path.cwd())
+        click.echo(f"the pages in {folder} are as the code says")
+    else:
+        click.echo("\n".join(pages.pages(Path.cwd()).values()))
 
 
 @main.command()

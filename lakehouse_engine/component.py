@@ -8,9 +8,10 @@ knows but this version does not run yet stand in ``later`` and are refused with 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -28,7 +29,7 @@ _UNITS = {
 
 def parse_duration(value: object) -> int:
     """``2 minutes`` or ``30s`` in microseconds. Error: ``BAD_DURATION``."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*([a-z]+)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*([a-z]+)\s*", value) if isinstance(value, str) else None
     if match is None or match[2] not in _UNITS:
         raise PydanticCustomError("BAD_DURATION", "{value} is not a duration; write e.g. 2 minutes or 30s",
                                   {"value": repr(value)})  # fmt: skip
@@ -37,7 +38,7 @@ def parse_duration(value: object) -> int:
 
 def parse_size(value: object) -> int:
     """``32 MB`` in bytes; units are B, KB, MB and GB of 1024. Error: ``BAD_SIZE``."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*(B|KB|MB|GB)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*(B|KB|MB|GB)\s*", value) if isinstance(value, str) else None
     if match is None:
         raise PydanticCustomError("BAD_SIZE", "{value} is not a size; write e.g. 32 MB", {"value": repr(value)})
     size: int = int(match[1]) * 1024 ** ("B", "KB", "MB", "GB").index(match[2])
@@ -87,14 +88,40 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Duration = Annotated[int, BeforeValidator(parse_duration)]
-Size = Annotated[int, BeforeValidator(parse_size)]
-Expression = Annotated[str, BeforeValidator(_expression), _checked()]
-Aggregation = Annotated[str, BeforeValidator(_expression), _checked(aggregates=True)]
-SelectItem = Annotated[str, BeforeValidator(_expression), _checked(named=True)]
-Column = Annotated[str, AfterValidator(_column)]
-Table = Annotated[str, AfterValidator(_table)]
-Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed)]
+class FromText(str):
+    """The value of a variable of the process environment, which has text only: it may stand for a number."""
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, FromText) and re.fullmatch(r"-?[0-9]{1,18}", value) else value
+
+
+def _flag(value: object) -> object:
+    return value == "true" if isinstance(value, FromText) and value in ("true", "false") else value
+
+
+def _shape(kind: str | list[str], title: str, **keywords: Any) -> WithJsonSchema:
+    """What an editor can check of a value; ``title`` names the type in the reference."""
+    return WithJsonSchema({"type": kind, "title": title, **keywords})
+
+
+_COLUMN = {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,62}$"}
+_SQL = ["string", "number", "boolean"]
+#: an option that is a number or a switch is written as one, never as text
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+Flag = Annotated[bool, Field(strict=True), BeforeValidator(_flag)]
+Duration = Annotated[int, BeforeValidator(parse_duration), _shape(
+    "string", "duration", pattern=rf"^\s*[0-9]{{1,9}}\s*({'|'.join(_UNITS)})\s*$")]  # fmt: skip
+Size = Annotated[int, BeforeValidator(parse_size), _shape(
+    "string", "size", pattern=r"^\s*[0-9]{1,9}\s*(B|KB|MB|GB)\s*$")]  # fmt: skip
+Expression = Annotated[str, BeforeValidator(_expression), _checked(), _shape(_SQL, "Spark SQL")]
+Aggregation = Annotated[str, BeforeValidator(_expression), _checked(aggregates=True), _shape(
+    _SQL, "Spark SQL that aggregates")]  # fmt: skip
+SelectItem = Annotated[str, BeforeValidator(_expression), _checked(named=True), _shape(_SQL, "Spark SQL as name")]
+Column = Annotated[str, AfterValidator(_column), _shape("string", "column", **_COLUMN)]
+Table = Annotated[str, AfterValidator(_table), _shape("string", "layer.name", pattern=f"^{TABLE.pattern}$")]
+Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed), _shape(
+    ["array", "string"], "columns", items={"type": "string", **_COLUMN}, **_COLUMN)]  # fmt: skip
 
 
 class Model(BaseModel):
@@ -117,3 +144,17 @@ class Component(Model):
     def short(cls, value: object) -> object:
         """The options that a short form stands for; a map is already options."""
         return {} if value is None else value
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands where a component could not be read. ``key``: what it says it is, or most likely means; '' unknown.
+
+    ``columns``: those that it makes, where that shows.
+    """
+
+    key: str
+    columns: tuple[str, ...] | None = None
+
+    def expressions(self) -> list[str]:
+        return []

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -212,7 +213,84 @@ def _types() -> Any:
 _KEYWORDS = {"pattern": "pattern", "minimum": "minimum", "maximum": "maximum", "exclusiveMinimum": "exclusive_minimum",
              "exclusiveMaximum": "exclusive_maximum", "minLength": "min_length", "maxLength": "max_length"}  # fmt: skip
 _SILENT = {"description", "title", "$schema", "$id", "$comment", "examples", "default", "deprecated"}
+_JSON_SCHEMA = {"$ref", "$defs", "$anchor", "$dynamicRef", "$dynamicAnchor", "$vocabulary", "items", "prefixItems",
+                "contains", "minContains", "maxContains", "uniqueItems", "minItems", "maxItems", "patternProperties",
+                "propertyNames", "minProperties", "maxProperties", "dependentRequired", "dependentSchemas",
+                "multipleOf", "unevaluatedItems", "unevaluatedProperties", "contentEncoding", "contentMediaType",
+                "contentSchema", "readOnly", "writeOnly", "properties", "required", "additionalProperties"}  # fmt: skip
 _NEVER = {"oneOf", "anyOf", "allOf", "not", "if", "then", "else"}
+
+
+_KNOWN = _SILENT | {"type", "properties", "required", "additionalProperties"}
+_OF_FIELD = _SILENT | _KEYWORDS.keys() | {"type", "format", "enum", "const"}
+
+
+def _forms(*kinds: str) -> list[str | list[str]]:
+    """How a type may be written: alone, in a list, with null."""
+    return [form for kind in kinds for form in (kind, [kind, "null"], ["null", kind], [kind])]
+
+
+def file_schema() -> dict[str, Any]:
+    """What a contract's file may say, as JSON Schema of that JSON Schema."""
+    notes: dict[str, Any] = {
+        **{key: {"type": "string"} for key in ("description", "title", "$comment")},
+        **{key: {"type": "string", "format": "uri-reference"} for key in ("$schema", "$id")},
+        "examples": {"type": "array"}, "default": True, "deprecated": {"type": "boolean"}}  # fmt: skip
+    number, size = {"type": "number"}, {"type": "integer", "minimum": 0}
+    kinds = ["string", "integer", "number", "boolean"]
+    scalar = {"type": ["string", "number", "boolean"]}
+    one = {
+        "type": "object", "required": ["type"], "additionalProperties": False, "properties": {
+            "type": {"enum": _forms(*kinds),
+                     "description": "string, integer (64 bits), number or boolean; with null in a list also null."},
+            "format": {"enum": ["date-time", "date"], "description": "Of a string: a TIMESTAMP, a DATE."},
+            "enum": {"type": "array", "items": scalar, "description": "The values that are accepted."},
+            "const": {**scalar, "description": "The one value that is accepted."},
+            "pattern": {"type": "string", "format": "regex", "description": "Found anywhere in the text."},
+            **{key: {**number, "description": text} for key, text in (
+                ("minimum", "The least value."), ("maximum", "The greatest value."),
+                ("exclusiveMinimum", "Values are above it."), ("exclusiveMaximum", "Values are below it."))},
+            **{key: {**size, "description": text} for key, text in (
+                ("minLength", "Characters at least."), ("maxLength", "Characters at most."))},
+            **notes},
+        "if": {"required": ["type"], "properties": {"type": {"enum": _forms(*kinds[1:])}}},
+        "then": {"properties": {"format": False}}}  # fmt: skip
+    return {
+        "type": "object", "required": ["type", "properties"], "additionalProperties": False, "properties": {
+            "type": {"const": "object", "description": "An event is an object."},
+            "properties": {"type": "object", "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]{0,62}$"},
+                           "additionalProperties": one, "description": "Each the column: its JSON Schema."},
+            "required": {"type": "array", "items": {"type": "string"}, "uniqueItems": True,
+                         "description": "Columns that every event has; the others are null where they are missing."},
+            "additionalProperties": {"const": False, "description": "A field that is not listed refuses the event."},
+            **notes}}  # fmt: skip
+
+
+def _unknown(key: str, known: Iterable[str]) -> tuple[str, str]:
+    """JSON Schema's own words come later; others are slips, which JSON Schema itself would pass over."""
+    if key in _JSON_SCHEMA or key.startswith("x-"):
+        return "NOT_YET", f"{key} comes with a later version"
+    close = get_close_matches(key, list(known), n=1)
+    return "UNKNOWN_KEY", f"{key} is unknown" + (f"; did you mean {close[0]}?" if close else " to JSON Schema")
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _plain(error: Any) -> str:
+    rule = str(error.validator)
+    if rule == "type":
+        return f"it must be of type {error.validator_value}"
+    if rule == "enum":
+        words = list(map(str, error.validator_value))
+        close = get_close_matches(str(error.instance), words, n=1)
+        return f"{error.instance} is not one of {', '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
+    if rule == "anyOf":  # of the meta-schema: what type may be
+        words = ["string", "integer", "number", "boolean"]
+        close = get_close_matches(str(error.instance), words, n=1)
+        return f"{error.instance} is no type" + (f"; did you mean {close[0]}?" if close else "")
+    return str(error.message)
 
 
 def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contract:
@@ -220,59 +298,72 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
     problems: list[Problem] = []
 
     def problem(path: str, code: str, message: str) -> None:
-        while path and path not in lines:
-            path = path.rpartition(".")[0]
-        problems.append(Problem(file, lines.get(path, 1), code, message))
+        place = path
+        while place and place not in lines:
+            place = place[: max(place.rfind("."), place.rfind("["), 0)]
+        problems.append(Problem(file, lines.get(place, 1), code, message, path))
 
     from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
 
-    if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
-        problem("", "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
+    if not isinstance(schema, dict):
+        problem("", "BAD_CONTRACT", "a contract is a JSON Schema: a map of type, properties and more")
         raise SpecError(problems)
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        problem(".".join(map(str, error.path)), "BAD_CONTRACT", error.message)
-        raise SpecError(problems) from None
+    for key, wrong in (("type", schema.get("type") != "object"), ("properties", not schema.get("properties"))):
+        if wrong and key not in schema:
+            problem("", "MISSING_KEY", f"{key} is missing: a contract is of type: object, with properties")
+        elif wrong and (key == "type" or not isinstance(schema[key], dict)):
+            problem(key, "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
+    invalid = {problem.path for problem in problems}
+    for error in Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema):
+        path = list(map(str, error.path))
+        if path[:1] in (["type"], ["properties"]) and path[0] in invalid:
+            continue
+        invalid.add(".".join(path[:3] if path[:1] == ["properties"] else path[:1]))
+        name = path[-1] if path else "it"
+        problem(_dotted(error.path), "BAD_CONTRACT", f"{name} is not JSON Schema: {_plain(error)}")
     for key in schema:
-        if key in _NEVER:
+        if key in _NEVER and key not in invalid:
             problem(key, "BAD_CONTRACT", f"{key} is not part of the contract language")
-        elif key not in _SILENT | {"type", "properties", "required", "additionalProperties"}:
-            problem(key, "NOT_YET", f"{key} comes with a later version")
+        elif key not in _KNOWN | _NEVER:
+            problem(key, *_unknown(key, _KNOWN))
     extra = schema.get("additionalProperties")
-    if extra not in (None, False):
+    if extra not in (None, False) and "additionalProperties" not in invalid:
         problem("additionalProperties", "NOT_YET", "additionalProperties: true comes with a later version")
-    required = schema.get("required", [])
+    if not isinstance(schema.get("properties"), dict):
+        raise SpecError(problems)
+    required = [] if "required" in invalid else schema.get("required", [])
     for missing in sorted(set(required) - schema["properties"].keys()):
-        problem("required", "BAD_CONTRACT", f"{missing} is required and not among the properties")
+        close = get_close_matches(missing, list(schema["properties"]), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problem("required", "BAD_CONTRACT", f"{missing} is required and not among the properties{hint}")
     fields = []
     for field_name, rules in schema["properties"].items():
-        made = _field(field_name, rules, field_name in required, problem)
+        if f"properties.{field_name}" in invalid:
+            continue
+        bad = {key for key in rules if f"properties.{field_name}.{key}" in invalid} if isinstance(rules, dict) else ()
+        made = _field(field_name, rules, field_name in required, problem, bad)
         fields += [made] if made else []
     if problems:
         raise SpecError(problems)
     return Contract(name=name, file=file, fields=tuple(fields), closed=extra is False)
 
 
-def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, str], None]) -> Field | None:
+def _no_scalar(value: object) -> bool:
+    return value is None or isinstance(value, dict | list)
+
+
+def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, str], None],
+           bad: Collection[str]) -> Field | None:  # fmt: skip
+    """None with a problem said. ``bad``: keys that are known to be wrong already."""
     path = f"properties.{name}"
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
+    named = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name) is not None
+    if not named:
         problem(path, "BAD_NAME", f"{name!r} is not a column name: a letter, then letters, digits and _")
-        return None
-    if not isinstance(rules, dict) or "type" not in rules:
-        problem(path, "NOT_YET", f"{name} has no type; values of any type come with a later version")
-        return None
-    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
-    plain = [t for t in types if t != "null"]
-    kinds: dict[tuple[str, str | None], Kind] = {
-        ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
-        ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean"}  # fmt: skip
-    kind = kinds.get((plain[0], rules.get("format"))) if len(plain) == 1 else None
-    if kind is None:
-        problem(f"{path}.type", "NOT_YET", f"{name}: this type or format comes with a later version")
+    if not isinstance(rules, dict):
+        problem(path, "NOT_YET", f"{name} says true or false to any value; that comes with a later version")
         return None
     options: dict[str, Any] = {}
+    rules = {key: value for key, value in rules.items() if key not in bad}
     for key, value in rules.items():
         if key in _KEYWORDS:
             options[_KEYWORDS[key]] = value
@@ -282,9 +373,37 @@ def _field(name: str, rules: Any, required: bool, problem: Callable[[str, str, s
             options["enum"] = (value,)
         elif key in _NEVER:
             problem(f"{path}.{key}", "BAD_CONTRACT", f"{key} is not part of the contract language")
-        elif key not in _SILENT | {"type", "format"}:
-            problem(f"{path}.{key}", "NOT_YET", f"{name}: {key} comes with a later version")
-    if any(value is None or isinstance(value, dict | list) for value in options.get("enum", ())):
-        problem(f"{path}.enum", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
+        elif key not in _OF_FIELD:
+            code, message = _unknown(key, _OF_FIELD)
+            problem(f"{path}.{key}", code, f"{name}: {message}")
+    pattern = True
+    try:
+        re.compile(rules.get("pattern", ""))
+    except re.error as error:
+        pattern = False
+        problem(f"{path}.pattern", "BAD_CONTRACT", f"{name}: pattern is not a regular expression: {error}")
+    wrong = [f"enum[{i}]" for i, value in enumerate(rules.get("enum", ())) if _no_scalar(value)]
+    wrong += ["const"] if _no_scalar(rules.get("const", "")) else []
+    for place in wrong:
+        problem(f"{path}.{place}", "BAD_CONTRACT", f"{name}: accepted values are strings, numbers or booleans")
+    known = rules.get("format") in (None, "date-time", "date")
+    if not known:
+        problem(f"{path}.format", "NOT_YET", f"{name}: this format comes with a later version")
+    if "type" in bad:
+        return None
+    if "type" not in rules:
+        problem(path, "NOT_YET", f"{name} has no type; values of any type come with a later version")
+        return None
+    types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+    plain = [t for t in types if t != "null"]
+    kinds: dict[tuple[str, str | None], Kind] = {
+        ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
+        ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean"}  # fmt: skip
+    kind = kinds.get((plain[0], rules.get("format"))) if len(plain) == 1 else None
+    if len(plain) != 1 or (plain[0], None) not in kinds:
+        problem(f"{path}.type", "NOT_YET", f"{name}: this type comes with a later version")
+    elif kind is None and known:
+        problem(f"{path}.format", "NOT_YET", f"{name}: this format comes with a later version")
+    if kind is None or wrong or not (pattern and named):
         return None
     return Field(name=name, kind=kind, required=required, nullable="null" in types, **options)

@@ -39,12 +39,13 @@ def _restored(kind: type[LakehouseError], args: tuple[Any, ...], state: dict[str
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One error of one file. ``line`` counts from 1; 0 means the file as a whole."""
+    """One error of one file. ``line`` counts from 1; 0 means the file as a whole. ``path``: ``keys[0]``."""
 
     file: str
     line: int
     code: str
     message: str
+    path: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.code}: {self.message}"
@@ -61,7 +62,7 @@ class SpecError(LakehouseError):
         super().__init__(first.code, first.message, where=f"{first.file}:{first.line}")
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        return "\n".join(dict.fromkeys(str(problem) for problem in self.problems))
 
 
 class UsageError(LakehouseError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Job, Member, Plan, Scan
 from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.spec.pipeline import PipelineSpec
 
 
 class Explanation(dict[str, Any]):
@@ -22,11 +24,29 @@ class Explanation(dict[str, Any]):
         for job in self["jobs"]:
             lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {job['source']}")
             lines.append(f"    -> {job['sink']}; {job['incremental']}")
+        for pipeline, values in self.get("origins", {}).items():
+            lines += ["", pipeline]
+            texts = [(f"  {one['path']}: {json.dumps(one['value'], ensure_ascii=False)}", one) for one in values]
+            width = min(max((len(text) for text, _ in texts), default=0), 70)
+            lines += [f"{text:<{width}}  {one['file']}:{one['line']}" + "".join(f", {t}" for t in one["through"])
+                      for text, one in texts]  # fmt: skip
         return "\n".join(lines)
 
 
-def explain(plan: Plan) -> Explanation:
-    return Explanation(scans=[_scan(scan) for scan in plan.scans], jobs=[_job(job) for job in plan.jobs])
+def explain(plan: Plan, *, origins: bool = False) -> Explanation:
+    """``origins``: also each pipeline's values with the place that each comes from; secrets are masked."""
+    made = Explanation(scans=[_scan(scan) for scan in plan.scans], jobs=[_job(job) for job in plan.jobs])
+    if origins:
+        specs = [member.spec for scan in plan.scans for member in scan.members] + [job.spec for job in plan.jobs]
+        made["origins"] = {spec.name: _origins(spec) for spec in sorted(specs, key=lambda spec: spec.name)}
+    return made
+
+
+def _origins(spec: PipelineSpec) -> list[dict[str, Any]]:
+    leaves = {path: origin for path, origin in spec.lines.items() if origin.value is not None}
+    return [{"path": path, "value": origin.value, "file": origin.file, "line": origin.line,
+             "through": list(origin.through)} for path, origin in leaves.items()
+            if path.partition(".")[0] not in ("use", "params")]  # fmt: skip
 
 
 def _scan(scan: Scan) -> dict[str, Any]:

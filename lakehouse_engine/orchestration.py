@@ -17,9 +17,9 @@ from typing import Any
 
 from lakehouse_engine.errors import Problem, SpecError, UsageError
 from lakehouse_engine.sinks import Delta
-from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.loader import files, is_schedule, load
 from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, Airflow, PipelineSpec
+from lakehouse_engine.spec.reuse import assemble
 
 #: the environment variables that carry a date range into a task's command; all empty: the ordinary run
 FROM, TO, FULL = "LAKEHOUSE_FROM", "LAKEHOUSE_TO", "LAKEHOUSE_FULL"
@@ -283,21 +283,16 @@ def _broken(file: Path, problems: Sequence[Problem], project: Path) -> _Broken |
 
 
 def _leniently(file: Path) -> dict[str, Any]:
-    """What the file and its defaults say of the keys that place a job, however wrong the rest is."""
-    content = _keys(file)
-    defaults = _keys(file.with_name("defaults.yaml"))
-    if content.keys() & {"trigger", "schedule"}:
-        defaults = {key: value for key, value in defaults.items() if key not in ("trigger", "schedule")}
-    merged = {**defaults, **content}
-    if isinstance(defaults.get("airflow"), dict) and isinstance(content.get("airflow"), dict):
-        merged["airflow"] = {**defaults["airflow"], **content["airflow"]}
-    return merged
+    """What the file, its template and its defaults say of the keys that place a job, however wrong the rest is."""
+    content = assemble(file, str(file), {}, {}).value
+    if content is not None:
+        return content
+    found = _keys(file)
+    defaults = assemble(file, str(file), {}, {}, given={key: found[key] for key in found})
+    return defaults.value or found
 
 
 def _keys(file: Path) -> dict[str, Any]:
-    value = yaml.read(file, str(file)).value
-    if isinstance(value, dict):
-        return value
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:

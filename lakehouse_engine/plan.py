@@ -240,7 +240,8 @@ def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
 def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
     text = spec.model_dump_json(
-        exclude={"file", "lines", "description", "airflow", "schedule", "serve", "trigger", "maintain", "panel"}
+        exclude={"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain",
+                 "panel"}
     )
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:16]
 

@@ -75,6 +75,8 @@ def _tree(text: str) -> exp.Expr:
         trees = parse(text, read="spark")
     except SqlglotError as error:
         reason = str(error).split("\n")[0].split(". Line")[0].rstrip(".")
+        if "Required" in reason:  # it names a class of sqlglot's
+            reason = "an operand or an argument is missing"
         raise ExpressionError("BAD_EXPRESSION", f"`{text}` is not a Spark SQL expression: {reason}") from None
     if len(trees) != 1 or not isinstance(trees[0], exp.Condition | exp.Alias | exp.Star | exp.Interval):
         raise ExpressionError("BAD_EXPRESSION", f"`{text}` is not one Spark SQL expression")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks.row import RowCheck, Value, literal
 from lakehouse_engine.component import Column
 
 
+def _some(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if not values:
+        raise PydanticCustomError("BAD_CHECK", "there is no value at all that is accepted")
+    return values
+
+
 class AcceptedValues(RowCheck):
     """One rule a column."""
 
-    values: dict[Column, tuple[Value, ...]] = Field(description="For each column the values that it may have.")
+    #: for each column the values that it may have
+    values: dict[Column, Annotated[tuple[Value, ...], AfterValidator(_some), Field(json_schema_extra={"minItems": 1})]]
 
     @classmethod
     def short(cls, value: object) -> object:
@@ -21,11 +30,3 @@ class AcceptedValues(RowCheck):
     def rules(self) -> list[tuple[str, str]]:
         return [(f"accepted_values({column})", f"{column} in ({', '.join(literal(v) for v in values)})")
                 for column, values in self.values.items()]  # fmt: skip
-
-    @field_validator("values")
-    @classmethod
-    def _some(cls, values: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
-        for column, accepted in values.items():
-            if not accepted:
-                raise PydanticCustomError("BAD_CHECK", "{column} accepts no value at all", {"column": column})
-        return values

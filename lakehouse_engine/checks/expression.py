@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from lakehouse_engine.checks.row import RowCheck
 from lakehouse_engine.component import Expression
 
@@ -11,7 +9,8 @@ from lakehouse_engine.component import Expression
 class ExpressionCheck(RowCheck):
     """True for a good row; give it a ``name``, or its text is one."""
 
-    condition: Expression = Field(description="True for a good row; null is not true.")
+    #: True for a good row; null is not true
+    condition: Expression
 
     @classmethod
     def short(cls, value: object) -> object:

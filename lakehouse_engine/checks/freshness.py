@@ -7,8 +7,6 @@ stands still is what the check is for. In a stream a micro-batch is judged, at i
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from lakehouse_engine.checks.table import TableCheck
 from lakehouse_engine.component import Column, Duration
 
@@ -16,8 +14,10 @@ from lakehouse_engine.component import Column, Duration
 class Freshness(TableCheck):
     """A table without any row is not fresh. A warning counts 1."""
 
-    column: Column = Field(description="A timestamp or a date (its midnight in UTC).")
-    max_age: Duration = Field(description="How old the newest row may be.")
+    #: a timestamp or a date (its midnight in UTC)
+    column: Column
+    #: how old the newest row may be
+    max_age: Duration
 
     def expressions(self) -> list[str]:
         return [self.column, *([self.where] if self.where else [])]

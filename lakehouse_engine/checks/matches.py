@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -35,9 +35,8 @@ def _readable(pattern: str) -> str:
 class Matches(RowCheck):
     """One rule a column."""
 
-    patterns: dict[Column, Annotated[str, AfterValidator(_readable)]] = Field(
-        description="For each column the pattern that its text matches."
-    )
+    #: for each column the pattern that its text matches
+    patterns: dict[Column, Annotated[str, AfterValidator(_readable)]]
 
     @classmethod
     def short(cls, value: object) -> object:

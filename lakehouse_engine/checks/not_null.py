@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from lakehouse_engine.checks.row import RowCheck
 from lakehouse_engine.component import Columns
 
@@ -11,7 +9,8 @@ from lakehouse_engine.component import Columns
 class NotNull(RowCheck):
     """One rule a column, each with its own reason."""
 
-    columns: Columns = Field(description="The columns that must have a value.")
+    #: the columns that must have a value
+    columns: Columns
 
     @classmethod
     def short(cls, value: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks.row import RowCheck
@@ -12,8 +12,13 @@ from lakehouse_engine.component import Column, Expression, Model
 class Bounds(Model):
     """Both ends belong to the range."""
 
-    min: Expression | None = Field(None, description="The least good value.")
-    max: Expression | None = Field(None, description="The greatest good value.")
+    model_config = ConfigDict(json_schema_extra={"not": {
+        "type": "object", "properties": {"min": {"type": "null"}, "max": {"type": "null"}}}})  # fmt: skip
+
+    #: the least good value
+    min: Expression | None = None
+    #: the greatest good value
+    max: Expression | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Bounds:
@@ -25,7 +30,8 @@ class Bounds(Model):
 class Range(RowCheck):
     """One rule a column."""
 
-    bounds: dict[Column, Bounds] = Field(description="For each column its bounds.")
+    #: for each column its bounds
+    bounds: dict[Column, Bounds]
 
     @classmethod
     def short(cls, value: object) -> object:

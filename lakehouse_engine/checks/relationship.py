@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks.row import RowCheck
@@ -37,7 +37,8 @@ def related(table: str, column: str, ours: str) -> str:
 class Relationship(RowCheck):
     """One rule a column."""
 
-    columns: dict[Column, Other] = Field(description="For each column <layer>.<table>.<column>: where its value is.")
+    #: for each column ``<layer>.<table>.<column>``: where its value is
+    columns: dict[Column, Other]
 
     @classmethod
     def short(cls, value: object) -> object:

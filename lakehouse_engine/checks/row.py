@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -48,10 +48,14 @@ Share = Annotated[float, BeforeValidator(_share), WithJsonSchema(
 class RowCheck(Component):
     """``conditions`` gives (name, SQL over the row's columns that is true for a good row)."""
 
-    name: str | None = Field(None, description="What the check is called in reasons and warnings.")
-    where: Expression | None = Field(None, description="Only rows for which this is true are judged.")
-    on_fail: Literal["warn", "quarantine", "fail"] = Field("quarantine", description="What becomes of a failing row.")
-    tolerance: Share | None = Field(None, description="The share of failing rows, e.g. 1%, above which a run fails.")
+    #: what the check is called in reasons and warnings
+    name: str | None = None
+    #: only rows for which this is true are judged
+    where: Expression | None = None
+    #: what becomes of a failing row
+    on_fail: Literal["warn", "quarantine", "fail"] = "quarantine"
+    #: the share of failing rows, e.g. 1%, above which a run fails
+    tolerance: Share | None = None
 
     @model_validator(mode="after")
     def _tolerates_what_goes_on(self) -> RowCheck:

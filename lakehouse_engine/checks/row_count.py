@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks.table import TableCheck
+from lakehouse_engine.component import Whole
+
+Count = Annotated[Whole, Field(ge=0, json_schema_extra={"minimum": 0})]
 
 
 class RowCount(TableCheck):
     """Of the rows that would be written, those for which ``where`` is true. A run that finds nothing to do is not
     judged. A warning counts 1."""
 
-    min: Annotated[int, Field(ge=0)] | None = Field(None, description="The least good number of rows.")
-    max: Annotated[int, Field(ge=0)] | None = Field(None, description="The greatest good number of rows.")
+    model_config = ConfigDict(json_schema_extra={"not": {
+        "type": "object", "properties": {"min": {"type": "null"}, "max": {"type": "null"}}}})  # fmt: skip
+
+    #: the least good number of rows
+    min: Count | None = None
+    #: the greatest good number of rows
+    max: Count | None = None
 
     @model_validator(mode="after")
     def _one(self) -> RowCount:

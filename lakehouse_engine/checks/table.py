@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from lakehouse_engine.component import Component, Expression
 
 
 class TableCheck(Component):
     """With ``replace_by`` a check sees the part that a run recomputes."""
 
-    name: str | None = Field(None, description="What the check is called in messages and warnings.")
-    where: Expression | None = Field(None, description="Only rows for which this is true are judged.")
-    on_fail: Literal["warn", "fail"] = Field("fail", description="What becomes of a run that fails the check.")
+    #: what the check is called in messages and warnings
+    name: str | None = None
+    #: only rows for which this is true are judged
+    where: Expression | None = None
+    #: what becomes of a run that fails the check
+    on_fail: Literal["warn", "fail"] = "fail"

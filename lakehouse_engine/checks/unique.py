@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from lakehouse_engine.checks.table import TableCheck
 from lakehouse_engine.component import Columns
 
@@ -11,7 +9,8 @@ from lakehouse_engine.component import Columns
 class Unique(TableCheck):
     """A warning counts the values that are there more than once. Null is a value like any other."""
 
-    columns: Columns | None = Field(None, description="The columns; default: the pipeline's keys.")
+    #: the columns; default: the pipeline's keys
+    columns: Columns | None = None
 
     @classmethod
     def short(cls, value: object) -> object:

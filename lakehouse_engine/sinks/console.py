@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from lakehouse_engine.component import Component
+from lakehouse_engine.component import Component, Whole
 
 
 class Console(Component):
-    """Prints up to ``rows`` rows of each micro-batch or run."""
+    """Prints rows of each micro-batch or run."""
 
-    rows: int = 20
+    #: so many at most
+    rows: Whole = 20

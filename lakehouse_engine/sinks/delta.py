@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Column, Columns, Component
+from lakehouse_engine.component import Column, Columns, Component, Flag
 from lakehouse_engine.deltalog import DeltaLog
 
 if TYPE_CHECKING:
@@ -35,16 +35,20 @@ def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Delta(Component):
-    """``append`` adds each row once (streams); ``replace`` writes the result, or its ``replace_by`` part (jobs)."""
+    """A Delta table in the storage, named as the pipeline."""
 
     later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "valid_from", "vacuum_after", "table"})
 
+    #: ``append`` adds each row once (streams); ``replace`` writes the result, or its ``replace_by`` part (jobs)
     mode: Literal["append", "replace"] | None = None
+    #: a folder for each value of these columns; readers of few values read few files
     partition_by: Columns = ()
     #: rows that are near in these columns lie near each other (liquid clustering); instead of partition_by
-    cluster_by: Annotated[Columns, AfterValidator(_four)] = ()
+    cluster_by: Annotated[Columns, AfterValidator(_four), Field(json_schema_extra={"maxItems": 4})] = ()
+    #: a job computes anew only the values of this column that changed in its source
     replace_by: Column | None = None
-    updated_at: bool = True
+    #: adds ``updated_at timestamp``, the commit that last changed the row (jobs)
+    updated_at: Flag = True
 
 
 def table_path(storage: Path, table: str) -> Path:

@@ -20,7 +20,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from lakehouse_engine.component import Columns, Component, Table
+from lakehouse_engine.component import Columns, Component, Flag, Table
 from lakehouse_engine.errors import PlanError, RunError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Postgres(Component):
-    """``upsert`` (windows): merges a micro-batch's base aggregates into one row per window and key.
+    """A table in PostgreSQL.
 
     ``append`` adds each row of a stream without a window once, and each window with ``emit: final``. ``upsert`` of a
     stream without a window replaces the row of the same ``keys`` that is not greater in ``order_by``.
@@ -36,11 +36,14 @@ class Postgres(Component):
 
     later: ClassVar[frozenset[str]] = frozenset({"delete_when", "connection"})
 
+    #: its schema and name; default: the pipeline's
     table: Table | None = None
+    #: ``upsert`` merges a micro-batch's base aggregates into one row per window and key, or a stream's rows by ``keys``
     mode: Literal["append", "upsert", "replace"] | None = None
     #: of a stream without a window that upserts: the row with the greatest wins; columns of the result
     order_by: Columns = ()
-    updated_at: bool = True
+    #: adds ``updated_at timestamp``, the transaction that last changed the row
+    updated_at: Flag = True
 
 
 #: Spark type to PostgreSQL type; decimal(p,s) becomes numeric(p,s)

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Component, Table
+from lakehouse_engine.component import Component, Table, Whole
 
 
 def _as_of(value: int | str | None) -> int | str | None:
@@ -31,10 +31,11 @@ def _as_of(value: int | str | None) -> int | str | None:
 
 
 class Delta(Component):
-    """``bronze.user_events`` is short for ``{delta: {table: bronze.user_events}}``."""
+    """The Delta table of a pipeline, for jobs. ``bronze.user_events`` is short for ``{delta: {table: ...}}``."""
 
     later: ClassVar[frozenset[str]] = frozenset({"changes", "start", "rewrites"})
 
+    #: the pipeline that writes it
     table: Table
     #: a version, or a moment: the newest version that was there then
-    as_of: Annotated[int | str | None, AfterValidator(_as_of)] = None
+    as_of: Annotated[Whole | str | None, AfterValidator(_as_of)] = None

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Component, Table
+from lakehouse_engine.component import Component, Table, Whole
 from lakehouse_engine.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,21 +34,23 @@ def _topic(value: str) -> str:
     return value
 
 
-Topic = Annotated[str, AfterValidator(_topic)]
+Topic = Annotated[str, AfterValidator(_topic), WithJsonSchema(
+    {"type": "string", "title": "topic", "pattern": "^[A-Za-z0-9._-]{1,249}$"})]  # fmt: skip
 
 
 class Kafka(Component):
-    """``history`` names the pipeline that lands this topic; it keeps the rows that are refused by parse.
-
-    ``max_per_trigger``: records a micro-batch takes at most.
-    """
+    """The records of one topic, for streams."""
 
     later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern", "end", "connection"})
 
+    #: its name; there must be one
     topic: Topic
+    #: the pipeline that lands this topic; it keeps the records that ``parse`` refuses, the others only count them
     history: Table | None = None
+    #: where the first start begins; later ones go on where the sink's ledger says
     start: Literal["earliest", "latest"] = "earliest"
-    max_per_trigger: Annotated[int, Field(ge=1)] = 500_000
+    #: records that a micro-batch takes at most
+    max_per_trigger: Annotated[Whole, Field(ge=1, json_schema_extra={"minimum": 1})] = 500_000
 
 
 @dataclass(frozen=True)

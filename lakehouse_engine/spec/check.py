@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Protocol
 
-from lakehouse_engine import sql
+from lakehouse_engine import sources, sql
 from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
+from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
@@ -15,6 +17,8 @@ from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, PipelineSpec
 from lakehouse_engine.transforms import (
+    LATER,
+    TRANSFORMS,
     Aggregate,
     Cast,
     Check,
@@ -32,16 +36,23 @@ from lakehouse_engine.transforms import (
 
 Columns = dict[str, str]
 _CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate"}
+#: steps that leave the columns as they are
+_SAME_COLUMNS = {"filter", "watermark", "dedupe", "check"}
 _LANDED = ("_topic", "_partition", "_offset", "_timestamp")
 
 
 class Upstream(Protocol):
     def find(self, name: str, beside: str) -> PipelineSpec | None: ...
 
+    def names(self, beside: str) -> set[str]: ...
+
 
 def _at(spec: PipelineSpec, path: str, code: str, message: str) -> Problem:
     file, _, line = spec.where(path).rpartition(":")
-    return Problem(file, int(line), code, message)
+    origin = spec.lines.get(path)
+    if origin is not None and file != spec.file and origin.through:
+        message += f" (in {spec.file})"
+    return Problem(file, int(line), code, message, path)
 
 
 def _known(columns: Columns) -> Columns:
@@ -53,21 +64,64 @@ def _step(spec: PipelineSpec, index: int) -> str:
     return f"transforms[{index}].{spec.transforms[index].key}"
 
 
+def _leaf(spec: PipelineSpec, path: str, text: str, word: str = "") -> str:
+    """Where below a path a text stands; else where the word does, as a key or in a value; else the path itself."""
+    below = {place: str(origin.value) for place, origin in spec.lines.items()
+             if place == path or place.startswith((f"{path}.", f"{path}["))}  # fmt: skip
+    asked = re.compile(rf"(?<![\w.]){re.escape(word)}(?!\w)", re.IGNORECASE) if word else re.compile(r"(?!)")
+    tests: tuple[Callable[[str, str], object], ...] = (
+        lambda place, value: value == text,
+        lambda place, value: asked.fullmatch(value) or asked.fullmatch(place.rpartition(".")[2]),
+        lambda place, value: asked.search(value),
+        lambda place, value: len(value) > 2 and not word and (value in text or text in value),
+    )
+    return next((place for test in tests for place, value in below.items() if test(place, value)), path)
+
+
+def _unsure(spec: PipelineSpec) -> bool:
+    """Whether a step could be anything, a window or a watermark too."""
+    known = TRANSFORMS.keys() | LATER
+    return any(isinstance(step, Unread) and step.key not in known for step in spec.transforms)
+
+
+def _after_unread(step: Unread, columns: Columns | None) -> Columns | None:
+    if step.key in _SAME_COLUMNS:
+        return columns
+    if step.key == Cast.key:
+        return None if columns is None else dict.fromkeys(columns, "")
+    made = None if step.columns is None else dict.fromkeys(step.columns, "")
+    if step.key == "derive":
+        return None if columns is None or made is None else columns | made
+    if step.key == "window" and made is not None:
+        return {"window_start": "timestamp", **made}
+    return made if step.key == "aggregate" else None
+
+
+def _nobody(spec: PipelineSpec, path: str, name: str, upstream: Upstream) -> Iterator[Problem]:
+    """A table that no pipeline writes. A layer that this project does not have may be another project's."""
+    known = upstream.names(spec.file)
+    layer, close = name.partition(".")[0], get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    if name not in known and (close or any(one.startswith(f"{layer}.") for one in known)):
+        others = sorted(one for one in known if one.startswith(f"{layer}."))
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(others)}"
+        yield _at(spec, path, "MISSING_TABLE", f"no pipeline writes {name}; {hint}")
+
+
 def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
-    if spec.is_stream and not isinstance(spec.source, Kafka):
+    if spec.is_stream and spec.source.key == "delta":
         yield _at(spec, "source", "NOT_YET", "a stream over a Delta table comes with a later version")
-    if not spec.is_stream and isinstance(spec.source, Kafka):
+    if not spec.is_stream and spec.source.key == "kafka":
         yield _at(spec, "source", "NOT_YET", "a job over kafka comes with a later version; give it a trigger")
 
 
 def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
     seen = 0
     for index, transform in enumerate(spec.transforms):
-        if isinstance(transform, Watermark):
+        if transform.key == "watermark":
             seen += 1
             if seen > 1:
                 yield _at(spec, _step(spec, index), "WATERMARK_TWICE", "an input has one watermark")
-        if isinstance(transform, Window) and not seen:
+        if transform.key == "window" and spec.is_stream and not seen and not _unsure(spec):
             yield _at(spec, _step(spec, index), "WATERMARK_MISSING", "a window needs a watermark before it, e.g."
                       " - watermark: {column: timestamp, delay: 2 minutes}")  # fmt: skip
 
@@ -79,7 +133,8 @@ def windows_have_names_of_their_own(spec: PipelineSpec) -> Iterator[Problem]:
             averages = [name for name, text in transform.measures.items() if sql.measure(text).function == "avg"]
             kept = {f"{name}__{part}" for name in averages for part in ("sum", "count")}
             for name in sorted(kept & {*transform.by, *transform.measures}):
-                yield _at(spec, _step(spec, index), "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
+                place = f"{_step(spec, index)}.measures.{name}"
+                yield _at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
                           " rename yours")  # fmt: skip
 
 
@@ -92,8 +147,8 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
             yield _at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
         if not spec.is_stream and isinstance(transform, Window | Watermark):
             yield _at(spec, place, "NOT_YET", f"{transform.key} in a job comes with a later version; use aggregate")
-        if isinstance(transform, Window):
-            if any(isinstance(before, Explode) for before in spec.transforms[:index]):
+        if isinstance(transform, Window) and spec.is_stream:
+            if any(before.key == Explode.key for before in spec.transforms[:index]):
                 yield _at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"
                           " rows with explode in one pipeline and aggregate them in a job")  # fmt: skip
             if index != len(spec.transforms) - 1:
@@ -102,14 +157,22 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
                 yield _at(spec, "checks", "NOT_YET", "checks of a window's result come with a later version")
 
 
+def _once(spec: PipelineSpec, index: int) -> bool:
+    """Whether a window is sent once, or may be meant to be."""
+    window, said = spec.transforms[index], spec.lines.get(f"{_step(spec, index)}.emit")
+    return not isinstance(window, Window) or window.emit == "final" or (said is not None and said.value != "updates")
+
+
 def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
-    windowed = any(isinstance(t, Window) for t in spec.transforms)
+    windowed = any(transform.key == "window" for transform in spec.transforms)
     sink = spec.sink
+    if isinstance(sink, Unread) or _unsure(spec):
+        return
     if isinstance(sink, Console):
         if windowed:
             yield _at(spec, "sink", "NOT_YET", "a window into this sink comes with a later version; use postgres")
         return
-    final = any(isinstance(t, Window) and t.emit == "final" for t in spec.transforms)
+    final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
     window = ("upsert", "append") if final else ("upsert",)
     rowwise = ("append", "upsert") if isinstance(sink, Postgres) else ("append",)
     allowed = window if windowed else rowwise if spec.is_stream else ("replace",)
@@ -162,7 +225,7 @@ def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
     for place, expressions in asked:
         for text in expressions:
             if sql.calls(text) & _CLOCKS:
-                yield _at(spec, place, "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
+                yield _at(spec, _leaf(spec, place, text), "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
                           " recomputed at other times; the clock would make it another one")  # fmt: skip
 
 
@@ -173,7 +236,7 @@ def checks_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
             yield _at(spec, place, "JOB_ONLY", f"{check.key} is for jobs; it judges a whole result")
         elif spec.is_stream and isinstance(check, Relationship):
             yield _at(spec, place, "JOB_ONLY", "relationship is for jobs; a stream does not wait for another table")
-        elif isinstance(check, Unique) and not (check.columns or spec.key_columns):
+        elif isinstance(check, Unique) and not (check.columns or spec.key_columns or _some_unread(spec)):
             yield _at(spec, place, "MISSING_KEY", "unique of what? name its columns, or the pipeline's keys")
         if spec.is_stream and isinstance(check, Freshness) and check.on_fail != "warn":
             yield _at(spec, place, "BAD_CHECK", "a stream that is behind reads old rows and would stop for ever: say"
@@ -201,13 +264,26 @@ def records_keep_their_place(spec: PipelineSpec) -> Iterator[Problem]:
             changed = (transform.column, *transform.made)
         for name in dict.fromkeys(changed):
             if name.lower() in _LANDED:
-                yield _at(spec, _step(spec, index), "RESERVED_COLUMN", f"{name} says where and when the record came:"
+                place = _leaf(spec, _step(spec, index), name, name)
+                yield _at(spec, place, "RESERVED_COLUMN", f"{name} says where and when the record came:"
                           " derive another column from it")  # fmt: skip
+
+
+def _some_unread(spec: PipelineSpec) -> bool:
+    return isinstance(spec.sink, Unread) or any(isinstance(step, Unread) for step in spec.transforms)
 
 
 def panels_show_what_is_there(spec: PipelineSpec) -> Iterator[Problem]:
     for index, panel in enumerate(spec.panel):
+        if isinstance(panel, Unread):
+            continue
         place = f"panel[{index}]" if f"panel[{index}]" in spec.lines else "panel"
+        if panel.type == "bars" and panel.by is None:
+            yield _at(spec, place, "MISSING_KEY", "by is missing: the column that has a bar for each of its values")
+        if panel.type == "stat" and panel.by is not None:
+            yield _at(spec, f"{place}.by", "ILLEGAL_PANEL", "a stat is one number; leave by out, or use bars")
+        if _some_unread(spec):
+            continue
         if spec.postgres_table is None:
             yield _at(spec, place, "ILLEGAL_PANEL", "the result is not in PostgreSQL, where panels read; a job's comes"
                       " there with serve: postgres")  # fmt: skip
@@ -217,10 +293,6 @@ def panels_show_what_is_there(spec: PipelineSpec) -> Iterator[Problem]:
             yield _at(spec, place, "MISSING_KEY", f"value is missing: the column to show{there}")
         if panel.type == "timeseries" and spec.time_column is None:
             yield _at(spec, place, "ILLEGAL_PANEL", "the result has no time: a window has, and a job with replace_by")
-        if panel.type == "bars" and panel.by is None:
-            yield _at(spec, place, "MISSING_KEY", "by is missing: the column that has a bar for each of its values")
-        if panel.type == "stat" and panel.by is not None:
-            yield _at(spec, f"{place}.by", "ILLEGAL_PANEL", "a stat is one number; leave by out, or use bars")
         text = spec.measures.get(value or "")
         if panel.type != "table" and panel.aggregate == "sum" and text and not _adds_up(spec, text):
             together = set(spec.key_columns) - ({spec.time_column, panel.by} if _apart(spec, panel.type) else set())
@@ -284,20 +356,29 @@ class _Columns:
     def result(self) -> Columns | None:
         spec = self._spec
         columns = self._source()
-        if columns is None:
-            return None
         for index, transform in enumerate(spec.transforms):
-            place = _step(spec, index)
+            step = _step(spec, index)
+            if isinstance(transform, Unread):
+                columns = _after_unread(transform, columns)
+                continue
+            if isinstance(transform, Parse) and transform.contract not in spec.contracts:
+                columns = None
+                continue
+            if columns is None:  # what came before is not known; what groups rows begins anew
+                columns = self._after(transform, {}) if isinstance(transform, Window | Aggregate) else None
+                continue
             if isinstance(transform, Check):
                 for number, one in enumerate(transform.checks):
-                    self._read(one.expressions(), columns, f"{place}[{number}]")
+                    self._read(one.expressions(), columns, f"{step}[{number}]")
             else:
-                self._read(transform.expressions(), columns, place)
-            self._names(transform, columns, place)
+                self._read(transform.expressions(), columns, step)
+            self._names(transform, columns, step)
             if isinstance(transform, Watermark):
-                self._event_time(transform, columns, _step(spec, index))
+                self._event_time(transform, columns, step)
             before, columns = columns, self._after(transform, columns)
-            self._one_case(columns.keys() - before.keys(), columns, _step(spec, index))
+            self._one_case(columns.keys() - before.keys(), columns, step)
+        if columns is None:
+            return None
         for index, check in enumerate(spec.checks):
             self._read(check.expressions(), columns, f"checks[{index}]")
             if isinstance(check, Freshness):
@@ -315,17 +396,22 @@ class _Columns:
     def _related(self, check: Relationship, path: str) -> None:
         for _, table, column in check.others():
             writer = self._upstream.find(table, self._spec.file)
-            if writer is None or writer.name in self._readers:
-                continue  # in another project, or a cycle, which is a problem of its own
-            if not isinstance(writer.sink, Delta):
-                self.problems.append(_at(self._spec, path, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a"
+            place = _leaf(self._spec, path, f"{table}.{column}")
+            if writer is None:
+                self.problems += _nobody(self._spec, place, table, self._upstream)
+                continue
+            if writer.name in self._readers:
+                continue  # a cycle, which is a problem of its own
+            if not isinstance(writer.sink, Delta | Unread):
+                self.problems.append(_at(self._spec, place, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a"
                                          " job reads tables of Delta"))  # fmt: skip
                 continue
             theirs = _Columns(writer, self._upstream, self._readers).result()
             if theirs is not None and column.lower() not in _known(theirs):
                 close = get_close_matches(column, list(theirs), n=1)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(theirs))}"
-                self.problems.append(_at(self._spec, path, "UNKNOWN_COLUMN", f"{table} has no column {column}; {hint}"))
+                said = f"{table} has no column {column}; {hint}"
+                self.problems.append(_at(self._spec, place, "UNKNOWN_COLUMN", said))
 
     def _event_time(self, watermark: Watermark, columns: Columns, path: str) -> None:
         kind = _known(columns).get(watermark.column.lower(), "")
@@ -337,19 +423,24 @@ class _Columns:
         for name in sorted(new):
             others = [other for other in columns if other != name and other.lower() == name.lower()]
             if others:
-                self.problems.append(_at(self._spec, path, "SAME_COLUMN", f"{others[0]} and {name} are one column to"
+                place = _leaf(self._spec, path, name, name)
+                self.problems.append(_at(self._spec, place, "SAME_COLUMN", f"{others[0]} and {name} are one column to"
                                          " Spark, which does not tell cases apart"))  # fmt: skip
 
     def _source(self) -> Columns | None:
         source = self._spec.source
-        if isinstance(source, Kafka):
-            return dict(kafka_source.COLUMNS)
+        if isinstance(source, Kafka | Unread):
+            return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
         writer = self._upstream.find(source.table, self._spec.file)
-        if writer is not None and not isinstance(writer.sink, Delta):
+        if writer is None:
+            place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
+            self.problems += _nobody(self._spec, place, source.table, self._upstream)
+            return None
+        if not isinstance(writer.sink, Delta | Unread):
             self.problems.append(_at(self._spec, "source", "MISSING_TABLE", f"{source.table} writes to"
                                      f" {writer.sink.key}; a job reads tables of Delta"))  # fmt: skip
             return None
-        if writer is None or writer.name in self._readers:
+        if writer.name in self._readers:
             return None
         columns = _Columns(writer, self._upstream, self._readers).result()
         return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
@@ -358,14 +449,19 @@ class _Columns:
         known = _known(columns)
         for text in expressions:
             for missing in sorted(sql.columns(text) - known.keys()):
-                close = get_close_matches(missing, list(columns), n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(columns))}"
-                self.problems.append(_at(self._spec, path, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
+                close = get_close_matches(missing, list(known), n=1)
+                by_name = {name.lower(): name for name in columns}
+                hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(sorted(columns))}"
+                place = _leaf(self._spec, path, text, missing)
+                self.problems.append(_at(self._spec, place, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
             if self._spec.is_stream:
                 try:
                     sql.check_stream(text, known)
                 except sql.ExpressionError as error:
-                    self.problems.append(_at(self._spec, path, error.code, str(error)))
+                    place = _leaf(self._spec, path, text)
+                    written = f"`{self._spec.lines[place].value}`" if place != path else f"`{text}`"
+                    message = str(error).replace(f"`{text}`", written)
+                    self.problems.append(_at(self._spec, place, error.code, message))
 
     def _after(self, transform: object, columns: Columns) -> Columns:
         spec = self._spec
@@ -384,7 +480,8 @@ class _Columns:
         if isinstance(transform, Aggregate):
             return {**{name: columns.get(name, "") for name in transform.by}, **dict.fromkeys(transform.measures, "")}
         if isinstance(transform, Rename):
-            return dict(zip(transform.renamed(columns), columns.values(), strict=True))
+            renamed = dict(zip(transform.renamed(columns), columns.values(), strict=True))
+            return renamed | {name: "" for name in transform.columns if name not in renamed}
         if isinstance(transform, Drop):
             return {name: kind for name, kind in columns.items() if not transform.drops(name)}
         if isinstance(transform, Cast):
@@ -407,10 +504,13 @@ class _Columns:
         elif isinstance(transform, Drop) and transform.leaves_none(columns):
             self.problems.append(_at(self._spec, path, "NO_COLUMNS", "no column is left that would be stored"))
         for name in taken:
-            self.problems.append(_at(self._spec, path, "SAME_COLUMN", f"there is a column {name} already"))
+            place = _leaf(self._spec, path, name, name)
+            self.problems.append(_at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
 
-    def _stored(self, columns: Columns) -> Columns:
+    def _stored(self, columns: Columns) -> Columns | None:
         spec, sink = self._spec, self._spec.sink
+        if isinstance(sink, Unread):
+            return None
         landing = spec.is_stream and isinstance(sink, Delta)
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in _LANDED)}
@@ -428,6 +528,8 @@ class _Columns:
             self._read(spec.maintain.zorder_by, kept, "maintain.zorder_by")
         self._read(spec.keys or (), kept, "keys")
         for index, panel in enumerate(spec.panel):
+            if isinstance(panel, Unread):
+                continue
             place = f"panel[{index}]" if f"panel[{index}]" in spec.lines else "panel"
             self._read([name for name in (panel.value, panel.by) if name], kept, place)
             kind = _known(kept).get((spec.time_column or "").lower(), "")
@@ -440,7 +542,7 @@ class _Columns:
 def _appends(spec: PipelineSpec) -> bool:
     """Rows are added and never changed, so nothing says when they were."""
     upserts = isinstance(spec.sink, Postgres) and spec.sink.mode == "upsert"
-    return spec.is_stream and not upserts and not any(isinstance(transform, Window) for transform in spec.transforms)
+    return spec.is_stream and not upserts and not any(transform.key == "window" for transform in spec.transforms)
 
 
 def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
@@ -449,7 +551,10 @@ def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
         return
     lander = upstream.find(source.history, spec.file)
     if lander is None:
-        return  # it may live in another project; what it lands is its own matter
+        yield from _nobody(spec, "source.kafka.history", source.history, upstream)
+        return
+    if not (spec.complete and lander.complete):
+        return  # what it is is not known, and is said there
     lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
     if not lands or set(lander.contracts) != set(spec.contracts):
         yield _at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
@@ -487,7 +592,7 @@ def jobs_form_no_cycle(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
     for spec in specs:
         found = way(spec.name, spec.name, (spec.name,))
         if found is not None:
-            source = not isinstance(spec.source, Kafka) and found[1] == spec.source.table
+            source = isinstance(spec.source, sources.Delta) and found[1] == spec.source.table
             yield _at(spec, "source" if source else "checks", "CYCLE", " reads ".join(found))
 
 
@@ -501,8 +606,8 @@ def tasks_have_names_of_their_own(specs: Sequence[PipelineSpec]) -> Iterator[Pro
             yield _at(spec, "airflow.dag", "SAME_TASK", f"{MAINTENANCE} is the DAG that maintains all tables")
         name = (spec.airflow.dag, spec.task_id)
         if name in taken or spec.task_id in added:
-            other = taken.get(name, "what is added to every DAG")
-            yield _at(spec, "airflow.task_id", "SAME_TASK", f"the task {spec.task_id} of {name[0]} is {other}'s")
+            other = f"is {taken[name]}'s" if name in taken else "is what the engine adds to every DAG"
+            yield _at(spec, "airflow.task_id", "SAME_TASK", f"the task {spec.task_id} of {name[0]} {other}")
         taken.setdefault(name, spec.name)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Model
+from lakehouse_engine.component import FromText, Model, Whole
 from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
 from lakehouse_engine.spec import yaml
+from lakehouse_engine.spec.reuse import SECRET, masked
+from lakehouse_engine.spec.validated import said
 
 
 def _setting(value: object) -> object:
@@ -24,26 +26,33 @@ def _setting(value: object) -> object:
 #: as in a pipeline's file: ``${NAME}``, ``${NAME:-default}``; ``$${`` is ``${`` itself
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}")
 #: a Spark setting is text; YAML may write it as a number or a boolean
-Setting = Annotated[str, BeforeValidator(_setting)]
+Setting = Annotated[str, BeforeValidator(_setting), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Storage = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^(?!.*://)"})]
+Variable = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[a-z][a-z0-9_]*$"})]
 
 
 class Secret(Model):
-    """``{env: X}`` or ``{file: path}``."""
+    """A secret by reference: ``{env: X}`` or ``{file: path}``."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [
+        {"required": [one], "properties": {one: {"not": {"type": "null"}}}} for one in ("env", "file")]})  # fmt: skip
+
+    #: the variable of the process environment that holds it
     env: str | None = None
+    #: the file that holds it; its last line break does not belong to it
     file: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _reference(cls, value: object) -> object:
         if not isinstance(value, dict):
-            raise PydanticCustomError("LITERAL_SECRET", "a secret is {{env: NAME}} or {{file: path}}, never its value")
+            raise PydanticCustomError("LITERAL_SECRET", "a secret is {env: NAME} or {file: path}, never its value")
         return value
 
     @model_validator(mode="after")
     def _one(self) -> Secret:
         if (self.env is None) == (self.file is None):
-            raise PydanticCustomError("LITERAL_SECRET", "a secret is either {{env: NAME}} or {{file: path}}")
+            raise PydanticCustomError("LITERAL_SECRET", "a secret is either {env: NAME} or {file: path}")
         return self
 
     def resolve(self, connection: str, variables: Mapping[str, str]) -> str:
@@ -60,20 +69,35 @@ class Secret(Model):
 
 
 class KafkaConnection(Model):
+    """How brokers are reached."""
+
+    #: ``host:port`` of one broker or several, with commas between
     bootstrap_servers: str
 
 
 class PostgresConnection(Model):
+    """How PostgreSQL is reached."""
+
+    #: its name or address
     host: str
-    port: int = 5432
+    #: its port
+    port: Whole = 5432
+    #: the database that holds the tables and the engine's ledger
     database: str
+    #: who connects; needs to create schemas and tables
     user: str
+    #: by reference only, never the value
     password: Secret | None = None
+    #: as ``sslmode`` of PostgreSQL has it
     tls: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
 
 
 class Connections(Model):
+    """Services by their kind."""
+
+    #: for sources ``kafka``
     kafka: KafkaConnection | None = None
+    #: for sinks ``postgres``, ``serve`` and the ledger
     postgres: PostgresConnection | None = None
 
 
@@ -81,9 +105,13 @@ class Environment(Model):
     """``name`` is empty for the embedded stack; ``dsn`` is its own database, with a password that is never shown."""
 
     name: str = ""
-    storage: str
+    #: the folder of tables and checkpoints, on a local disk
+    storage: Storage
+    #: how services are reached
     connections: Connections = Connections()
-    vars: dict[str, Any] = Field(default_factory=dict)
+    #: what ``${lower}`` stands for in pipelines that use this environment
+    vars: dict[Variable, Any] = Field(default_factory=dict)
+    #: settings of Spark, by their full names
     spark: dict[str, Setting] = Field(default_factory=dict)
     embedded: dict[str, str] = Field(default_factory=dict)
     #: the environment variables that files and secrets refer to: of the command, which may not be this process
@@ -159,43 +187,56 @@ def _read(name: str | None, root: Path, variables: Mapping[str, str]) -> Environ
         raise SpecError(document.problems)
     content, lines = document.value, document.lines
 
-    def problem(place: str, code: str, message: str) -> Problem:
-        return Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, message)
-
+    wrong: list[tuple[str, str, str]] = []
     if not isinstance(content, dict):
-        raise SpecError([problem("", "BAD_VALUE", "an environment is a map")])
-    unset: list[Problem] = []
-    content = _filled(content, "", variables, lambda place, name: unset.append(
-        problem(place, "UNSET_VARIABLE", f"there is no environment variable {name}; give it a value or write"
-                f" ${{{name}:-default}}")))  # fmt: skip
-    if unset:
-        raise SpecError(unset)
+        raise SpecError([Problem(shown, 1, "BAD_VALUE", "an environment is a map of storage, connections and more")])
+    filled = _Filled(variables)
+    content = filled.value(content, "")
+    wrong += filled.unset
+    reserved = [key for key in ("name", "embedded") if key in content]
+    wrong += [(key, "UNKNOWN_KEY", f"{key} is not for a file to say") for key in reserved]
     if "://" in str(content.get("storage", "")):
-        raise SpecError([problem("storage", "NOT_YET", "storage other than a local path comes with a later version")])
-    try:
-        return Environment.model_validate({"name": name, **content})
-    except ValidationError as error:
-        raise SpecError([
-            problem(place := ".".join(map(str, one["loc"])), one["type"] if one["type"].isupper() else "BAD_VALUE",
-                    f"{place}: {one['msg']}") for one in error.errors(include_input=False)
-        ]) from None  # fmt: skip
+        wrong.append(("storage", "NOT_YET", "storage other than a local path comes with a later version"))
+    own = {key: value for key, value in content.items() if key not in reserved}
+    made, more = said(Environment, {"name": name, **own}, "", "", lines)
+    wrong += [one for one in more if one[0] not in {place for place, _, _ in filled.unset}]
+    for word in own["vars"] if isinstance(own.get("vars"), dict) else ():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
+            wrong.append((f"vars.{word}", "BAD_NAME", f"{word!r} is not a variable's name: a-z, 0-9 and _; ${{UPPER}}"
+                          " is the process environment"))  # fmt: skip
+    if wrong or made is None:
+        raise SpecError(Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, masked(message, filled.secrets),
+                                place) for place, code, message in wrong)  # fmt: skip
+    return made
 
 
-def _filled(value: Any, place: str, variables: Mapping[str, str], unset: Callable[[str, str], None]) -> Any:
-    """``value`` with environment variables in place of their names; ``unset`` is told of one that is not there."""
-    if isinstance(value, dict):
-        return {k: _filled(v, f"{place}.{k}" if place else str(k), variables, unset) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_filled(v, f"{place}[{i}]", variables, unset) for i, v in enumerate(value)]
-    if not isinstance(value, str):
-        return value
+class _Filled:
+    """Puts environment variables in place of their names. ``unset``: place, code and message of those not there."""
 
-    def named(match: re.Match[str]) -> str:
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.unset: list[tuple[str, str, str]] = []
+        self.secrets: set[str] = set()
+
+    def value(self, value: Any, place: str) -> Any:
+        if isinstance(value, dict):
+            return {k: self.value(v, f"{place}.{k}" if place else str(k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.value(v, f"{place}[{i}]") for i, v in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        text = _VARIABLE.sub(lambda match: self._named(match, place), value)
+        whole = _VARIABLE.fullmatch(value)
+        return FromText(text) if whole is not None and whole[1] else text
+
+    def _named(self, match: re.Match[str], place: str) -> str:
         name, default = match[1], match[3]
         if name is None:
             return "${"
-        if name not in variables and match[2] is None:
-            unset(place, name)
-        return variables.get(name, default or "")
-
-    return _VARIABLE.sub(named, value)
+        if name not in self._variables and match[2] is None:
+            self.unset.append((place, "UNSET_VARIABLE", f"there is no environment variable {name}; give it a value or"
+                               f" write ${{{name}:-default}}"))  # fmt: skip
+        found = self._variables.get(name, default or "")
+        if found and SECRET.search(name):
+            self.secrets.add(found)
+        return found

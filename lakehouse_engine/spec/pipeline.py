@@ -8,10 +8,11 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks import Check, Relationship
-from lakehouse_engine.component import Column, Columns, Duration, Model, Size
+from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.sinks import Delta, Postgres, Sink
-from lakehouse_engine.sources import Kafka, Source
+from lakehouse_engine.sources import Delta as DeltaSource
+from lakehouse_engine.sources import Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.transforms import Aggregate, Dedupe, Drop, Explode, Rename, Select, Transform, Window
 
@@ -23,8 +24,9 @@ def _a_week(micros: int | None) -> int | None:
 
 
 class Trigger(Model):
-    """A stream takes a micro-batch every ``every`` microseconds; 0 is back to back."""
+    """Makes the pipeline a stream, which takes one micro-batch after the other."""
 
+    #: from the start of one micro-batch to the next; ``0 s`` is back to back
     every: Duration
 
 
@@ -37,27 +39,37 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=200)]
 class Airflow(Model):
     """How the job stands in Airflow."""
 
+    #: the DAG that holds its task
     dag: TaskName = "lakehouse_bronze_to_gold"
+    #: its task; default: the pipeline's name
     task_id: TaskName | None = None
-    retries: Annotated[int, Field(ge=0)] = 2
+    #: how often a task that failed is tried again
+    retries: Annotated[Whole, Field(ge=0, json_schema_extra={"minimum": 0})] = 2
+    #: shown with the task
     owner: str = "lakehouse"
+    #: after so long a task has failed
     timeout: Duration | None = None
 
 
 class Compact(Model):
-    """A partition with ``files`` or more files below ``smaller_than`` bytes is rewritten as few large ones."""
+    """When the files of a partition are rewritten as few large ones."""
 
-    files: Annotated[int, Field(ge=2)] = 8
+    #: so many small ones of a partition, or more
+    files: Annotated[Whole, Field(ge=2, json_schema_extra={"minimum": 2})] = 8
+    #: what counts as small
     smaller_than: Size = 32 * 1024 * 1024
 
 
 class Maintain(Model):
     """How a pipeline's Delta tables are kept: a stream compacts its own between batches, the rest is by command."""
 
+    #: when small files become large ones
     compact: Compact = Compact()
+    #: rows that are near in these columns are put near each other within a partition
     zorder_by: Columns = ()
-    #: dead files stay as long, for slow readers and for ``as_of``; None (never): they stay for good
+    #: dead files stay as long, for slow readers and for ``as_of``; null: they stay for good
     vacuum_after: Annotated[Duration | None, AfterValidator(_a_week)] = 7 * 86_400_000_000
+    #: so long the table's log tells of a version
     log_after: Annotated[Duration, AfterValidator(_a_week)] = 30 * 86_400_000_000
 
 
@@ -65,32 +77,51 @@ class Panel(Model):
     """A panel of the overview in Grafana, for a result that is in PostgreSQL.
 
     Rows are put together by ``aggregate``: those of the dashboard's time, and for a ``stat`` over days those of the
-    last day up to its end. ``value`` may be left out where the result has one measure. ``bars`` shows the ten greatest.
+    last day up to its end.
     """
 
+    #: what stands above it
     title: Annotated[str, Field(min_length=1, max_length=100)]
+    #: one number, a line over time, the ten greatest as bars, or rows
     type: Literal["stat", "timeseries", "bars", "table"] = "timeseries"
+    #: the column to show; may be left out where the result has one measure
     value: Column | None = None
+    #: a line, or a bar, for each value of this column
     by: Column | None = None
+    #: how the rows of one point are put together
     aggregate: Literal["sum", "min", "max", "avg"] = "sum"
+    #: how the number is written; ``share`` is a percentage of 1
     unit: Literal["number", "share", "seconds", "bytes"] = "number"
     #: smaller ones stand further left in their row
-    position: int = 100
+    position: Whole = 100
 
 
-class PipelineSpec(Model):
-    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: a path's line (``transforms[1].window``)."""
+class Head(Model):
+    """The keys of a pipeline that are neither components nor maps of their own."""
+
+    #: shown in Airflow, in plan and in the reference
+    description: str = ""
+    #: columns that identify a row of the result; default: those of the last step that has any
+    keys: Columns | None = None
+    #: a copy of a job's Delta table in PostgreSQL, for readers, in the same schema and with the same name
+    serve: Literal["postgres"] | None = None
+
+
+class PipelineSpec(Head):
+    """A validated pipeline. ``name`` is ``<layer>.<name>``; ``lines``: where each path (``keys[0]``) stands.
+
+    ``complete`` is False for one that is wrong in part: it is checked, and never leaves the loader.
+    """
 
     name: str
     file: str
-    lines: dict[str, int]
-    description: str = ""
+    #: to ``spec.reuse.Origin``
+    lines: dict[str, Any] = Field(default_factory=dict, repr=False)
+    complete: bool = True
     source: Source
     transforms: tuple[Transform, ...] = ()
     checks: tuple[Check, ...] = ()
-    keys: Columns | None = None
     sink: Sink
-    serve: Literal["postgres"] | None = None
     trigger: Trigger | None = None
     schedule: str | None = None
     airflow: Airflow = Airflow()
@@ -100,7 +131,8 @@ class PipelineSpec(Model):
 
     def where(self, path: str = "") -> str:
         """``file:line`` of a path, or of the nearest one above it that is in the file."""
-        return f"{self.file}:{self.lines.get(yaml.nearest(path, self.lines), 1)}"
+        origin = self.lines.get(yaml.nearest(path, self.lines))
+        return f"{origin.file}:{origin.line}" if origin else f"{self.file}:1"
 
     @property
     def layer(self) -> str:
@@ -124,7 +156,7 @@ class PipelineSpec(Model):
     @property
     def reads(self) -> tuple[str, ...]:
         """The tables of other pipelines that it reads: its source's first."""
-        source = () if isinstance(self.source, Kafka) else (self.source.table,)
+        source = (self.source.table,) if isinstance(self.source, DeltaSource) else ()
         return tuple(dict.fromkeys((*source, *self.related)))
 
     @property

@@ -6,7 +6,8 @@ Duplicate keys, tags, deep nesting and alias floods are refused. After an idea o
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from bisect import bisect_left
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,17 @@ _BUILT_IN = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,200
 
 @dataclass
 class Document:
-    """``value``: dicts, lists and scalars. ``lines``: a path like ``transforms[1].window.by`` to its line from 1."""
+    """``value``: dicts, lists and scalars. ``lines``: a path like ``transforms[1].window.by`` to its line from 1.
+
+    ``broken``: paths whose value was refused here; ``holes``: maps that lack a part that was refused.
+    """
 
     file: str
     value: Any = None
     lines: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    holes: set[str] = field(default_factory=set)
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,21 +59,27 @@ def read(path: Path, shown: str) -> Document:
     if len(raw) > MAX_BYTES:
         document.problems.append(Problem(shown, 1, "YAML_LIMIT", f"the file is larger than {MAX_BYTES:,} bytes"))
         return document
+    breaks = [match.start() for match in re.finditer("\n", text)]
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             document.problems.append(Problem(shown, 1, "YAML_SYNTAX", "the file is empty"))
             return document
-        _Walk(document).build(node)
+        _Walk(document, breaks).build(node)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        document.problems.append(Problem(shown, mark.line + 1 if mark else 1, "YAML_SYNTAX", _reason(error)))
+        document.problems.append(Problem(shown, _line(error.problem_mark or error.context_mark, breaks), "YAML_SYNTAX",
+                                         _reason(error)))  # fmt: skip
     except yaml.YAMLError as error:
         document.problems.append(Problem(shown, 1, "YAML_SYNTAX", str(error).splitlines()[0]))
     except (RecursionError, _LimitError):
         document.problems.append(Problem(shown, 1, "YAML_LIMIT", "the file nests too deep or repeats too much"))
     return document
+
+
+def _line(mark: Any, breaks: Sequence[int]) -> int:
+    """From 1, as editors count: YAML also takes U+2028 and its like for line breaks."""
+    return bisect_left(breaks, mark.index) + 1 if mark else 1
 
 
 def nearest(path: str, lines: Container[str]) -> str:
@@ -79,6 +91,8 @@ def nearest(path: str, lines: Container[str]) -> str:
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
     reason = error.problem or "not YAML"
+    if reason == "but found another document":
+        return "a file holds one document; --- begins another"
     if "\\t" in reason:
         reason += "; indent with spaces"
     elif "found undefined alias" in reason or "expected alphabetic" in reason:
@@ -95,39 +109,43 @@ class _LimitError(Exception):
 
 
 class _Walk:
-    def __init__(self, document: Document) -> None:
-        self._document = document
+    def __init__(self, document: Document, breaks: Sequence[int]) -> None:
+        self._document, self._breaks = document, breaks
         self._nodes = 0
 
     def build(self, node: Node) -> None:
         self._document.value = self._value(node, "", 0)
 
-    def _value(self, node: Node, path: str, depth: int) -> Any:
+    def _value(self, node: Node, path: str, depth: int, flow: bool = False) -> Any:
         self._nodes += 1
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:  # an alias counts as often as it is used
             raise _LimitError
-        line = node.start_mark.line + 1
+        line = _line(node.start_mark, self._breaks)
         self._document.lines.setdefault(path, line)
         if isinstance(node, ScalarNode):
-            return self._scalar(node, line)
+            return self._scalar(node, path, line, flow)
         if node.tag not in _BUILT_IN:
             self._problem(line, "YAML_SYNTAX", f"tags like {node.tag} are not allowed")
+            self._document.broken.add(path)
             return None
         if isinstance(node, SequenceNode):
-            return [self._value(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node.value)]
+            inner = bool(node.flow_style)
+            return [self._value(item, f"{path}[{i}]", depth + 1, inner) for i, item in enumerate(node.value)]
         assert isinstance(node, MappingNode)
         return self._map(node, path, depth)
 
     def _map(self, node: MappingNode, path: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
+            line = _line(key_node.start_mark, self._breaks)
             if not isinstance(key_node, ScalarNode):
                 self._problem(line, "YAML_SYNTAX", "a key must be a plain word")
+                self._document.holes.add(path)
                 continue
             key = key_node.value
             if key_node.tag == "tag:yaml.org,2002:merge" or key == "<<":
                 self._problem(line, "YAML_SYNTAX", "merge keys (<<) are not allowed; write a template or defaults.yaml")
+                self._document.holes.add(path)
                 continue
             if value_node.value == "" and key.count("(") != key.count(")"):
                 self._problem(line, "UNBALANCED", f"`{key}` has unbalanced parentheses: inside {{}} quote an expression"
@@ -138,15 +156,16 @@ class _Walk:
                 continue
             inner = f"{path}.{key}" if path else key
             self._document.lines[inner] = line
-            found[key] = self._value(value_node, inner, depth + 1)
+            found[key] = self._value(value_node, inner, depth + 1, bool(node.flow_style))
         return found
 
-    def _scalar(self, node: ScalarNode, line: int) -> Any:
+    def _scalar(self, node: ScalarNode, path: str, line: int, flow: bool) -> Any:
         if node.style is not None:  # quoted or block: text
             return node.value
         implicit = node.tag.startswith("tag:yaml.org,2002:")
         if not implicit:
             self._problem(line, "YAML_SYNTAX", f"tags like {node.tag} are not allowed")
+            self._document.broken.add(path)
             return None
         for tag, pattern in _PLAIN:
             if pattern.match(node.value):
@@ -156,9 +175,10 @@ class _Walk:
                 if kind == "bool":
                     return node.value.lower() == "true"
                 return int(node.value) if kind == "int" else float(node.value)
-        if node.value.count("(") != node.value.count(")"):
+        if flow and node.value.count("(") != node.value.count(")"):
             self._problem(line, "UNBALANCED", f"`{node.value}` has unbalanced parentheses: inside {{}} and [] quote an"
                           " expression that holds a comma")  # fmt: skip
+            self._document.broken.add(path)
         return node.value
 
     def _problem(self, line: int, code: str, message: str) -> None:

@@ -25,6 +25,36 @@ _LATER = {"tables", "inputs", "params"}
 _EXPECT = ("rows", "after", "late", "quarantined", "fails")
 
 
+def file_schema() -> dict[str, Any]:
+    """What a test file may say, as JSON Schema."""
+    record = {"type": ["object", "string", "null"]}
+    rows = {"type": "array", "items": {"type": "object"}}
+    count = {"type": ["integer", "array"], "items": {"type": "object"}}
+    numbered = {"type": "object", "propertyNames": {"pattern": "^[1-9][0-9]{0,3}$"}, "additionalProperties": rows}
+    expect = {
+        "rows": {**rows, "description": "The result at the end; only the columns written count, order does not."},
+        "after": {**numbered, "description": "The result after a batch, by its number from 1."},
+        "late": {**count, "description": "Late rows, or how many."},
+        "quarantined": {**count, "description": "Quarantined rows; a number is the pipeline's own counter."},
+        "fails": {"type": ["string", "null"], "pattern": "^([A-Z_]+|-)$",
+                  "description": "The code of the error it ends with."},
+    }  # fmt: skip
+    case = {
+        "name": {"type": "string", "description": "A sentence that is true when the test passes."},
+        "defaults": {"type": "object", "description": "Fills the fields that a row lacks."},
+        "batches": {"type": "array", "items": {"type": "array", "items": record}, "description":
+                    "Micro-batches of a stream or runs of a job. To Kafka a map goes as JSON, text as it is, null as a"
+                    " tombstone."},
+        "vars": {"type": "object", "description": "What ${lower} stands for."},
+        "now": {"type": ["string", "null"], "description": "The clock of the source, e.g. 2026-01-01T10:00:00Z."},
+        "expect": {"type": "object", "properties": expect, "additionalProperties": False, "minProperties": 1,
+                   "description": "What must hold."},
+    }  # fmt: skip
+    assert (tuple(case), tuple(expect)) == (_KEYS, _EXPECT)
+    return {"type": "array", "items": {"type": "object", "properties": case, "additionalProperties": False,
+                                       "required": ["name", "batches", "expect"]}}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Expect:
     """None: not asked. ``late`` and ``quarantined``: a number, or the rows of the side table."""
@@ -120,7 +150,7 @@ class _Reader:
                 yield case
 
     def _problem(self, path: str, code: str, message: str) -> None:
-        self._problems.append(Problem(self._shown, nearest(self._lines, path), code, message))
+        self._problems.append(Problem(self._shown, nearest(self._lines, path), code, message, path))
 
     def _is(self, value: object, kind: type | tuple[type, ...], path: str, what: str) -> bool:
         # YAML's true is no number
@@ -133,9 +163,9 @@ class _Reader:
         if not self._is(value, dict, path, "a test is a map with name, batches and expect"):
             return None
         before = len(self._problems)
-        self._known(value, _KEYS, path)
+        slips = self._known(value, _KEYS, path)
         for key in ("name", "batches", "expect"):
-            if key not in value:
+            if key not in value and key not in slips:
                 self._problem(path, "MISSING_KEY", f"{key} is missing")
         self._is(value.get("name", "-"), str, f"{path}.name", "a name is text")
         for key in ("defaults", "vars"):
@@ -144,18 +174,23 @@ class _Reader:
         if now is not None and moment(now) is None:
             self._problem(f"{path}.now", "BAD_VALUE", f"now is a time like 2026-01-01T10:00:00Z, not {now!r}")
         batches = self._batches(value.get("batches", []), f"{path}.batches")
-        expect = self._expect(value.get("expect", {"fails": "-"}), f"{path}.expect", len(batches))
+        expect = self._expect(value.get("expect", {"fails": "-"}), f"{path}.expect",
+                              len(batches) if isinstance(value.get("batches"), list) else 9999)  # fmt: skip
         if len(self._problems) > before or expect is None:
             return None
         return Case(value["name"], self._shown, pipeline, path, self._lines, batches, expect,
                     value.get("defaults", {}), value.get("vars", {}), moment(now))  # fmt: skip
 
-    def _known(self, value: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+    def _known(self, value: Mapping[str, Any], known: Sequence[str], path: str) -> set[str]:
+        """Says which keys are not known; gives those that they are most likely meant to be."""
+        slips = set()
         for key in value:
             if key in _LATER:
                 self._problem(f"{path}.{key}", "NOT_YET", f"{key} comes with a later version")
             elif key not in known:
                 self._problem(f"{path}.{key}", "UNKNOWN_KEY", f"{key} is unknown; {did_you_mean(key, known)}")
+                slips |= set(get_close_matches(key, known, n=1))
+        return slips
 
     def _batches(self, value: Any, path: str) -> tuple[Rows, ...]:
         if not self._is(value, list, path, "batches is a list of lists of rows"):
@@ -184,23 +219,26 @@ class _Reader:
         if not value:
             self._problem(path, "BAD_VALUE", f"nothing is expected; there are {', '.join(_EXPECT)}")
         rows = self._rows(value["rows"], f"{path}.rows") if "rows" in value else None
-        counts = {key: self._count(value[key], f"{path}.{key}") for key in ("late", "quarantined") if key in value}
+        counts = {key: self._count(key, value[key], f"{path}.{key}") for key in ("late", "quarantined") if key in value}
         fails = value.get("fails")
         if fails is not None and not re.fullmatch(r"[A-Z_]+|-", str(fails)):
             self._problem(f"{path}.fails", "BAD_VALUE", f"fails is an error's code, like CHECK_FAILED, not {fails!r}")
         return Expect(rows, self._after(value.get("after", {}), f"{path}.after", batches), fails=fails, **counts)
 
-    def _count(self, value: Any, path: str) -> int | Rows:
+    def _count(self, key: str, value: Any, path: str) -> int | Rows:
         if isinstance(value, list):
             return self._rows(value, path)
-        return int(value) if self._is(value, int, path, "a number of rows, or the rows") else 0
+        return int(value) if self._is(value, int, path, f"{key} is a number of rows, or the rows") else 0
 
     def _after(self, value: Any, path: str, batches: int) -> dict[int, Rows]:
         found = {}
         if self._is(value, dict, path, "after is a map from a batch's number to rows"):
             for key, rows in value.items():
-                if not re.fullmatch(r"[0-9]{1,4}", key) or not 1 <= int(key) <= batches:
+                if not re.fullmatch(r"[1-9][0-9]{0,3}", key):
+                    self._problem(f"{path}.{key}", "BAD_VALUE", f"after holds rows by a batch's number, not {key}")
+                elif int(key) > batches:
                     self._problem(f"{path}.{key}", "BAD_VALUE", f"batches are numbered from 1 to {batches}, not {key}")
-                else:
-                    found[int(key)] = self._rows(rows, f"{path}.{key}")
+                made = self._rows(rows, f"{path}.{key}")
+                if key.isdecimal():
+                    found[int(key)] = made
         return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -14,29 +14,34 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+def _aggregates(text: str) -> str:
+    if not sql.is_aggregate(text):
+        raise PydanticCustomError("BAD_MEASURE", "{text} does not aggregate", {"text": f"`{text}`"})
+    return text
+
+
+def _some(measures: dict[str, str]) -> dict[str, str]:
+    if not measures:
+        raise PydanticCustomError("BAD_AGGREGATE", "an aggregate needs at least one measure")
+    return measures
+
+
 class Aggregate(Component):
     """Result: the columns of ``by``, then the measures. Null is a group like any other."""
 
+    #: a group for each of their values; none: one row
     by: Columns = ()
-    measures: dict[Column, Aggregation]
+    #: each the resulting column: its aggregate
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]], AfterValidator(_some), Field(
+        json_schema_extra={"minProperties": 1})]  # fmt: skip
 
     @model_validator(mode="after")
     def _distinct(self) -> Aggregate:
-        if not self.measures:
-            raise PydanticCustomError("BAD_AGGREGATE", "an aggregate needs at least one measure")
         names = [*self.by, *self.measures]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PydanticCustomError("BAD_AGGREGATE", "two columns of the result are named {name}", {"name": twice[0]})
         return self
-
-    @field_validator("measures")
-    @classmethod
-    def _aggregates(cls, measures: dict[str, str]) -> dict[str, str]:
-        for text in measures.values():
-            if not sql.is_aggregate(text):
-                raise PydanticCustomError("BAD_MEASURE", "{text} does not aggregate", {"text": f"`{text}`"})
-        return measures
 
     def apply(self, frame: DataFrame) -> DataFrame:
         from pyspark.sql import functions as F

@@ -14,7 +14,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -53,7 +53,8 @@ Type = Annotated[str, AfterValidator(_type), WithJsonSchema(
 class Cast(Component):
     """Columns keep their place; all of a row's values that do not fit are its reasons."""
 
-    columns: dict[Column, Type] = Field(description="For each column its new Spark type.")
+    #: for each column its new Spark type
+    columns: dict[Column, Type]
 
     @classmethod
     def short(cls, value: object) -> object:

@@ -6,6 +6,8 @@ dedupe or an aggregate does not count what is quarantined, and a watermark does 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -18,7 +20,12 @@ from lakehouse_engine.rows import Rows
 class Check(Component):
     """Checks of a whole result (``unique``, ``row_count``, ``freshness``) and of other tables are no steps."""
 
-    checks: tuple[AnyCheck, ...] = Field(description="Row checks; a row fails the step when it fails one of them.")
+    #: row checks; a row fails the step when it fails one of them
+    checks: Annotated[tuple[AnyCheck, ...], Field(json_schema_extra={"minItems": 1})]
+
+    @classmethod
+    def short(cls, value: object) -> object:
+        return {"checks": value}
 
     @field_validator("checks")
     @classmethod

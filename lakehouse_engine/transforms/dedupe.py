@@ -5,9 +5,9 @@ Ties are broken by all other columns in their order, so that a re-run keeps the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -23,8 +23,11 @@ _PLACE = ("_topic", "_partition", "_offset")
 class Dedupe(Component):
     """``keep: first`` keeps the least ``order_by``, ``last`` the greatest; rows dropped count as ``duplicate``."""
 
-    keys: Columns
+    #: one row for each of their values
+    keys: Annotated[Columns, Field(json_schema_extra={"minItems": 1})]
+    #: the least or the greatest by ``order_by``
     keep: Literal["first", "last"] = "first"
+    #: what decides; ties are broken by all other columns
     order_by: tuple[Expression, ...] = ()
 
     @classmethod

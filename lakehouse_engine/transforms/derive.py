@@ -9,6 +9,7 @@ from lakehouse_engine.rows import Rows
 class Derive(Component):
     """Every expression sees the rows as they came into the step."""
 
+    #: each the resulting column: its expression
     columns: dict[Column, Expression]
 
     @classmethod

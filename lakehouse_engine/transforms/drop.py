@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -15,7 +16,8 @@ from lakehouse_engine.rows import ColumnError, Rows
 class Drop(Component):
     """The columns must be there; one at least stays."""
 
-    columns: Columns = Field(description="The columns to leave out.")
+    #: the columns to leave out
+    columns: Annotated[Columns, Field(json_schema_extra={"minItems": 1})]
 
     @classmethod
     def short(cls, value: object) -> object:

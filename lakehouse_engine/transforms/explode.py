@@ -24,12 +24,14 @@ from lakehouse_engine.rows import FILTERED, ColumnError, Layer, Rows, Verdict, p
 class Explode(Component):
     """Jobs, and streams that land rows; a stream's window cannot follow it."""
 
-    column: Column = Field(description="The array.")
-    as_: Column | None = Field(None, alias="as", description="What the element is called; default: as the array.")
-    position: Column | None = Field(None, description="A column for the element's place in the array, from 0 (int).")
-    empty: Literal["keep", "drop"] = Field(
-        "keep", description="A row whose array is empty or null: kept with a null element, or dropped as filtered."
-    )
+    #: the array
+    column: Column
+    #: what the element is called; default: as the array
+    as_: Column | None = Field(None, alias="as")
+    #: a column for the element's place in the array, from 0 (int)
+    position: Column | None = None
+    #: a row whose array is empty or null: kept with a null element, or dropped as filtered
+    empty: Literal["keep", "drop"] = "keep"
 
     @classmethod
     def short(cls, value: object) -> object:

@@ -9,6 +9,7 @@ from lakehouse_engine.rows import FILTERED, Rows, Verdict
 class Filter(Component):
     """A row that is dropped counts as ``filtered``."""
 
+    #: rows for which it is true stay
     condition: Expression
 
     @classmethod

@@ -17,10 +17,9 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field as PydanticField
-from pydantic import field_validator
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -39,27 +38,31 @@ _JSON_TYPE = {"string": "string", "timestamp": "string", "date": "string", "inte
               "boolean": "boolean"}  # fmt: skip
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+        raise PydanticCustomError("BAD_NAME", "{value} is not a contract's name", {"value": repr(value)})
+    return value
+
+
+ContractName = Annotated[str, AfterValidator(_name), WithJsonSchema(
+    {"type": "string", "title": "contract", "pattern": "^[a-z][a-z0-9_]*$"})]  # fmt: skip
+
+
 class Parse(Component):
-    """``contract`` is the name of a file in ``pipelines/contracts/``; ``column`` holds the bytes."""
+    """Reads a record's bytes by a contract; what does not keep it is quarantined."""
 
     later: ClassVar[frozenset[str]] = frozenset({"into", "format", "tombstones", "ddl"})
 
-    contract: str
+    #: the name of a file in ``pipelines/contracts/``
+    contract: ContractName
+    #: the column that holds the bytes
     column: Column = "_value"
-    tolerance: Share | None = PydanticField(
-        None, description="The share of refused records, e.g. 1%, above which a run fails."
-    )
+    #: the share of refused records, e.g. 1%, above which a run fails
+    tolerance: Share | None = None
 
     @classmethod
     def short(cls, value: object) -> object:
         return {"contract": value} if isinstance(value, str) else value
-
-    @field_validator("contract")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
-            raise PydanticCustomError("BAD_NAME", "{value} is not a contract's name", {"value": repr(value)})
-        return value
 
     def expressions(self) -> list[str]:
         return [self.column]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Column, Component
@@ -18,7 +18,8 @@ from lakehouse_engine.rows import ColumnError, Rows
 class Rename(Component):
     """All names change at once, so two columns may swap theirs."""
 
-    columns: dict[Column, Column] = Field(description="For each new name the column that gets it.")
+    #: for each new name the column that gets it
+    columns: dict[Column, Column]
 
     @classmethod
     def short(cls, value: object) -> object:

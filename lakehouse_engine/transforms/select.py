@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
-from pydantic import field_validator
+from pydantic import AfterValidator, field_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -12,10 +13,19 @@ from lakehouse_engine.component import Component, SelectItem
 from lakehouse_engine.rows import Rows
 
 
+def _named(item: str) -> str:
+    try:
+        sql.select_item(item)
+    except sql.ExpressionError as error:
+        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
+    return item
+
+
 class Select(Component):
     """Spark SQL select items, in order. Columns that begin with ``_`` travel on."""
 
-    items: tuple[SelectItem, ...]
+    #: a column, a field of one, or ``expression as name``
+    items: tuple[Annotated[SelectItem, AfterValidator(_named)], ...]
 
     @classmethod
     def short(cls, value: object) -> object:
@@ -23,11 +33,8 @@ class Select(Component):
 
     @field_validator("items")
     @classmethod
-    def _named(cls, items: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            names = [sql.select_item(item).name for item in items]
-        except sql.ExpressionError as error:
-            raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
+    def _once(cls, items: tuple[str, ...]) -> tuple[str, ...]:
+        names = [sql.select_item(item).name for item in items]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise PydanticCustomError("BAD_EXPRESSION", "two columns are named {name}", {"name": min(twice)})

@@ -19,8 +19,11 @@ HOUR = 3_600_000_000
 class Watermark(Component):
     """The watermark itself is the engine's: see ``progress.next_watermark``."""
 
+    #: the event time, a timestamp
     column: Column
+    #: how late a row may be
     delay: Duration
+    #: a row further ahead of its record than this is quarantined
     max_ahead: Duration = HOUR
 
     def row(self, rows: Rows, step: str) -> Rows:

@@ -10,9 +10,9 @@ before the watermark of its batch.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -22,7 +22,9 @@ from lakehouse_engine.component import Aggregation, Column, Columns, Component, 
 class Sliding(Model):
     """Windows of ``size`` that begin every ``every``, which divides ``size``."""
 
+    #: from a window's start to its end
     size: Duration
+    #: from one window's start to the next one's
     every: Duration
 
     @model_validator(mode="after")
@@ -32,15 +34,38 @@ class Sliding(Model):
         return self
 
 
+def _merges(text: str) -> str:
+    try:
+        sql.measure(text)
+    except sql.ExpressionError as error:
+        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
+    return text
+
+
+def _some(measures: dict[str, str]) -> dict[str, str]:
+    if not measures:
+        raise PydanticCustomError("BAD_WINDOW", "a window needs at least one measure")
+    return measures
+
+
 class Window(Component):
     """Exactly one of ``tumbling`` and ``sliding``. Needs a ``watermark`` before it."""
 
     later: ClassVar[frozenset[str]] = frozenset({"session", "column"})
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [
+        {"required": [one], "properties": {one: {"not": {"type": "null"}}}}
+        for one in ("tumbling", "sliding")]})  # fmt: skip
+
+    #: windows of this size, one after the other
     tumbling: Duration | None = None
+    #: windows that overlap
     sliding: Sliding | None = None
+    #: columns; derive expressions first
     by: Columns = ()
-    measures: dict[Column, Aggregation]
+    #: each the resulting column: one of count, count_if, sum, min, max, avg
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_merges)]], AfterValidator(_some), Field(
+        json_schema_extra={"minProperties": 1})]  # fmt: skip
     #: ``updates`` sends a window on each change, ``final`` once, when the watermark passes its end
     emit: Literal["updates", "final"] = "updates"
 
@@ -50,23 +75,11 @@ class Window(Component):
             raise PydanticCustomError("BAD_WINDOW", "a window is either tumbling or sliding")
         if self.tumbling is not None and self.tumbling <= 0:
             raise PydanticCustomError("BAD_WINDOW", "a window has a size above zero")
-        if not self.measures:
-            raise PydanticCustomError("BAD_WINDOW", "a window needs at least one measure")
         names = ["window_start", *self.by, *self.measures]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PydanticCustomError("BAD_WINDOW", "two columns of the result are named {name}", {"name": twice[0]})
         return self
-
-    @field_validator("measures")
-    @classmethod
-    def _merge(cls, measures: dict[str, str]) -> dict[str, str]:
-        for text in measures.values():
-            try:
-                sql.measure(text)
-            except sql.ExpressionError as error:
-                raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
-        return measures
 
     @property
     def size(self) -> int:

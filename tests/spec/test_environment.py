@@ -67,9 +67,9 @@ WRONG = [
     ("a secret of nothing", "{env: LAKEHOUSE_TEST_PASSWORD}", "{}", "LITERAL_SECRET"),
     ("two secrets in one", "{env: LAKEHOUSE_TEST_PASSWORD}", "{env: A, file: b}", "LITERAL_SECRET"),
     ("a storage of a later version", "/srv/lake", "s3a://lake", "NOT_YET"),
-    ("no storage", "storage: /srv/lake", "", "BAD_VALUE"),
-    ("a key that is not known", "vars:", "vrs:", "BAD_VALUE"),
-    ("a connection that is not known", "kafka:", "kafak:", "BAD_VALUE"),
+    ("no storage", "storage: /srv/lake", "", "MISSING_KEY"),
+    ("a key that is not known", "vars:", "vrs:", "UNKNOWN_KEY"),
+    ("a connection that is not known", "kafka:", "kafak:", "UNKNOWN_KEY"),
     ("a port that is none", "host: db", "host: db, port: many", "BAD_VALUE"),
     ("a kind of TLS that is none", "verify-full", "perhaps", "BAD_VALUE"),
     ("a key twice", "vars:", "storage: /other\nvars:", "DUPLICATE_KEY"),
@@ -103,7 +103,7 @@ def test_an_environment_that_is_no_map_is_refused(tmp_path: Path, text: str, cod
 def test_what_is_wrong_in_an_environment_is_said_at_its_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         environment(tmp_path, GOOD.replace("host: db", "host: db, port: many").replace("vars:", "vrs:"))
-    assert [(p.line, p.code) for p in caught.value.problems] == [(4, "BAD_VALUE"), (5, "BAD_VALUE")]
+    assert [(p.line, p.code) for p in caught.value.problems] == [(4, "BAD_VALUE"), (5, "UNKNOWN_KEY")]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"kafka": {}}', '{"kafka": 5, "postgres": null}'])

@@ -1,0 +1,263 @@
+"""One file as a frozen spec. What cannot be read is said, and stands as ``Unread`` so that the rest is checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lakehouse_engine import checks, contract, sinks, sources, transforms
+from lakehouse_engine.component import NAME, Component, Model, Unread
+from lakehouse_engine.contract import Contract
+from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.spec import yaml
+from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.pipeline import Airflow, Head, Maintain, Panel, PipelineSpec, Trigger
+from lakehouse_engine.spec.reuse import Content, assemble, did_you_mean, display, named_folder, unknown
+from lakehouse_engine.spec.schedule import SCHEDULES, is_schedule
+from lakehouse_engine.spec.validated import said
+
+KEYS = ("description", "use", "params", "source", "transforms", "checks", "keys", "sink", "serve", "trigger",
+        "schedule", "airflow", "maintain", "panel")  # fmt: skip
+LATER_KEYS = {"inputs"}
+
+
+class Reader:
+    """One file."""
+
+    def __init__(self, file: Path, environment: Environment | None) -> None:
+        self.file, self.shown = file, str(file)
+        variables: Mapping[str, str] = environment.variables if environment else os.environ
+        self.content: Content = assemble(file, self.shown, variables, environment.vars if environment else None)
+        self.problems = self.content.problems
+
+    def spec(self) -> PipelineSpec | None:
+        """None when nothing can be told of the pipeline; else what can, with ``complete`` False if that is not all."""
+        if self.content.value is None:
+            return None
+        name = self._name()
+        content = self.content.value
+        slips = self._unknown(content)
+        for key in ("source", "sink"):
+            if key not in content and key not in slips:
+                self._problem("", "MISSING_KEY", f"{key} is missing")
+        source, sink = self._source(content), self._sink(content)
+        steps = self._list(content, "transforms", transforms.TRANSFORMS, transforms.LATER)
+        judged = self._list(content, "checks", checks.CHECKS, checks.LATER, checks.COMMON)
+        data = {
+            "name": name or f"{self.file.parent.name}.{self.file.stem}", "file": self.shown, "source": source,
+            "transforms": steps, "checks": judged, "sink": sink, **self._clock(content, source, slips),
+            "airflow": self._model(Airflow, self._map(content, "airflow"), "airflow") or Airflow(),
+            "maintain": self._model(Maintain, self._map(content, "maintain"), "maintain") or Maintain(),
+            "panel": self._panels(content.get("panel")),
+            "contracts": self._contracts(steps), "lines": self.content.origins,
+        }  # fmt: skip
+        head = {key: content[key] for key in Head.model_fields if content.get(key) is not None}
+        made = self._model(Head, head, "")
+        data |= made.model_dump(exclude_unset=True) if made else {}
+        if self.problems:
+            return PipelineSpec.model_construct(**data, complete=False) if name else None
+        return PipelineSpec(**data)
+
+    def _problem(self, path: str, code: str, message: str) -> None:
+        self.content.problem(path, code, message)
+
+    def _unknown(self, content: Mapping[str, Any]) -> set[str]:
+        """Says which keys are not known; gives the keys that they are most likely meant to be."""
+        slips = set()
+        for key in content:
+            if key in LATER_KEYS:
+                self._problem(key, "NOT_YET", f"{key} comes with a later version")
+            elif key not in KEYS:
+                self._problem(key, "UNKNOWN_KEY", unknown(key, KEYS))
+                slips.add(_meant(key, KEYS))
+        return slips - content.keys()
+
+    def _name(self) -> str | None:
+        layer, stem = self.file.resolve().parent.name, self.file.stem
+        for part in (layer, stem):
+            if not NAME.fullmatch(part) or "__" in part or len(part) > 48:
+                self._problem("", "BAD_NAME", f"{part!r} is not a name: a-z, 0-9 and _, no __, at most 48 characters;"
+                              " a pipeline is <layer>/<name>.yaml")  # fmt: skip
+                return None
+        return f"{layer}.{stem}"
+
+    def _map(self, content: Mapping[str, Any], key: str) -> Any:
+        value = content.get(key)
+        return {} if value is None else value
+
+    def _list(self, content: Mapping[str, Any], key: str, known: Mapping[str, Any], later: set[str],
+              common: Iterable[str] = ()) -> tuple[Component | Unread, ...]:  # fmt: skip
+        value = content.get(key)
+        if isinstance(value, list):
+            return tuple(self._component(v, f"{key}[{i}]", known, later, common) for i, v in enumerate(value))
+        if value is None and key not in self.content.broken:
+            return ()
+        self._problem(key, "BAD_VALUE", f"{key} is a list; begin each item with a dash")
+        return (Unread(""),)
+
+    def _source(self, content: Mapping[str, Any]) -> Component | Unread:
+        if "source" not in content:
+            return Unread("")
+        value = content["source"]
+        if isinstance(value, str) and "." in value:
+            value = {"delta": {"table": value}}
+        return self._component(value, "source", sources.SOURCES, sources.LATER)
+
+    def _sink(self, content: Mapping[str, Any]) -> Component | Unread:
+        if "sink" not in content:
+            return Unread("")
+        value = content["sink"]
+        if isinstance(value, list):
+            self._problem("sink", "NOT_YET", "several sinks come with a later version")
+            return Unread("")
+        if isinstance(value, dict) and "where" in value:
+            self._problem("sink.where", "NOT_YET", "where beside a sink comes with a later version")
+            value = {key: inner for key, inner in value.items() if key != "where"}
+            if not value:
+                return Unread("")
+        return self._component(value, "sink", sinks.SINKS, sinks.LATER)
+
+    def _component(self, value: Any, path: str, known: Mapping[str, Any], later: set[str],
+                   common: Iterable[str] = ()) -> Component | Unread:  # fmt: skip
+        if isinstance(value, str):
+            value = {value: None}
+        if not isinstance(value, dict) or not value:
+            self._problem(path, "BAD_VALUE", f"{path} must be one of {', '.join(known)}")
+            return Unread("")
+        beside = {key: inner for key, inner in value.items() if key in common}
+        keys = [key for key in value if key not in beside]
+        components = [key for key in keys if key in known]
+        for key in keys:
+            if key not in known:
+                self._no_component(path, key, components, known, later, sorted(common))
+        if not keys:
+            self._problem(path, "UNKNOWN_KEY", "the component itself is missing")
+        if len(components) > 1:
+            self._problem(path, "TWO_COMPONENTS", f"{' and '.join(components)} stand in one item; each component begins"
+                          " with a dash")  # fmt: skip
+        made = [self._made(known[key], value[key], beside, path) for key in components]
+        if len(keys) == 1:
+            return made[0] if made else Unread(keys[0] if keys[0] in later else _meant(keys[0], known))
+        return made[0] if len(made) == 1 else Unread("")
+
+    def _made(self, kind: type[Component], value: Any, beside: dict[str, Any], outer: str) -> Component | Unread:
+        path = f"{outer}.{kind.key}"
+        if "checks" in kind.model_fields and isinstance(value, list):
+            return self._holding(kind, value, path)
+        options = kind.short(value)
+        if not isinstance(options, dict):
+            self._problem(path if path in self.content.origins else outer, "BAD_VALUE",
+                          f"{kind.key} takes options, or nothing")  # fmt: skip
+            return Unread(kind.key)
+        made = self._model(kind, {**options, **beside}, path, outer)
+        return made if isinstance(made, Component) else Unread(kind.key, _columns(options))
+
+    def _no_component(self, path: str, key: str, components: list[str], known: Mapping[str, Any], later: set[str],
+                      common: list[str]) -> None:  # fmt: skip
+        place = f"{path}.{key}" if f"{path}.{key}" in self.content.origins else path
+        if key in later:
+            self._problem(place, "NOT_YET", f"{key} comes with a later version")
+        elif components:
+            beside = f"beside it stand {', '.join(common)} only" if common else "its options stand below it, indented"
+            self._problem(place, "UNKNOWN_KEY", f"{key} beside {components[0]}: {beside}")
+        else:
+            self._problem(place, "UNKNOWN_COMPONENT", unknown(key, known))
+
+    def _holding(self, model: type[Component], value: list[Any], path: str) -> Component | Unread:
+        """A step that is made of checks."""
+        held = [self._component(one, f"{path}[{i}]", checks.CHECKS, checks.LATER, checks.COMMON)
+                for i, one in enumerate(value)]  # fmt: skip
+        good = tuple(one for one in held if not isinstance(one, Unread))
+        if len(good) < len(held):  # each of them keeps its place
+            return model.model_construct(checks=held)
+        made = self._model(model, {"checks": good}, path)
+        return made if isinstance(made, Component) else Unread(model.key)
+
+    def _clock(self, content: Mapping[str, Any], source: Component | Unread, slips: set[str]) -> dict[str, Any]:
+        """``trigger`` and ``schedule``; where the file does not say, what its source is for."""
+        trigger, schedule = content.get("trigger"), content.get("schedule")
+        stream = trigger is not None if (trigger is None) != (schedule is None) else source.key == "kafka"
+        guess: dict[str, Any] = {"trigger": Trigger(every="1 second") if stream else None,  # type: ignore[arg-type]
+                                 "schedule": None if stream else "manual"}  # fmt: skip
+        if trigger == "available_now":
+            self._problem("trigger", "NOT_YET", "trigger: available_now comes with a later version")
+        elif trigger is not None and schedule is not None:
+            self._problem("schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two")
+        elif trigger is not None:
+            guess["trigger"] = self._model(Trigger, trigger, "trigger") or guess["trigger"]
+        elif schedule is None and slips & {"trigger", "schedule"}:
+            pass
+        elif schedule is None:
+            self._problem("", "MISSING_TRIGGER", "a stream needs a trigger, a job needs a schedule")
+        elif is_schedule(schedule):
+            guess["schedule"] = schedule
+        else:
+            hint = did_you_mean(str(schedule), SCHEDULES)
+            hint = f"; {hint}" if hint.startswith("did") else ""
+            self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not {', '.join(SCHEDULES)} or a cron line of five"
+                          f" fields{hint}")  # fmt: skip
+        return guess
+
+    def _panels(self, value: Any) -> tuple[Model | Unread, ...]:
+        """One panel, or a list of them."""
+        if isinstance(value, list):
+            return tuple(self._model(Panel, one, f"panel[{i}]") or Unread("") for i, one in enumerate(value))
+        return () if value is None else (self._model(Panel, value, "panel") or Unread(""),)
+
+    def _contracts(self, steps: Sequence[Component | Unread]) -> dict[str, Contract]:
+        found = {}
+        for index, step in enumerate(steps):
+            if not isinstance(step, transforms.Parse):
+                continue
+            folder = named_folder(self.file, "contracts")
+            there = {file.stem: file for file in folder.glob("*.yaml")} if folder else {}
+            if step.contract not in there:
+                path = f"transforms[{index}].parse"
+                path += ".contract" if f"{path}.contract" in self.content.origins else ""
+                self._problem(path, "MISSING_CONTRACT", f"there is no contract {step.contract} in contracts/;"
+                              f" {did_you_mean(step.contract, there)}")  # fmt: skip
+                continue
+            file = there[step.contract]
+            made = read_contract(file, display(file, self.shown), self.problems)
+            if made is not None:
+                found[step.contract] = made
+        return found
+
+    def _model(self, model: type[Model], value: Any, path: str, outer: str = "") -> Model | None:
+        """The value as a frozen model; what is wrong with it becomes problems at their lines."""
+        made, wrong = said(model, value, path, outer, self.content.origins)
+        for place, code, message in wrong:
+            self._problem(place, code, message)
+        # what was put in place of a wrong value is not the user's
+        leaf = path in self.content.origins and self.content.origins[path].value is not None
+        self.content.broken |= {place for place, code, _ in wrong if (leaf or place != path) and code != "MISSING_KEY"}
+        return made
+
+
+def _columns(options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The columns that a step makes, as far as its options are maps of columns."""
+    by, maps = options.get("by", ()), [options.get(key) for key in ("measures", "columns")]
+    found = [str(name) for one in maps if isinstance(one, dict) for name in one]
+    if not found or not isinstance(by, list | str | tuple):
+        return None
+    return (*([by] if isinstance(by, str) else map(str, by)), *found)
+
+
+def read_contract(file: Path, shown: str, problems: list[Problem]) -> Contract | None:
+    """A contract's file; what is wrong with it is added to ``problems``."""
+    document = yaml.read(file, shown)
+    problems += document.problems
+    if document.problems:
+        return None
+    try:
+        return contract.build(file.stem, shown, document.value, document.lines)
+    except SpecError as error:
+        problems += error.problems
+        return None
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    hint = did_you_mean(word, known)
+    return hint[len("did you mean ") : -1] if hint.startswith("did") else word
