@@ -44,7 +44,8 @@ def read(environment: Environment, specs: Sequence[PipelineSpec] = ()) -> list[d
         found |= {entry["pipeline"]: entry for entry in _postgres(cursor)}
         commits, runs = _seen(cursor)
     for name in (*runs, *(spec.name for spec in specs)):  # one that has only failed so far, or never ran
-        found.setdefault(name, {"pipeline": name, "store": None, "batches": 0, "last_commit": None, "watermark": None})
+        found.setdefault(name, {"pipeline": name, "store": None, "batches": 0, "last_commit": None, "watermark": None,
+                                **dict.fromkeys(COUNTERS)})  # fmt: skip
     for name, entry in found.items():
         entry |= _stands(entry, commits.get(name), runs.get(name))
     for known in _judged(environment, specs):

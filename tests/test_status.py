@@ -92,6 +92,7 @@ def test_status_says_how_each_pipeline_stands(cursor: Any, database: str, tmp_pa
     (tmp_path / "pipelines" / "bronze" / "b.yaml").write_text(file.read_text())
     told = {entry["pipeline"]: entry for entry in status.read(environment, load([tmp_path / "pipelines"]))}
     assert (told[LANDING]["state"], told["bronze.b"]["state"]) == ("stale", "never")
+    assert told["bronze.b"]["counted"] is None
     assert (told[WINDOWS]["state"], told[GOLD]["state"]) == ("running", "failed")
 
     # a stream that commits again has nothing to complain of
