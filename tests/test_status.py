@@ -114,8 +114,9 @@ def test_tail_begins_with_the_last_ones_and_goes_on_with_what_commits(cursor: An
     got: list[dict[str, Any]] = []
     reader = threading.Thread(target=lambda: [got.append(next(entries)) for _ in range(4)], daemon=True)
     reader.start()
-    looking = ("select 1 from pg_stat_activity where query like 'select array[0, id]%' and pid <> pg_backend_pid()"
-               " and datname = current_database()")  # fmt: skip
+    # the first look has ended when the last question about the last pipeline is answered
+    looking = (f"select 1 from pg_stat_activity where query like 'select array[0, id]%{GOLD}%' and state = 'idle'"
+               " and pid <> pg_backend_pid() and datname = current_database()")  # fmt: skip
     while cursor.execute(looking) or not cursor.fetchone():
         assert reader.is_alive()
     batch(cursor, 4, counted=40, behind=6)
