@@ -30,6 +30,11 @@ def port() -> int:
     return choose_port(None, None, "a test", lambda _text: None)
 
 
+def _heeds_interrupts() -> None:
+    """As in a container; a shell that runs the tests in the background makes its children deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Compose:
     """A project in ``folder``; ``variables`` say what a container has at a fixed place: its paths and hosts."""
@@ -73,7 +78,8 @@ class Compose:
     def start(self, name: str, command: Sequence[str], **more: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(command, cwd=self.folder, env=self.variables(name, **more), stdout=log,
-                                       stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                       stderr=subprocess.STDOUT, start_new_session=True,
+                                       preexec_fn=_heeds_interrupts)  # fmt: skip
         self.processes[name] = process
         return process
 

@@ -69,9 +69,9 @@ def serving(
 Serve = Callable[..., Served]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def seed(stack: Services) -> Iterator[Seed]:
-    """Two days of minutes and batches up to now, 400 days of gold."""
+    """Two days of minutes and batches up to now, 400 days of gold; for each module anew, lest its now is long ago."""
     with empty_database(stack) as dsn:
         yield fill(dsn, PROJECT / "grafana" / "reader.sql", TWO_DAYS)
 
