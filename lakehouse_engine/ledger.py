@@ -73,9 +73,13 @@ end $$;
 """
 
 
+#: the newest of them last
+_ALL = ["positions", "batches", "served", "runs", "last_runs", "commits"]
+
+
 def ensure(cursor: Any) -> None:
-    """Makes the tables where the newest of them is not there yet, in the caller's transaction."""
-    cursor.execute("select to_regclass('lakehouse.commits') is not null")
+    """Makes the tables where one of them is not there, in the caller's transaction."""
+    cursor.execute("select bool_and(to_regclass('lakehouse.' || name) is not null) from unnest(%s) name", (_ALL,))
     if cursor.fetchone() != (True,):
         cursor.execute(LOCK)
         cursor.execute(DDL)

@@ -90,6 +90,16 @@ def test_a_ledger_of_an_older_version_gets_what_it_lacks_and_keeps_what_it_holds
     assert rows(database, "select commit_id, checksum from lakehouse.served") == []
 
 
+def test_a_table_of_the_ledger_that_somebody_dropped_is_made_again(database: str) -> None:
+    with closing(psycopg2.connect(database)) as connection, connection, connection.cursor() as cursor:
+        for name in ("served", "positions"):
+            ledger.ensure(cursor)
+            cursor.execute(f"drop table lakehouse.{name}")
+        ledger.ensure(cursor)
+    assert rows(database, "select pipeline from lakehouse.served union all select pipeline from"
+                " lakehouse.positions") == []  # fmt: skip
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """The address of somebody who takes connections and says nothing."""
