@@ -49,8 +49,7 @@ class Inserts:
                         else None)  # fmt: skip
         self._connection = postgres_sink.connect(dsn)
         with self._connection, self._connection.cursor() as cursor:
-            cursor.execute(ledger.LOCK)
-            cursor.execute(ledger.DDL)
+            ledger.make(cursor)
             if self._upsert is not None:
                 self._upsert.ensure(cursor, where)
             else:
@@ -81,8 +80,7 @@ class Inserts:
         if not counts.ends:
             return None
         warnings = self._judge.warnings(counts, started_at)
-        read = {p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()}
-        after = {**self.positions, **read}
+        after = progress.reached(self.positions, counts.ends)
         record = Record(self.name, EPOCH, self._claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings,
                         behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip

@@ -73,6 +73,12 @@ end $$;
 """
 
 
+def make(cursor: Any) -> None:
+    """Makes what is not there yet, in the caller's transaction; two processes do so one after the other."""
+    cursor.execute(LOCK)
+    cursor.execute(DDL)
+
+
 #: the newest of them last
 _ALL = ["positions", "batches", "served", "runs", "last_runs", "commits"]
 
@@ -81,12 +87,10 @@ def ensure(cursor: Any) -> None:
     """Makes the tables where one of them is not there, in the caller's transaction."""
     cursor.execute("select bool_and(to_regclass('lakehouse.' || name) is not null) from unnest(%s) name", (_ALL,))
     if cursor.fetchone() != (True,):
-        cursor.execute(LOCK)
-        cursor.execute(DDL)
+        make(cursor)
 
 
 def prepare(connection: Any) -> None:
     """Makes what is not there yet, in a transaction of its own; may be called again."""
     with connection, closing(connection.cursor()) as cursor:
-        cursor.execute(LOCK)
-        cursor.execute(DDL)
+        make(cursor)

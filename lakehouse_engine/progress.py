@@ -64,6 +64,12 @@ def advance(position: Position, next_offset: int, max_event_time: int | None, st
     return replace(position, next_offset=next_offset, idle=position.idle or silent)
 
 
+def reached(positions: Mapping[int, Position], ends: Mapping[int, int]) -> dict[int, Position]:
+    """The positions after a batch without event time that ended at ``ends`` (next offsets); none goes back."""
+    read = {p: Position(max(end, positions.get(p, Position(0)).next_offset)) for p, end in ends.items()}
+    return {**positions, **read}
+
+
 def next_watermark(positions: Iterable[Position], delay: int, previous: int | None) -> int | None:
     """The watermark for the next batch, in microseconds; None while nothing has been seen.
 

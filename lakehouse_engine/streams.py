@@ -180,8 +180,7 @@ class _Windows:
         self._merges = [_merge(spark, member) for member in members]
         self._connection = postgres_sink.connect(to.postgres_dsn)
         with self._connection, self._connection.cursor() as cursor:
-            cursor.execute(ledger.LOCK)
-            cursor.execute(ledger.DDL)
+            ledger.make(cursor)
             for member, merge in zip(self._members, self._merges, strict=True):
                 _ensure(cursor, merge, member)
                 merge.stage(cursor)
@@ -404,10 +403,7 @@ class _Landing:
         if not counts.ends:
             return None
         warnings = self._judge.warnings(counts, started_at)
-        after = {
-            p: Position(max(end, self.positions.get(p, Position(0)).next_offset)) for p, end in counts.ends.items()
-        }
-        after = {**self.positions, **after}
+        after = progress.reached(self.positions, counts.ends)
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings)  # fmt: skip
         if counts.refused and self._member.keeps:
