@@ -1,0 +1,253 @@
+"""Follows the columns of a pipeline through its steps, without Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from lakehouse_engine import sql
+from lakehouse_engine.checks import Freshness, Relationship
+from lakehouse_engine.component import Unread
+from lakehouse_engine.errors import Problem
+from lakehouse_engine.rows import Rows
+from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.problems import (
+    LANDED,
+    Columns,
+    Upstream,
+    appends,
+    at,
+    known_as,
+    leaf,
+    nobody,
+    step_of,
+)
+from lakehouse_engine.transforms import (
+    Aggregate,
+    Cast,
+    Check,
+    Dedupe,
+    Derive,
+    Drop,
+    Explode,
+    Filter,
+    Parse,
+    Rename,
+    Select,
+    Watermark,
+    Window,
+)
+
+#: steps that leave the columns as they are
+SAME_COLUMNS = {"filter", "watermark", "dedupe", "check"}
+
+
+def after_unread(step: Unread, columns: Columns | None) -> Columns | None:
+    if step.key in SAME_COLUMNS:
+        return columns
+    if step.key == Cast.key:
+        return None if columns is None else dict.fromkeys(columns, "")
+    made = None if step.columns is None else dict.fromkeys(step.columns, "")
+    if step.key == "derive":
+        return None if columns is None or made is None else columns | made
+    if step.key == "window" and made is not None:
+        return {"window_start": "timestamp", **made}
+    return made if step.key == "aggregate" else None
+
+
+class Walk:
+    """Follows the columns through the steps."""
+
+    def __init__(self, spec: PipelineSpec, upstream: Upstream, readers: frozenset[str] = frozenset()) -> None:
+        """``readers`` are the pipelines on the way here: in a cycle they would be asked again."""
+        self._spec, self._upstream = spec, upstream
+        self._readers = readers | {spec.name}
+        self.problems: list[Problem] = []
+
+    def result(self) -> Columns | None:
+        spec = self._spec
+        columns = self._source()
+        for index, transform in enumerate(spec.transforms):
+            step = step_of(spec, index)
+            if isinstance(transform, Unread):
+                columns = after_unread(transform, columns)
+                continue
+            if isinstance(transform, Parse) and transform.contract not in spec.contracts:
+                columns = None
+                continue
+            if columns is None:  # what came before is not known; what groups rows begins anew
+                columns = self._after(transform, {}) if isinstance(transform, Window | Aggregate) else None
+                continue
+            if isinstance(transform, Check):
+                for number, one in enumerate(transform.checks):
+                    self._read(one.expressions(), columns, f"{step}[{number}]")
+            else:
+                self._read(transform.expressions(), columns, step)
+            self._names(transform, columns, step)
+            if isinstance(transform, Watermark):
+                self._event_time(transform, columns, step)
+            before, columns = columns, self._after(transform, columns)
+            self._one_case(columns.keys() - before.keys(), columns, step)
+        if columns is None:
+            return None
+        for index, check in enumerate(spec.checks):
+            self._read(check.expressions(), columns, f"checks[{index}]")
+            if isinstance(check, Freshness):
+                self._time(check.column, columns, f"checks[{index}]")
+            if isinstance(check, Relationship):
+                self._related(check, f"checks[{index}]")
+        return self._stored(columns)
+
+    def _time(self, column: str, columns: Columns, path: str) -> None:
+        kind = known_as(columns).get(column.lower(), "")
+        if kind not in ("", "timestamp", "date"):
+            self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"{column} is {kind}; how old a row is, a"
+                                     " timestamp or a date says"))  # fmt: skip
+
+    def _related(self, check: Relationship, path: str) -> None:
+        for _, table, column in check.others():
+            writer = self._upstream.find(table, self._spec.file)
+            place = leaf(self._spec, path, f"{table}.{column}")
+            if writer is None:
+                self.problems += nobody(self._spec, place, table, self._upstream)
+                continue
+            if writer.name in self._readers:
+                continue  # a cycle, which is a problem of its own
+            if not isinstance(writer.sink, Delta | Unread):
+                self.problems.append(at(self._spec, place, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a"
+                                         " job reads tables of Delta"))  # fmt: skip
+                continue
+            theirs = Walk(writer, self._upstream, self._readers).result()
+            if theirs is not None and column.lower() not in known_as(theirs):
+                close = get_close_matches(column, list(theirs), n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(theirs))}"
+                said = f"{table} has no column {column}; {hint}"
+                self.problems.append(at(self._spec, place, "UNKNOWN_COLUMN", said))
+
+    def _event_time(self, watermark: Watermark, columns: Columns, path: str) -> None:
+        kind = known_as(columns).get(watermark.column.lower(), "")
+        if kind not in ("", "timestamp"):
+            self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"{watermark.column} is {kind}; event time is a"
+                                     f" timestamp: derive one, e.g. try_to_timestamp({watermark.column})"))  # fmt: skip
+
+    def _one_case(self, new: Iterable[str], columns: Columns, path: str) -> None:
+        for name in sorted(new):
+            others = [other for other in columns if other != name and other.lower() == name.lower()]
+            if others:
+                place = leaf(self._spec, path, name, name)
+                self.problems.append(at(self._spec, place, "SAME_COLUMN", f"{others[0]} and {name} are one column to"
+                                         " Spark, which does not tell cases apart"))  # fmt: skip
+
+    def _source(self) -> Columns | None:
+        source = self._spec.source
+        if isinstance(source, Kafka | Unread):
+            return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
+        writer = self._upstream.find(source.table, self._spec.file)
+        if writer is None:
+            place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
+            self.problems += nobody(self._spec, place, source.table, self._upstream)
+            return None
+        if not isinstance(writer.sink, Delta | Unread):
+            self.problems.append(at(self._spec, "source", "MISSING_TABLE", f"{source.table} writes to"
+                                     f" {writer.sink.key}; a job reads tables of Delta"))  # fmt: skip
+            return None
+        if writer.name in self._readers:
+            return None
+        columns = Walk(writer, self._upstream, self._readers).result()
+        return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
+
+    def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
+        known = known_as(columns)
+        for text in expressions:
+            for missing in sorted(sql.columns(text) - known.keys()):
+                close = get_close_matches(missing, list(known), n=1)
+                by_name = {name.lower(): name for name in columns}
+                hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(sorted(columns))}"
+                place = leaf(self._spec, path, text, missing)
+                self.problems.append(at(self._spec, place, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
+            if self._spec.is_stream:
+                try:
+                    sql.check_stream(text, known)
+                except sql.ExpressionError as error:
+                    place = leaf(self._spec, path, text)
+                    written = f"`{self._spec.lines[place].value}`" if place != path else f"`{text}`"
+                    message = str(error).replace(f"`{text}`", written)
+                    self.problems.append(at(self._spec, place, error.code, message))
+
+    def _after(self, transform: object, columns: Columns) -> Columns:
+        spec = self._spec
+        if isinstance(transform, Parse):
+            found = spec.contracts.get(transform.contract)
+            return {**columns, **(found.columns if found else {})}
+        if isinstance(transform, Derive):
+            return columns | {name: sql.kind(text, known_as(columns)) for name, text in transform.columns.items()}
+        if isinstance(transform, Select):
+            items = [sql.select_item(item) for item in transform.items]
+            hidden = {name: kind for name, kind in columns.items() if name.startswith("_")}
+            return hidden | {item.name: columns.get(item.expression, "") for item in items}
+        if isinstance(transform, Window):
+            keys = {"window_start": "timestamp", **{name: columns.get(name, "") for name in transform.by}}
+            return {**keys, **dict.fromkeys(transform.measures, "")}
+        if isinstance(transform, Aggregate):
+            return {**{name: columns.get(name, "") for name in transform.by}, **dict.fromkeys(transform.measures, "")}
+        if isinstance(transform, Rename):
+            renamed = dict(zip(transform.renamed(columns), columns.values(), strict=True))
+            return renamed | {name: "" for name in transform.columns if name not in renamed}
+        if isinstance(transform, Drop):
+            return {name: kind for name, kind in columns.items() if not transform.drops(name)}
+        if isinstance(transform, Cast):
+            kinds = {name.lower(): kind for name, kind in transform.columns.items()}
+            return {name: kinds.get(name.lower(), kind) for name, kind in columns.items()}
+        if isinstance(transform, Explode):
+            kept = {name: kind for name, kind in columns.items() if name.lower() != transform.column.lower()}
+            return kept | {transform.element: ""} | ({transform.position: "int"} if transform.position else {})
+        assert isinstance(transform, Filter | Watermark | Dedupe | Check)
+        return columns
+
+    def _names(self, transform: object, columns: Columns, path: str) -> None:
+        """A step that gives a name which a column has that stays, or leaves no column."""
+        taken: Iterable[str] = ()
+        if isinstance(transform, Rename):
+            taken = transform.taken(columns)
+        elif isinstance(transform, Explode):
+            rest = {name.lower() for name in columns} - {transform.column.lower()}
+            taken = [name for name in transform.made if name.lower() in rest]
+        elif isinstance(transform, Drop) and transform.leaves_none(columns):
+            self.problems.append(at(self._spec, path, "NO_COLUMNS", "no column is left that would be stored"))
+        for name in taken:
+            place = leaf(self._spec, path, name, name)
+            self.problems.append(at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
+
+    def _stored(self, columns: Columns) -> Columns | None:
+        spec, sink = self._spec, self._spec.sink
+        if isinstance(sink, Unread):
+            return None
+        landing = spec.is_stream and isinstance(sink, Delta)
+        stored = Rows.identity(columns).stored
+        kept = {n: t for n, t in columns.items() if n in stored or (landing and n in LANDED)}
+        if not isinstance(sink, Console) and sink.updated_at and not appends(spec):
+            if "updated_at" in kept:
+                self.problems.append(at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
+                                         " yours, or say updated_at: false in the sink"))  # fmt: skip
+            kept["updated_at"] = "timestamp"
+        if isinstance(sink, Postgres):
+            self._read(sink.order_by, kept, "sink.postgres.order_by")
+        if isinstance(sink, Delta):
+            for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,)),
+                                ("cluster_by", sink.cluster_by)):  # fmt: skip
+                self._read([n for n in names if n], kept, f"sink.delta.{path}")
+            self._read(spec.maintain.zorder_by, kept, "maintain.zorder_by")
+        self._read(spec.keys or (), kept, "keys")
+        for index, panel in enumerate(spec.panel):
+            if isinstance(panel, Unread):
+                continue
+            place = f"panel[{index}]" if f"panel[{index}]" in spec.lines else "panel"
+            self._read([name for name in (panel.value, panel.by) if name], kept, place)
+            kind = known_as(kept).get((spec.time_column or "").lower(), "")
+            if kind not in ("", "timestamp" if spec.time_column == "window_start" else "date"):
+                self.problems.append(at(spec, place, "COLUMN_TYPE", f"{spec.time_column} is {kind}; a panel's time is"
+                                         " a window's start or a date"))  # fmt: skip
+        return kept

@@ -1,0 +1,254 @@
+"""What one file may not say, decided by its typed keys alone: a literal list of small functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from lakehouse_engine import sql
+from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
+from lakehouse_engine.component import Unread
+from lakehouse_engine.errors import Problem
+from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.problems import (
+    LANDED,
+    at,
+    leaf,
+    some_unread,
+    step_of,
+    unsure,
+)
+from lakehouse_engine.transforms import (
+    Aggregate,
+    Cast,
+    Check,
+    Dedupe,
+    Derive,
+    Drop,
+    Explode,
+    Rename,
+    Watermark,
+    Window,
+)
+
+CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate"}
+
+
+def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
+    if spec.is_stream and spec.source.key == "delta":
+        yield at(spec, "source", "NOT_YET", "a stream over a Delta table comes with a later version")
+    if not spec.is_stream and spec.source.key == "kafka":
+        yield at(spec, "source", "NOT_YET", "a job over kafka comes with a later version; give it a trigger")
+
+
+def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
+    seen = 0
+    for index, transform in enumerate(spec.transforms):
+        if transform.key == "watermark":
+            seen += 1
+            if seen > 1:
+                yield at(spec, step_of(spec, index), "WATERMARK_TWICE", "an input has one watermark")
+        if transform.key == "window" and spec.is_stream and not seen and not unsure(spec):
+            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", "a window needs a watermark before it, e.g."
+                      " - watermark: {column: timestamp, delay: 2 minutes}")  # fmt: skip
+
+
+def windows_have_names_of_their_own(spec: PipelineSpec) -> Iterator[Problem]:
+    """An average is kept as ``n__sum`` and ``n__count``."""
+    for index, transform in enumerate(spec.transforms):
+        if isinstance(transform, Window):
+            averages = [name for name, text in transform.measures.items() if sql.measure(text).function == "avg"]
+            kept = {f"{name}__{part}" for name in averages for part in ("sum", "count")}
+            for name in sorted(kept & {*transform.by, *transform.measures}):
+                place = f"{step_of(spec, index)}.measures.{name}"
+                yield at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
+                          " rename yours")  # fmt: skip
+
+
+def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, transform in enumerate(spec.transforms):
+        place = step_of(spec, index)
+        if spec.is_stream and isinstance(transform, Aggregate):
+            yield at(spec, place, "JOB_ONLY", "aggregate is for jobs; a stream has window")
+        if spec.is_stream and isinstance(transform, Dedupe):
+            yield at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
+        if not spec.is_stream and isinstance(transform, Window | Watermark):
+            yield at(spec, place, "NOT_YET", f"{transform.key} in a job comes with a later version; use aggregate")
+        if isinstance(transform, Window) and spec.is_stream:
+            if any(before.key == Explode.key for before in spec.transforms[:index]):
+                yield at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"
+                          " rows with explode in one pipeline and aggregate them in a job")  # fmt: skip
+            if index != len(spec.transforms) - 1:
+                yield at(spec, place, "NOT_YET", "steps after a window come with a later version")
+            if spec.checks:
+                yield at(spec, "checks", "NOT_YET", "checks of a window's result come with a later version")
+
+
+def _once(spec: PipelineSpec, index: int) -> bool:
+    """Whether a window is sent once, or may be meant to be."""
+    window, said = spec.transforms[index], spec.lines.get(f"{step_of(spec, index)}.emit")
+    return not isinstance(window, Window) or window.emit == "final" or (said is not None and said.value != "updates")
+
+
+def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
+    windowed = any(transform.key == "window" for transform in spec.transforms)
+    sink = spec.sink
+    if isinstance(sink, Unread) or unsure(spec):
+        return
+    if isinstance(sink, Console):
+        if windowed:
+            yield at(spec, "sink", "NOT_YET", "a window into this sink comes with a later version; use postgres")
+        return
+    final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
+    window = ("upsert", "append") if final else ("upsert",)
+    rowwise = ("append", "upsert") if isinstance(sink, Postgres) else ("append",)
+    allowed = window if windowed else rowwise if spec.is_stream else ("replace",)
+    if isinstance(sink, Delta) and windowed:
+        yield at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
+    elif sink.mode is not None and sink.mode not in allowed:
+        kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
+        hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
+        yield at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode"
+                  f" {' or '.join(allowed)}, not {sink.mode}{hint}")  # fmt: skip
+    if isinstance(sink, Postgres):
+        upserts = spec.is_stream and not windowed and sink.mode == "upsert"
+        if upserts and not spec.keys:
+            yield at(spec, "sink.postgres.mode", "MISSING_KEY", "rows of which columns replace each other? say it in"
+                      " keys")  # fmt: skip
+        if upserts and not sink.order_by:
+            yield at(spec, "sink.postgres.mode", "MISSING_KEY", "order_by is missing: which of two rows of a key wins,"
+                      " whatever comes first")  # fmt: skip
+        if sink.order_by and not upserts:
+            yield at(spec, "sink.postgres.order_by", "ILLEGAL_MODE", "order_by goes with mode: upsert of a stream"
+                      " without a window")  # fmt: skip
+    if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
+        yield at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
+    if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
+        yield at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
+
+
+def layouts_exclude_each_other(spec: PipelineSpec) -> Iterator[Problem]:
+    """A table is partitioned (and may be z-ordered within) or clustered."""
+    sink, order = spec.sink, spec.maintain.zorder_by
+    if not isinstance(sink, Delta):
+        if order:
+            yield at(spec, "maintain.zorder_by", "ILLEGAL_LAYOUT", "only a Delta table has a layout")
+        return
+    if sink.cluster_by and sink.partition_by:
+        yield at(spec, "sink.delta.cluster_by", "ILLEGAL_LAYOUT", "a table is partitioned or clustered, not both")
+    if sink.cluster_by and order:
+        yield at(spec, "maintain.zorder_by", "ILLEGAL_LAYOUT", "a clustered table is in order already; keep one")
+    for name in order:
+        if name in sink.partition_by:
+            yield at(spec, "maintain.zorder_by", "ILLEGAL_LAYOUT", f"{name} is a partition column: all rows of a"
+                      " partition have the same")  # fmt: skip
+
+
+def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
+    if spec.is_stream or not (isinstance(spec.sink, Delta) and spec.sink.replace_by):
+        return
+    asked = [(step_of(spec, index), step.expressions()) for index, step in enumerate(spec.transforms)]
+    asked += [(f"checks[{index}]", check.expressions()) for index, check in enumerate(spec.checks)]
+    for place, expressions in asked:
+        for text in expressions:
+            if sql.calls(text) & CLOCKS:
+                yield at(spec, leaf(spec, place, text), "UNSTABLE_EXPRESSION", f"`{text}`: with replace_by a slice is"
+                          " recomputed at other times; the clock would make it another one")  # fmt: skip
+
+
+def checks_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, check in enumerate(spec.checks):
+        place = f"checks[{index}]"
+        if spec.is_stream and isinstance(check, Unique | RowCount):
+            yield at(spec, place, "JOB_ONLY", f"{check.key} is for jobs; it judges a whole result")
+        elif spec.is_stream and isinstance(check, Relationship):
+            yield at(spec, place, "JOB_ONLY", "relationship is for jobs; a stream does not wait for another table")
+        elif isinstance(check, Unique) and not (check.columns or spec.key_columns or some_unread(spec)):
+            yield at(spec, place, "MISSING_KEY", "unique of what? name its columns, or the pipeline's keys")
+        if spec.is_stream and isinstance(check, Freshness) and check.on_fail != "warn":
+            yield at(spec, place, "BAD_CHECK", "a stream that is behind reads old rows and would stop for ever: say"
+                      " on_fail: warn")  # fmt: skip
+
+
+def check_steps_judge_rows(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, transform in enumerate(spec.transforms):
+        for number, check in enumerate(transform.checks if isinstance(transform, Check) else ()):
+            if isinstance(check, TableCheck | Relationship):
+                does = "looks into another table" if isinstance(check, Relationship) else "judges a whole result"
+                yield at(spec, f"{step_of(spec, index)}[{number}]", "BAD_CHECK", f"{check.key} {does}; write it under"
+                          " checks")  # fmt: skip
+
+
+def records_keep_their_place(spec: PipelineSpec) -> Iterator[Problem]:
+    """In a stream the engine counts by it, keeps it with refused rows, and stores it in a landing."""
+    for index, transform in enumerate(spec.transforms if spec.is_stream else ()):
+        changed: Iterable[str] = ()
+        if isinstance(transform, Rename):
+            changed = (*transform.columns.keys(), *transform.columns.values())
+        elif isinstance(transform, Drop | Cast | Derive):
+            changed = transform.columns
+        elif isinstance(transform, Explode):
+            changed = (transform.column, *transform.made)
+        for name in dict.fromkeys(changed):
+            if name.lower() in LANDED:
+                place = leaf(spec, step_of(spec, index), name, name)
+                yield at(spec, place, "RESERVED_COLUMN", f"{name} says where and when the record came:"
+                          " derive another column from it")  # fmt: skip
+
+
+def panels_show_what_is_there(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, panel in enumerate(spec.panel):
+        if isinstance(panel, Unread):
+            continue
+        place = f"panel[{index}]" if f"panel[{index}]" in spec.lines else "panel"
+        if panel.type == "bars" and panel.by is None:
+            yield at(spec, place, "MISSING_KEY", "by is missing: the column that has a bar for each of its values")
+        if panel.type == "stat" and panel.by is not None:
+            yield at(spec, f"{place}.by", "ILLEGAL_PANEL", "a stat is one number; leave by out, or use bars")
+        if some_unread(spec):
+            continue
+        if spec.postgres_table is None:
+            yield at(spec, place, "ILLEGAL_PANEL", "the result is not in PostgreSQL, where panels read; a job's comes"
+                      " there with serve: postgres")  # fmt: skip
+        value = spec.panel_value(panel)
+        if value is None:
+            there = f", one of {', '.join(spec.measures)}" if spec.measures else ""
+            yield at(spec, place, "MISSING_KEY", f"value is missing: the column to show{there}")
+        if panel.type == "timeseries" and spec.time_column is None:
+            yield at(spec, place, "ILLEGAL_PANEL", "the result has no time: a window has, and a job with replace_by")
+        text = spec.measures.get(value or "")
+        if panel.type != "table" and panel.aggregate == "sum" and text and not _adds_up(spec, text):
+            together = set(spec.key_columns) - ({spec.time_column, panel.by} if _apart(spec, panel.type) else set())
+            if together:
+                yield at(spec, place, "ILLEGAL_PANEL", f"`{text}` does not add up over {', '.join(sorted(together))}:"
+                          " say aggregate: max, min or avg")  # fmt: skip
+
+
+def _apart(spec: PipelineSpec, kind: str) -> bool:
+    """Whether the panel shows the days of the result apart; those of windows come together as one zooms out."""
+    return kind != "bars" and spec.time_column != "window_start"
+
+
+def _adds_up(spec: PipelineSpec, text: str) -> bool:
+    """Counts and sums do, unless a row is in several windows."""
+    if any(isinstance(t, Window) and t.sliding for t in spec.transforms):
+        return False
+    try:
+        return sql.measure(text).function in ("count", "sum")
+    except sql.ExpressionError:
+        return False
+
+
+ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
+    source_fits,
+    watermark_once_and_before_window,
+    steps_fit_streams_and_jobs,
+    sink_fits,
+    layouts_exclude_each_other,
+    slices_do_not_depend_on_the_clock,
+    checks_fit_streams_and_jobs,
+    check_steps_judge_rows,
+    records_keep_their_place,
+    windows_have_names_of_their_own,
+    panels_show_what_is_there,
+)
