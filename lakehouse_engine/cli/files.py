@@ -1,0 +1,110 @@
+"""What files say, and what is made from them: nothing is run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from lakehouse_engine.cli.shared import ENV, JSON, SPECS, environment_of, plan_of
+from lakehouse_engine.errors import UsageError
+
+
+@click.command()
+@SPECS
+@ENV
+@click.option("--structure", is_flag=True, help="What the files alone tell, never Spark (all there is so far).")
+@JSON
+def validate(specs: tuple[Path, ...], env: str | None, structure: bool, as_json: bool) -> None:
+    """Check pipelines, contracts, templates, tests and environments: every error of every file at file:line.
+
+    Touches nothing, and needs no service, no secret and no data.
+    """
+    from lakehouse_engine.errors import SpecError
+    from lakehouse_engine.validation import validate as judge
+
+    verdict = judge(specs, env, Path.cwd())
+    if as_json:
+        click.echo(json.dumps(verdict.as_json()))
+    elif verdict.problems:
+        raise SpecError(verdict.problems)
+    else:
+        click.echo(f"{len(verdict.pipelines)} pipelines are valid")
+    sys.exit(SpecError.exit_status if verdict.problems else 0)
+
+
+@click.command()
+@SPECS
+@ENV
+@click.option("--origins", is_flag=True, help="Also each value, with the file and line that it comes from.")
+@JSON
+def plan(specs: tuple[Path, ...], env: str | None, origins: bool, as_json: bool) -> None:
+    """Show what `run` would do: scans with their members, and jobs in order."""
+    from lakehouse_engine.explain import explain
+
+    described = explain(plan_of(specs, env), origins=origins)
+    click.echo(json.dumps(described, indent=2) if as_json else described.text())
+
+
+@click.command()
+@SPECS
+@ENV
+@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("grafana"), show_default=True)
+@click.option("--prometheus", "beside", type=click.Path(path_type=Path), default=Path("prometheus"), show_default=True)
+@click.option("--check", "checked", is_flag=True, help="Write nothing; fail when a file is not as it would be written.")
+def grafana(specs: tuple[Path, ...], env: str | None, folder: Path, beside: Path, checked: bool) -> None:
+    """Write Grafana's dashboards and alert rules, and Prometheus' rules, as the pipelines and their panels say."""
+    from lakehouse_engine import grafana as dashboards
+    from lakehouse_engine import prometheus
+    from lakehouse_engine.spec.loader import load
+
+    loaded = load(list(specs) or [Path("pipelines")], environment=environment_of(env))
+    for where, files in ((folder, dashboards.rendered(loaded)), (beside, prometheus.rendered(loaded))):
+        if checked:
+            dashboards.check(where, files)
+        else:
+            dashboards.write(where, files)
+        click.echo(f"{len(files)} files in {where} {'are as the pipelines say' if checked else 'written'}")
+
+
+@click.command()
+@click.option("--write", "written", type=click.Path(path_type=Path), metavar="DIR", help="Write them into a folder.")
+@click.option("--check", "checked", type=click.Path(path_type=Path), is_flag=False, flag_value=Path("schema"),
+              metavar="[DIR]", help="Fail when a file of the folder is not as it would be written.  [default: schema]")
+@click.argument("name", required=False)
+def schema(written: Path | None, checked: Path | None, name: str | None) -> None:
+    """JSON Schemas for editors; without an option the one NAMEd (pipeline, environment, contract, test, ...)."""
+    from lakehouse_engine import schema as schemas
+
+    if written:
+        schemas.write(written)
+        click.echo(f"{len(schemas.rendered())} schemas in {written}")
+    elif checked:
+        schemas.check(checked)
+        click.echo(f"the schemas in {checked} are as the models say")
+    else:
+        texts = schemas.rendered()
+        file = f"{name or 'pipeline'}.json"
+        if file not in texts:
+            known = ", ".join(one.removesuffix(".json") for one in texts)
+            raise UsageError("UNKNOWN_SCHEMA", f"there is no schema {name}; there are {known}")
+        click.echo(texts[file], nl=False)
+
+
+@click.command()
+@click.option("--write", "written", is_flag=True, help="Write the pages.")
+@click.option("--check", "checked", is_flag=True, help="Fail when a page is not as it would be written.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("docs/reference"), show_default=True)
+def reference(written: bool, checked: bool, folder: Path) -> None:
+    """The reference of all components and files, made from the code that reads them."""
+    from lakehouse_engine import reference as pages
+
+    if written:
+        click.echo(f"{pages.write(folder, Path.cwd())} pages in {folder}")
+    elif checked:
+        pages.check(folder, Path.cwd())
+        click.echo(f"the pages in {folder} are as the code says")
+    else:
+        click.echo("\n".join(pages.pages(Path.cwd()).values()))

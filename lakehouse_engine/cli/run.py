@@ -1,0 +1,89 @@
+"""What computes and writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, perform, report
+from lakehouse_engine.errors import UsageError
+from lakehouse_engine.request import Request, Span, metrics_address
+
+
+@click.command()
+@SPECS
+@ENV
+@OWN
+@click.option("--available-now", is_flag=True, help="Streams read what is there and end; then jobs run.")
+@click.option("--metrics-port", type=int, help="Show metrics to Prometheus on this port; 0 takes a free one.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where the port listens.")
+@click.option("--json-log", is_flag=True, help="One JSON object a line on standard error; also LAKEHOUSE_LOG=json.")
+def run(specs: tuple[Path, ...], env: str | None, own: bool, available_now: bool, metrics_port: int | None,
+        metrics_host: str, json_log: bool) -> None:  # fmt: skip
+    """Run pipelines: streams in one Spark application, jobs in the order of what they read."""
+    metrics = metrics_address(metrics_host, metrics_port)
+    perform(Request("run", specs, env, os.environ.copy(), available_now=available_now, metrics=metrics,
+                     json_log=json_log), own=own or metrics is not None)  # fmt: skip
+
+
+@click.command()
+@SPECS
+@ENV
+@OWN
+def serve(specs: tuple[Path, ...], env: str | None, own: bool) -> None:
+    """Load gold into PostgreSQL, one transaction a table."""
+    perform(Request("serve", specs, env, os.environ.copy()), own=own)
+
+
+@click.command()
+@SPECS
+@click.option("--from", "first", metavar="VALUE", help="The first slice, e.g. 2026-01-01.")
+@click.option("--to", "last", metavar="VALUE", help="The last slice, included.")
+@click.option("--full", is_flag=True, help="Every slice there is.")
+@ENV
+@OWN
+def backfill(
+    specs: tuple[Path, ...], first: str | None, last: str | None, full: bool, env: str | None, own: bool
+) -> None:
+    """Recompute slices of jobs, a commit each; the same command again goes on where it was interrupted."""
+    if not specs:
+        raise UsageError("BAD_RANGE", "name the pipelines to fill back")
+    span = Span(first or None, last or None, full)
+    perform(Request("backfill", specs, env, os.environ.copy(), span=span), own=own)
+
+
+@click.command()
+@SPECS
+@ENV
+@OWN
+@click.option("--apply", is_flag=True, help="Do it; otherwise only say what would be done.")
+def maintain(specs: tuple[Path, ...], env: str | None, own: bool, apply: bool) -> None:
+    """Compact, order, checkpoint and vacuum Delta tables, as each pipeline's `maintain` says."""
+    perform(Request("maintain", specs, env, os.environ.copy(), apply=apply), own=own)
+
+
+@click.command()
+@SPECS
+@JSON
+def test(specs: tuple[Path, ...], as_json: bool) -> None:
+    """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""
+    from lakehouse_engine.local import jars as local
+    from lakehouse_engine.local import stack
+    from lakehouse_engine.testing import run as run_tests
+
+    began = time.monotonic()
+    results = run_tests(list(specs or [Path("pipelines")]), jars=local.engine_jars, stack=stack, report=report)
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        click.echo(json.dumps([vars(result) for result in results], default=str))
+    else:
+        for result in results:
+            click.echo(str(result))
+        seconds = time.monotonic() - began
+        click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed in {seconds:.0f} s")
+    sys.exit(1 if failed or not results else 0)

@@ -1,0 +1,85 @@
+"""What commands share: options, where progress goes, and who performs a request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lakehouse_engine.errors import LakehouseError
+from lakehouse_engine.request import Request
+
+if TYPE_CHECKING:
+    from lakehouse_engine.plan import Plan
+    from lakehouse_engine.spec.environment import Environment
+
+SPECS = click.argument("specs", nargs=-1, type=click.Path(path_type=Path))
+ENV = click.option("--env", "env", metavar="NAME", envvar="LAKEHOUSE_ENV",
+                   help="environments/NAME.yaml; default: $LAKEHOUSE_ENV, else the embedded stack.")  # fmt: skip
+OWN = click.option("--no-engine", "own", is_flag=True, help="Start Spark here even where an engine runs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+def report(text: str) -> None:
+    """Progress goes to standard error; results go to standard output."""
+    click.echo(text, err=True)
+
+
+def perform(request: Request, *, own: bool) -> None:
+    """Has this project's engine do it, where one runs and ``own`` is not asked for; else does it here."""
+    from lakehouse_engine import client
+
+    request = replace(request, json_log=request.json_log or os.environ.get("LAKEHOUSE_LOG") == "json")
+    try:
+        code = None if own else client.hand_over(request, Path.cwd(), report)
+        if code is None:
+            code = _run_here(request)
+    except LakehouseError as error:
+        if not request.json_log or click.get_current_context().find_root().params.get("debug"):
+            raise
+        from lakehouse_engine.log import Log
+
+        Log(report, as_json=True).error(error)
+        code = error.exit_status
+    sys.exit(code)
+
+
+def _run_here(request: Request) -> int:
+    from lakehouse_engine.log import Log
+    from lakehouse_engine.runner import Runner
+
+    log = Log(report, as_json=request.json_log)
+    runner = Runner(environment_of(request.env), lambda: engine_jars(log), log)
+    try:
+        return runner.perform(plan_of(request.specs, request.env), request)
+    finally:
+        runner.close()
+
+
+def engine_jars(say: Callable[[str], None] = report) -> list[Path]:
+    """The jars, with a Java that can run them in the environment."""
+    from lakehouse_engine.local import jars, java
+
+    os.environ.update(java.find_java().environment())
+    return jars.engine_jars(say)
+
+
+def environment_of(env: str | None) -> Environment:
+    from lakehouse_engine.spec.environment import load_environment
+
+    return load_environment(env, Path.cwd())
+
+
+def plan_of(specs: Sequence[Path], env: str | None) -> Plan:
+    from lakehouse_engine.runner import planned
+
+    return planned(specs, environment_of(env))
+
+
+def names_of(plan: Plan) -> list[str]:
+    return sorted([m.name for scan in plan.scans for m in scan.members] + [job.name for job in plan.jobs])
