@@ -17,7 +17,7 @@ from tests.spec.project import LANDING, changed, write
 PROJECT = Path(__file__).parents[1]
 HEAVY = ("pyspark", "py4j", "delta", "confluent_kafka", "pandas", "numpy")
 #: seconds of the processor, which a busy machine stretches less than those of the clock
-BOUNDS = {"--help": 0.5, "validate --structure": 1.0, "plan": 1.0, "schema --check": 1.5,
+BOUNDS = {"--help": 0.5, "validate --structure": 1.0, "plan": 1.0, "graph": 0.5, "schema --check": 1.5,
           "validate --structure pipelines/gold/daily_active_users.yaml": 0.5}  # fmt: skip
 
 

@@ -51,6 +51,24 @@ def plan(specs: tuple[Path, ...], env: str | None, origins: bool, as_json: bool)
 @click.command()
 @SPECS
 @ENV
+@click.option("--format", "form", type=click.Choice(["text", "mermaid", "json"]), default="text", show_default=True,
+              help="For people, for Markdown, for machines.")  # fmt: skip
+def graph(specs: tuple[Path, ...], env: str | None, form: str) -> None:
+    """Show what flows where: topics, tables, what is kept aside, copies in PostgreSQL, panels."""
+    from lakehouse_engine import graph as graphs
+    from lakehouse_engine.plan import compile_plan
+    from lakehouse_engine.spec.loader import load
+
+    loaded = load(list(specs) or [Path("pipelines")], environment=environment_of(env))
+    found = graphs.graph(loaded, compile_plan(loaded))
+    shown = {"text": lambda: graphs.text(found, loaded), "mermaid": lambda: graphs.mermaid(found),
+             "json": lambda: json.dumps(found, indent=2)}  # fmt: skip
+    click.echo(shown[form]())
+
+
+@click.command()
+@SPECS
+@ENV
 @click.option("--to", "folder", type=click.Path(path_type=Path), default=Path("grafana"), show_default=True)
 @click.option("--prometheus", "beside", type=click.Path(path_type=Path), default=Path("prometheus"), show_default=True)
 @click.option("--check", "checked", is_flag=True, help="Write nothing; fail when a file is not as it would be written.")

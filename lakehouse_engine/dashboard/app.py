@@ -17,10 +17,10 @@ from starlette.types import ASGIApp
 from lakehouse_engine import states
 from lakehouse_engine.dashboard import answers, boards, detail, tables
 from lakehouse_engine.dashboard.access import Access, problem
-from lakehouse_engine.dashboard.graph import graph
 from lakehouse_engine.dashboard.project import Project
 from lakehouse_engine.dashboard.tables import NotFound
 from lakehouse_engine.errors import LakehouseError, UsageError
+from lakehouse_engine.graph import graph
 
 STATIC = Path(__file__).parent / "static"
 _PAGES = ("/", "/pipelines", "/pipelines/{name}", "/graph", "/tables", "/tables/{name}", "/reference")

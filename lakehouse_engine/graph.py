@@ -1,0 +1,139 @@
+"""The lakehouse as a graph, from the specs alone: topics, tables, copies in PostgreSQL, panels, what is kept aside."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lakehouse_engine.component import format_duration
+from lakehouse_engine.plan import Plan
+from lakehouse_engine.rows import QUARANTINED
+from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sources import Kafka
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.transforms import Cast, Check, Parse
+
+#: how a node is told apart in words and in Mermaid, where its shape is
+_WORDS = {"topic": "topic", "delta": "Delta", "postgres": "PostgreSQL", "console": "console", "panel": "panel",
+          "aside": "kept aside"}  # fmt: skip
+_SHAPES = {"topic": ("([", "])"), "delta": ("[(", ")]"), "postgres": ("[(", ")]"), "panel": ("{{", "}}"),
+           "aside": ("[/", "/]")}  # fmt: skip
+#: edges that make the tree in which a node stands; the others are told beside it
+_MAIN = ("stream", "job", "serve", "panel", "late", "quarantine")
+
+
+def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str, Any]:
+    """``nodes``: id, kind (topic, delta, postgres, console, panel, aside), title, pipeline (None: not ours), ``rank``
+    (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``, ``check`` and what else reads a
+    table beside its source, ``serve``, ``panel``, ``quarantine``, ``late``).
+
+    ``aside``: the plan of the specs, which knows who keeps refused and late rows; without it those tables are left out.
+    """
+    nodes: dict[str, dict[str, Any]] = {}
+    edges: list[dict[str, str]] = []
+
+    def node(kind: str, title: str, pipeline: str | None = None) -> str:
+        name = f"{kind}:{pipeline}:{title}" if kind == "panel" else f"{kind}:{title}"
+        known = nodes.setdefault(name, {"id": name, "kind": kind, "title": title, "pipeline": pipeline, "rank": 0})
+        known["pipeline"] = known["pipeline"] or pipeline
+        return name
+
+    def edge(start: str, end: str, kind: str) -> None:
+        if {"from": start, "to": end, "kind": kind} not in edges:
+            edges.append({"from": start, "to": end, "kind": kind})
+
+    kept = _kept_aside(aside) if aside else {}
+    for spec in specs:
+        kind = "postgres" if isinstance(spec.sink, Postgres) else "delta" if isinstance(spec.sink, Delta) else "console"
+        title = spec.postgres_table if kind == "postgres" and spec.postgres_table else spec.name
+        result = node(kind, title, spec.name)
+        for what, name, how in _reads(spec):
+            edge(node(what, name), result, how)
+        for suffix in kept.get(spec.name, ()):
+            edge(result, node("aside", f"{title}__{suffix}", spec.name), suffix)
+        if spec.serve and spec.postgres_table:
+            copy = node("postgres", spec.postgres_table, spec.name)
+            edge(result, copy, "serve")
+            result = copy
+        for panel in spec.panel:
+            edge(result, node("panel", panel.title, spec.name), "panel")
+    for _ in nodes:  # as often as the longest way is long, at most
+        for one in edges:
+            nodes[one["to"]]["rank"] = max(nodes[one["to"]]["rank"], nodes[one["from"]]["rank"] + 1)
+    return {"nodes": list(nodes.values()), "edges": edges}
+
+
+def _reads(spec: PipelineSpec) -> Iterator[tuple[str, str, str]]:
+    """What a pipeline reads: kind and title of a node, and how; its source first."""
+    how = "stream" if spec.is_stream else "job"
+    if isinstance(spec.source, Kafka):
+        yield "topic", spec.source.topic, how
+    else:
+        yield "delta", spec.source.table, how
+    for table in spec.related:
+        yield "delta", table, "check"
+
+
+def _kept_aside(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """By pipeline the endings of the tables in which it keeps rows aside."""
+    found: dict[str, tuple[str, ...]] = {}
+    for member in (member for scan in plan.scans for member in scan.members):
+        refuses = any(v.outcome == QUARANTINED and v.step in member.keeps for v in member.rows.verdicts)
+        found[member.name] = (("quarantine",) if refuses else ()) + (("late",) if member.window else ())
+    for job in plan.jobs:
+        refuses = any(check.on_fail == "quarantine" for check in job.spec.checks)
+        refuses = refuses or any(isinstance(t, Cast | Check | Parse) for t in job.spec.transforms)
+        found[job.name] = ("quarantine",) if refuses else ()
+    return found
+
+
+def text(found: dict[str, Any], specs: Sequence[PipelineSpec]) -> str:
+    """A tree from the sources down; what else a table reads is told beside it."""
+    nodes = {node["id"]: node for node in found["nodes"]}
+    clocks = {spec.name: f"every {format_duration(spec.trigger.every)}" if spec.trigger else spec.schedule or ""
+              for spec in specs}  # fmt: skip
+    below: dict[str, list[str]] = defaultdict(list)
+    beside: dict[str, list[str]] = defaultdict(list)
+    owned: set[str] = set()
+    for edge in found["edges"]:
+        if edge["kind"] in _MAIN and edge["to"] not in owned:
+            owned.add(edge["to"])
+            below[edge["from"]].append(edge["to"])
+        else:
+            beside[edge["to"]].append(f"{edge['kind']} {nodes[edge['from']]['title']}")
+    results = {edge["to"] for edge in found["edges"] if edge["kind"] in ("stream", "job")}
+    lines: list[str] = []
+
+    def told(name: str) -> str:
+        node = nodes[name]
+        clock = f", {clocks[node['pipeline']]}" if name in results and clocks.get(node["pipeline"]) else ""
+        also = f"  (also: {', '.join(beside[name])})" if beside[name] else ""
+        return f"{node['title']}  {_WORDS[node['kind']]}{clock}{also}"
+
+    def branch(name: str, head: str, inner: str) -> None:
+        lines.append(f"{head}{told(name)}")
+        last = len(below[name]) - 1
+        for index, child in enumerate(below[name]):
+            branch(child, inner + ("└─ " if index == last else "├─ "), inner + ("   " if index == last else "│  "))
+
+    for name in nodes:
+        if name not in owned:
+            branch(name, "", "")
+    return "\n".join(lines)
+
+
+def mermaid(found: dict[str, Any]) -> str:
+    """A Mermaid flowchart, as Markdown viewers draw it."""
+    names = {node["id"]: f"n{index}" for index, node in enumerate(found["nodes"])}
+    lines = ["flowchart LR"]
+    for node in found["nodes"]:
+        start, end = _SHAPES.get(node["kind"], ("[", "]"))
+        title = re.sub(r"[\"<>&#]", lambda match: f"#{ord(match[0])};", node["title"])
+        lines.append(f'  {names[node["id"]]}{start}"{title}<br/>{_WORDS[node["kind"]]}"{end}')
+    for edge in found["edges"]:
+        arrow = "-.->" if edge["kind"] in ("quarantine", "late", "check") else "-->"
+        label = "" if edge["kind"] in ("panel", "quarantine", "late") else f"|{edge['kind']}|"
+        lines.append(f"  {names[edge['from']]} {arrow}{label} {names[edge['to']]}")
+    return "\n".join(lines)
