@@ -22,6 +22,7 @@ from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import (
     Aggregate,
     Cast,
+    Combining,
     Dedupe,
     Derive,
     Drop,
@@ -138,7 +139,7 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
         if isinstance(transform, Window):
             window = transform
             break
-        assert not isinstance(transform, Aggregate | Dedupe), "the loader refuses these in a stream"
+        assert not isinstance(transform, Aggregate | Dedupe | Combining), "the loader refuses these in a stream"
         rows = _step(spec, rows, transform, step)
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
@@ -161,7 +162,7 @@ def _step(spec: PipelineSpec, rows: Rows, transform: RowWise, step: str) -> Rows
 def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
     """A job's row-wise step."""
     transform = spec.transforms[index]
-    assert not isinstance(transform, Window | Aggregate | Dedupe)
+    assert not isinstance(transform, Window | Aggregate | Dedupe | Combining)
     return _step(spec, rows, transform, f"transforms[{index}].{transform.key}")
 
 
@@ -239,10 +240,9 @@ def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
 
 def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
-    text = spec.model_dump_json(
-        exclude={"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain",
-                 "panel"}
-    )
+    aside = {"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain", "panel",
+             "below"}  # fmt: skip
+    text = spec.model_dump_json(exclude=aside if spec.inputs else {*aside, "inputs"})
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:16]
 
 
