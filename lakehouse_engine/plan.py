@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
 from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.locality import Other, locality, others
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
@@ -21,16 +21,14 @@ from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import (
     Aggregate,
-    Cast,
     Combining,
     Dedupe,
-    Derive,
-    Drop,
-    Explode,
+    Join,
+    Lookup,
     Parse,
-    Rename,
     RowWise,
-    Select,
+    Sql,
+    Union,
     Window,
 )
 
@@ -87,6 +85,7 @@ class Job:
     reason: str
     fingerprint: str
     rowwise: bool
+    others: tuple[Other, ...] = ()
 
     @property
     def name(self) -> str:
@@ -149,10 +148,12 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
 
 
 def _step(spec: PipelineSpec, rows: Rows, transform: RowWise, step: str) -> Rows:
+    """``step`` is its place in the spec, or in the part of one that an input is."""
+    place = f"{spec.below}{step}"
     try:
         if isinstance(transform, Parse):
-            return transform.row(rows, step, spec.contracts[transform.contract])
-        return transform.row(rows, step)
+            return transform.row(rows, place, spec.contracts[transform.contract])
+        return transform.row(rows, place)
     except ValueError as error:  # a column or an expression that does not fit the rows
         file, _, line = spec.where(step).rpartition(":")
         code = str(getattr(error, "code", "BAD_EXPRESSION"))
@@ -207,35 +208,18 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
 def _job(spec: PipelineSpec) -> Job:
     assert not isinstance(spec.source, Kafka)
     slice_by = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
-    local, reason = _locality(spec, slice_by)
-    dedupes = sum(isinstance(transform, Dedupe) for transform in spec.transforms)
-    rowwise = dedupes <= 1 and not any(isinstance(t, Aggregate) for t in spec.transforms) and not table_checks(spec)
-    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), rowwise)
+    local, reason = locality(spec, slice_by)
+    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), _rowwise(spec),
+               others(spec, slice_by))  # fmt: skip
 
 
-def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
-    """Whether incremental equals full, and if not, why: the slice column must reach every grouping key unchanged."""
-    if column is None:
-        return False, "the sink has no replace_by"
-    for index, transform in enumerate(spec.transforms):
-        step = f"transforms[{index}].{transform.key}"
-        if isinstance(transform, Derive | Cast) and column in transform.columns:
-            return False, f"{step} computes {column}"
-        if isinstance(transform, Explode) and column in (transform.column, *transform.made):
-            return False, f"{step} computes {column}"
-        if (isinstance(transform, Drop) and transform.drops(column)) or (
-            isinstance(transform, Rename) and column.lower() in (*transform.new, *map(str.lower, transform.columns))
-        ):
-            return False, f"{step} does not pass {column} on as it is"
-        if isinstance(transform, Select):
-            kept = [item for item in map(sql.select_item, transform.items) if item.name == column]
-            if [item.expression for item in kept] != [column]:
-                return False, f"{step} does not pass {column} on as it is"
-        if isinstance(transform, Dedupe) and column not in transform.keys:
-            return False, f"{step} does not have {column} among its keys"
-        if isinstance(transform, Aggregate) and column not in transform.by:
-            return False, f"{step} does not group by {column}"
-    return True, f"every step keeps {column}"
+def _rowwise(spec: PipelineSpec) -> bool:
+    """A dedupe holds new rows against the old ones as they come into it: nothing may be put to them before."""
+    dedupes = [index for index, transform in enumerate(spec.transforms) if isinstance(transform, Dedupe)]
+    looked_up = [index for index, transform in enumerate(spec.transforms) if isinstance(transform, Lookup)]
+    if len(dedupes) > 1 or (dedupes and looked_up and looked_up[0] < dedupes[0]) or table_checks(spec):
+        return False
+    return not any(isinstance(transform, Aggregate | Join | Union | Sql) for transform in spec.transforms)
 
 
 def fingerprint(spec: PipelineSpec) -> str:

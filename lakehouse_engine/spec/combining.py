@@ -64,7 +64,6 @@ def combining_fits_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
         if isinstance(step, Lookup) and step.refresh is not None:
             yield at(spec, f"{place}.refresh", "STREAM_ONLY", "refresh is for streams; a job reads one version of the"
                      " table: leave it out")  # fmt: skip
-        yield at(spec, place, "NOT_YET", f"{step.key} in a job comes with a later version")
 
 
 def _in_a_stream(spec: PipelineSpec, place: str, step: Combining) -> Iterator[Problem]:
