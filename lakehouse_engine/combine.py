@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lakehouse_engine import queries, rows, sql
+from lakehouse_engine import queries, sql
 from lakehouse_engine.errors import PlanError
-from lakehouse_engine.rows import Rows, Verdict
+from lakehouse_engine.rows import Rows
 from lakehouse_engine.transforms import Join, Lookup, Sql, Union
 from lakehouse_engine.transforms.lookup import VALID
 from lakehouse_engine.transforms.taken import taken
@@ -29,12 +29,8 @@ def lookup(ours: DataFrame, theirs: DataFrame, step: Lookup, place: str, where: 
     names = taken(step.take, step.keys, theirs.columns, VALID if step.as_of else ())
     _apart(ours.columns, names, step.from_, where)
     same = _same(ours, theirs, step.keys, step.from_, where)
-    chosen = [F.col(sql.name(their)).alias(f"_their_{new}") for new, their in names.items()]
-    if step.as_of:
-        since, until = (F.col(sql.name(name)) for name in VALID)
-        chosen += [since.cast("timestamp").alias("_since"), until.cast("timestamp").alias("_until")]
-    keys = [F.col(sql.name(their)).alias(f"_key{i}") for i, their in enumerate(step.keys.values())]
-    table = theirs.select(*keys, *chosen, F.lit(True).alias("_found"))
+    chosen = [f"{sql.name(their)} as {sql.name(f'_their_{new}')}" for new, their in names.items()]
+    table = theirs.selectExpr(*step.asked(), *chosen, "true as _found")
     if step.as_of:
         moment = F.col(sql.name(step.as_of)).cast("timestamp")
         same = same & (F.col("_since") <= moment) & (F.col("_until").isNull() | (moment < F.col("_until")))
@@ -42,40 +38,33 @@ def lookup(ours: DataFrame, theirs: DataFrame, step: Lookup, place: str, where: 
         *map(sql.name, ours.columns), *[F.col(sql.name(f"_their_{new}")).alias(new) for new in names], "_found")
     made = Rows.identity(dict(ours.dtypes))
     if step.missing == "quarantine":  # its row is kept as it came into the step
-        made = made.refuse(missing(made, step, place, "_found is null"))
+        made = made.refuse(step.refusal(made, place, "_found is null"))
     kinds = {new: dict(theirs.dtypes).get(their, "") for new, their in names.items()}
     columns = {**made.columns, **{new: sql.name(new) for new in names}}
     return joined, replace(made, columns=columns, types={**made.types, **kinds})
 
 
-def missing(current: Rows, step: Lookup, place: str, refused: str) -> Verdict:
-    """The verdict on rows that the table has no row for; ``refused``: SQL boolean, never null."""
-    parts = [sql.string(f"{step.from_} has no row for ")]
-    for number, ours in enumerate(step.keys):
-        value = f"coalesce(cast({current.resolve(sql.name(ours))} as string), 'null')"
-        parts += [sql.string(f"{', ' if number else ''}{ours} = "), value]
-    return Verdict(place, rows.QUARANTINED, refused, f"array(concat({', '.join(parts)}))")
-
-
 def twice(theirs: DataFrame, step: Lookup) -> DataFrame:
-    """The keys of which the table has two rows, or two that are valid at one time: a column each, then the number."""
+    """The keys of which a table (as ``step.asked`` selects it) has two rows, or two that are valid at one time.
+
+    A column each, then ``_rows``, how many.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    keys = [F.col(sql.name(their)).alias(f"_key{i}") for i, their in enumerate(step.keys.values())]
-    names = [f"_key{i}" for i in range(len(keys))]
+    names = [f"_k{i}" for i in range(len(step.keys))]
     if not step.as_of:
-        return theirs.select(*keys).groupBy(*names).agg(F.count(F.lit(1)).alias("_rows")).filter("_rows > 1")
-    since, until = (F.col(sql.name(name)).cast("timestamp") for name in VALID)
-    times = theirs.select(*keys, since.alias("_since"), until.alias("_until"))
-    times = times.filter("_until is null or _since < _until")
+        return theirs.groupBy(*names).agg(F.count(F.lit(1)).alias("_rows")).filter("_rows > 1")
+    times = theirs.filter("_until is null or _since < _until")
     following = F.lead("_since").over(Window.partitionBy(*names).orderBy("_since"))
     clash = times.withColumn("_next", following).filter("_next is not null and (_until is null or _next < _until)")
     return clash.select(*names, F.lit(2).alias("_rows"))
 
 
-def told_twice(step: Lookup, key: str, number: int) -> str:
-    """``key``: the values of its columns, in words."""
+def told_twice(step: Lookup, found: Sequence[Any]) -> str:
+    """A row of ``twice`` in words."""
+    *values, number = found
+    key = ", ".join(f"{their} = {value}" for their, value in zip(step.keys.values(), values, strict=True))
     if step.as_of:
         return f"{step.from_} has {number} rows for {key} that are valid at one time"
     return f"{step.from_} has {number} rows for {key}, and a lookup takes one: dedupe it in an input"
@@ -91,10 +80,10 @@ def join(ours: DataFrame, theirs: DataFrame, step: Join, where: str) -> DataFram
     names = taken(step.take, step.keys, theirs.columns)
     _apart(ours.columns, names, step.with_, where)
     same = _same(ours, theirs, step.keys, step.with_, where)
-    keys = [F.col(sql.name(their)).alias(f"_key{i}") for i, their in enumerate(step.keys.values())]
+    keys = [F.col(sql.name(their)).alias(f"_k{i}") for i, their in enumerate(step.keys.values())]
     table = theirs.select(*keys, *[F.col(sql.name(their)).alias(f"_their_{new}") for new, their in names.items()])
     joined = ours.join(table, same, step.how)
-    by_key = {name.lower(): f"_key{i}" for i, name in enumerate(step.keys)}
+    by_key = {name.lower(): f"_k{i}" for i, name in enumerate(step.keys)}
     chosen = []
     for name in ours.columns:
         column, key = F.col(sql.name(name)), by_key.get(name.lower())
@@ -161,6 +150,6 @@ def _same(ours: DataFrame, theirs: DataFrame, keys: Mapping[str, str], other: st
         if len(kinds) > 1 and not kinds <= _WHOLE:
             raise PlanError("COLUMN_TYPE", f"{our} is {here[our.lower()]} and {their} of {other} is"
                             f" {there[their.lower()]}; cast one of them", where=where)  # fmt: skip
-        same = F.col(sql.name(our)).eqNullSafe(F.col(f"_key{i}"))
+        same = F.col(sql.name(our)).eqNullSafe(F.col(f"_k{i}"))
         condition = same if i == 0 else condition & same
     return condition

@@ -59,14 +59,18 @@ class Computed:
         own.current = plans.with_checks(_with_related(own.symbolic, spec), spec)
         return own.end(last=True).passed
 
+    def rows(self) -> DataFrame:
+        """The rows after the last step, all their columns, for a table that is looked up and never written."""
+        own = _Rows(self, self.job.spec, self.reads.source(), self.segments, self.job.source, None)
+        own.take_steps()
+        return own.end().passed
+
     def check_lookups(self) -> None:
         """Raises ``RunError`` DUPLICATE_KEY where a table has two rows for one key."""
         for place, step, frame in self._lookups:
-            found = combine.twice(frame, step).limit(1).collect()
+            found = combine.twice(frame.selectExpr(*step.asked()), step).limit(1).collect()
             if found:
-                *values, number = found[0]
-                key = ", ".join(f"{their} = {value}" for their, value in zip(step.keys.values(), values, strict=True))
-                raise RunError("DUPLICATE_KEY", combine.told_twice(step, key, number) + "; nothing was written",
+                raise RunError("DUPLICATE_KEY", combine.told_twice(step, found[0]) + "; nothing was written",
                                where=self.job.spec.where(place))  # fmt: skip
 
     def keep(self, frame: DataFrame) -> DataFrame:

@@ -61,6 +61,8 @@ def _member(member: Member) -> dict[str, Any]:
         kind = "tumbling" if member.window.tumbling else "sliding"
         does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database"
         does += ", sent once when the watermark passes its end)" if member.window.emit == "final" else ")"
+    for copy in member.copies:
+        does += f"; looks up {copy.part.source}, at most {format_duration(copy.refresh)} old"
     sink = member.spec.sink
     target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
     return {"pipeline": member.name, "does": does, "sink": target + ", exactly once" * (sink.key != "console")}

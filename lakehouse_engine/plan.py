@@ -31,10 +31,25 @@ from lakehouse_engine.transforms import (
     Union,
     Window,
 )
+from lakehouse_engine.transforms.lookup import REFRESH
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
 LANDING_COLUMNS = ("_topic", "_partition", "_offset", "_timestamp")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What a stream holds of a table that a step looks up, as ``view``; ``part``: how it is computed, as a job.
+
+    ``refresh``: microseconds.
+    """
+
+    view: str
+    step: Lookup
+    place: str
+    part: Job
+    refresh: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Member:
     window: Window | None
     #: steps whose refused rows this pipeline keeps itself; the others it only counts
     keeps: frozenset[str]
+    copies: tuple[Copy, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,25 +148,39 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     rows = Rows.identity(kafka_source.COLUMNS)
     window = None
     keeps = set()
+    copies: list[Copy] = []
     keeper = spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
     for index, transform in enumerate(spec.transforms):
         step = f"transforms[{index}].{transform.key}"
         if isinstance(transform, Window):
             window = transform
             break
-        assert not isinstance(transform, Aggregate | Dedupe | Combining), "the loader refuses these in a stream"
-        rows = _step(spec, rows, transform, step)
+        assert not isinstance(transform, Aggregate | Dedupe | Join | Union | Sql), "the loader refuses it in a stream"
+        if isinstance(transform, Lookup):
+            copies.append(_copy(spec, transform, step))
+        rows = _step(spec, rows, transform, step, copies[-1].view if copies else "")
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
     rows = with_checks(rows, spec)
     keeps.add("checks")
-    return Member(spec, rows, window, frozenset(keeps))
+    return Member(spec, rows, window, frozenset(keeps), tuple(copies))
 
 
-def _step(spec: PipelineSpec, rows: Rows, transform: RowWise, step: str) -> Rows:
-    """``step`` is its place in the spec, or in the part of one that an input is."""
+def _copy(spec: PipelineSpec, step: Lookup, place: str) -> Copy:
+    """Steps that ask the same of a table share its copy."""
+    part = spec.part(step.from_)
+    asked = [part.source.model_dump_json(), *(f"{one.key} {one.model_dump_json()}" for one in part.transforms),
+             *step.view(), str(step.refresh)]  # fmt: skip
+    view = "looked_up_" + hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16]
+    return Copy(view, step, place, _job(part), REFRESH if step.refresh is None else step.refresh)
+
+
+def _step(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: str, view: str = "") -> Rows:
+    """``step`` is its place in the spec, or in the part of one that an input is; ``view``: the copy that it reads."""
     place = f"{spec.below}{step}"
     try:
+        if isinstance(transform, Lookup):
+            return transform.row(rows, place, view)
         if isinstance(transform, Parse):
             return transform.row(rows, place, spec.contracts[transform.contract])
         return transform.row(rows, place)

@@ -14,8 +14,10 @@ from lakehouse_engine.spec.problems import (
     Upstream,
     at,
     nobody,
+    step_of,
 )
 from lakehouse_engine.spec.rules import ONE, STEPS
+from lakehouse_engine.transforms import Lookup
 
 
 def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
@@ -27,6 +29,18 @@ def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
     walk = Walk(spec, upstream)
     walk.result()
     return problems + walk.problems + list(_history(spec, upstream))
+
+
+def with_taken(spec: PipelineSpec, upstream: Upstream) -> PipelineSpec:
+    """A stream's lookups that take all take the columns that their tables have now: its own stay the same."""
+    open_ends = [place for place, step in spec.combining() if isinstance(step, Lookup) and step.take is None]
+    if not (spec.is_stream and open_ends):
+        return spec
+    walk = Walk(spec, upstream)
+    walk.result()
+    steps = [step.model_copy(update={"take": walk.taken[place]}) if place in open_ends else step
+             for place, step in ((step_of(spec, i), step) for i, step in enumerate(spec.transforms))]  # fmt: skip
+    return spec.model_copy(update={"transforms": tuple(steps)})
 
 
 def output_columns(spec: PipelineSpec, upstream: Upstream) -> Columns | None:

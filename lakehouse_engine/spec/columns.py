@@ -36,6 +36,7 @@ from lakehouse_engine.transforms import (
     Drop,
     Explode,
     Filter,
+    Lookup,
     Parse,
     Rename,
     Select,
@@ -73,6 +74,8 @@ class Walk:
         self._spec, self._upstream, self._stream = spec, upstream, stream or spec.is_stream
         self._readers = readers | {spec.name}
         self._inputs: dict[str, Columns | None] = {}
+        #: what lookups take that do not say it, by their place
+        self.taken: dict[str, dict[str, str]] = {}
         self.problems: list[Problem] = []
 
     def result(self) -> Columns | None:
@@ -122,6 +125,9 @@ class Walk:
         if isinstance(transform, Combining):
             self.problems += combining.problems(self._spec, step, transform, columns, theirs)
             made = combining.after(transform, columns, theirs)
+            other = theirs.get(transform.others[0]) if isinstance(transform, Lookup) else None
+            if isinstance(transform, Lookup) and transform.take is None and other is not None:
+                self.taken[step] = combining.takes(transform, other)
         else:
             made = self._after(transform, columns)
         self._one_case((made or {}).keys() - columns.keys(), made or {}, step)

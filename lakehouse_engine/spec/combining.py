@@ -10,7 +10,7 @@ from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import Columns, at, known_as, leaf, step_of, unsure
-from lakehouse_engine.transforms import Combining, Join, Lookup, Sql, Union
+from lakehouse_engine.transforms import Cast, Check, Combining, Join, Lookup, Parse, Sql, Union
 from lakehouse_engine.transforms.lookup import VALID
 from lakehouse_engine.transforms.taken import taken
 
@@ -76,6 +76,13 @@ def _in_a_stream(spec: PipelineSpec, place: str, step: Combining) -> Iterator[Pr
     if isinstance(step, Lookup) and step.on_change != "recompute":
         yield at(spec, f"{place}.on_change", "JOB_ONLY", "on_change is for jobs; a stream's rows keep what the table"
                  " said when they came")  # fmt: skip
+    if isinstance(step, Lookup):
+        one = spec.inputs.get(step.from_)
+        for index, inner in enumerate(one.transforms if one else ()):
+            if isinstance(inner, Parse | Cast | Check):  # nobody keeps what they refuse
+                yield at(spec, f"inputs.{step.from_}.transforms[{index}].{inner.key}", "NOT_YET", f"{inner.key} in a"
+                         " table that a stream looks up comes with a later version; make it a job")  # fmt: skip
+        return
     yield at(spec, place, "NOT_YET", f"{step.key} in a stream comes with a later version")
 
 
@@ -123,10 +130,11 @@ def after(step: Combining, columns: Columns | None, theirs: Mapping[str, Columns
     if other is None and step.take is None:
         return None
     kinds = known_as(other or {})
-    return columns | {name: kinds.get(their.lower(), "") for name, their in _taken(step, other or {}).items()}
+    return columns | {name: kinds.get(their.lower(), "") for name, their in takes(step, other or {}).items()}
 
 
-def _taken(step: Lookup | Join, theirs: Iterable[str]) -> dict[str, str]:
+def takes(step: Lookup | Join, theirs: Iterable[str]) -> dict[str, str]:
+    """New name to theirs, of the other side's columns ``theirs``."""
     return taken(step.take, step.keys, theirs, VALID if isinstance(step, Lookup) and step.as_of else ())
 
 
@@ -149,7 +157,10 @@ def problems(spec: PipelineSpec, place: str, step: Combining, columns: Columns,
             if one and two and one != two and not {one, two} <= _WHOLE:
                 yield at(spec, leaf(spec, f"{place}.keys", our, our), "COLUMN_TYPE", f"{our} is {one} and {their} of"
                          f" {step.others[0]} is {two}; cast one of them")  # fmt: skip
-    names = _taken(step, other or {})
+    elif spec.is_stream and isinstance(step, Lookup) and step.take is None:
+        yield at(spec, place, "MISSING_KEY", f"take is missing: which columns? Those of {step.from_} are not known"
+                 " here")  # fmt: skip
+    names = takes(step, other or {})
     for name in names:
         if name.lower() in ours:
             where = leaf(spec, f"{place}.take", name, name) if step.take is not None else place

@@ -208,8 +208,9 @@ class PipelineSpec(Head):
         assert found is not None
         below = f"inputs.{name}."
         lines = {path.removeprefix(below): origin for path, origin in self.lines.items() if path.startswith(below)}
-        if below.removesuffix(".") in self.lines:
-            lines |= {"": self.lines[below.removesuffix(".")]}
+        place = yaml.nearest(f"inputs.{name}" if name in self.inputs else self.tables.get(name, ""), self.lines)
+        if place in self.lines:
+            lines |= {"": self.lines[place]}
             lines.setdefault("source", lines[""])
         clock = {} if stream else {"trigger": None, "schedule": "manual"}
         update = {"source": found.source, "transforms": found.transforms, "inputs": {}, "checks": (), "keys": None,
