@@ -46,6 +46,17 @@ def an_input_is_a_stream_or_a_table(spec: PipelineSpec) -> Iterator[Problem]:
                      " lookup and sql: make it two inputs")  # fmt: skip
 
 
+def tables_are_of_delta(spec: PipelineSpec) -> Iterator[Problem]:
+    for name, one in spec.inputs.items():
+        key, place = one.source.key, f"inputs.{name}.source"
+        if key == "kafka" and not spec.streams(name):
+            yield at(spec, place, "ILLEGAL_INPUT", f"{name} is read as a table, and a topic is none: land it with a"
+                     " pipeline of its own, and name its table")  # fmt: skip
+        elif key not in ("kafka", "delta", ""):
+            yield at(spec, place, "NOT_YET", f"{key} as another input comes with a later version; make its rows a table"
+                     " with a pipeline of its own")  # fmt: skip
+
+
 def inputs_read_no_others(spec: PipelineSpec) -> Iterator[Problem]:
     for name, one in spec.inputs.items():
         for index, step in enumerate(one.transforms):
@@ -110,6 +121,7 @@ RULES: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     inputs_are_there,
     inputs_are_used,
     an_input_is_a_stream_or_a_table,
+    tables_are_of_delta,
     inputs_read_no_others,
     combining_fits_streams_and_jobs,
     joins_have_event_times,
