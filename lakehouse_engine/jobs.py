@@ -97,7 +97,7 @@ class _Run:
     def execute(self) -> Outcome:
         try:
             result = self._analysed()
-            self._rows.check_lookups()
+            self._rows.check_lookups(self._as_before())
             count = self._count()
             self._table_checks(result)
             self._keep_aside()
@@ -105,6 +105,12 @@ class _Run:
             return Outcome(self._decision, count, dict(self._counters), dict(self._warnings))
         finally:
             self._rows.release()
+
+    def _as_before(self) -> set[str]:
+        """The tables that are looked up and are as the last run left them: else this one were a full one."""
+        if self._decision.kind == "full" or self._decision.backfill is not None:
+            return set()
+        return {one.name for one in self._job.others if one.slice_by is None and not one.ignored}
 
     def _analysed(self) -> DataFrame:
         from pyspark.errors import PySparkException

@@ -19,7 +19,8 @@ from lakehouse_engine.sql import ExpressionError
 #: what the rows so far are called
 INPUT = "input"
 #: functions that may stand where a table does
-_ROWS = {"range", "explode", "explode_outer", "posexplode", "posexplode_outer", "inline", "inline_outer", "stack"}
+_ROWS = {"range", "explode", "explode_outer", "posexplode", "posexplode_outer", "inline", "inline_outer", "stack",
+         "json_tuple", "variant_explode", "variant_explode_outer"}  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -41,6 +42,9 @@ def check(text: str) -> None:
     sql.check_calls(tree, "the query")
     for table in tree.find_all(exp.Table):
         _check_table(table)
+    for lateral in tree.find_all(exp.Lateral):
+        if isinstance(lateral.this, exp.Func):
+            _check_rows(lateral.this)
     if tree.find(exp.QueryTransform) is not None:
         raise ExpressionError("UNSAFE_EXPRESSION", "the query: transform runs a program and is refused")
     if tree.find(exp.Into, exp.DML, exp.DDL, exp.Command) not in (None, tree):
@@ -55,17 +59,24 @@ def check(text: str) -> None:
                                   " replay")  # fmt: skip
     for name in sorted(_common(tree) & {INPUT}):
         raise ExpressionError("BAD_EXPRESSION", f"the query: {name} is what the rows so far are called")
+    for item in _first(tree).selects:
+        if not item.is_star and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", item.output_name):
+            shown = item.sql(dialect="spark")
+            raise ExpressionError("BAD_EXPRESSION", f"the query: `{shown}` needs a name: {shown} as <column>")
     if INPUT not in tables(text):
         raise ExpressionError("BAD_EXPRESSION", "the query does not read input, the rows of the steps before it")
 
 
+def _check_rows(called: exp.Func) -> None:
+    name = called.name.lower() if isinstance(called, exp.Anonymous) else called.sql_name().lower()
+    if name not in _ROWS:
+        raise ExpressionError("UNSAFE_EXPRESSION", f"the query: {name} in place of a table is refused")
+
+
 def _check_table(table: exp.Table) -> None:
     shown = table.sql(dialect="spark")
-    called = table.this
-    if isinstance(called, exp.Func):
-        name = called.name.lower() if isinstance(called, exp.Anonymous) else called.sql_name().lower()
-        if name not in _ROWS:
-            raise ExpressionError("UNSAFE_EXPRESSION", f"the query: {name} in place of a table is refused")
+    if isinstance(table.this, exp.Func):
+        _check_rows(table.this)
     elif any(not part.name.replace("_", "a").isalnum() for part in table.parts):
         raise ExpressionError("UNSAFE_EXPRESSION", f"the query reads the file {shown}; a query reads inputs and"
                               " pipelines' tables")  # fmt: skip
@@ -74,6 +85,13 @@ def _check_table(table: exp.Table) -> None:
     elif table.args.get("version") is not None or table.args.get("when") is not None:
         raise ExpressionError("BAD_EXPRESSION", f"the query: an older version of a table is an input of its own, with"
                               f" as_of: {shown}")  # fmt: skip
+
+
+def _first(tree: exp.Query) -> exp.Query:
+    """The select that names the result's columns."""
+    while isinstance(tree, exp.Subquery | exp.SetOperation):
+        tree = tree.this
+    return tree
 
 
 def _common(tree: exp.Query) -> set[str]:
@@ -105,11 +123,7 @@ def calls(text: str) -> set[str]:
 
 def columns(text: str, known: Mapping[str, str] | None) -> dict[str, str] | None:
     """Its columns with their types ('' unknown); ``known``: those of ``input``. None where that does not show."""
-    tree = _tree(text)
-    while isinstance(tree, exp.Subquery | exp.SetOperation):
-        tree = tree.this
-    if not isinstance(tree, exp.Select):
-        return None
+    tree = _first(_tree(text))
     found: dict[str, str] = {}
     for item in tree.selects:
         if item.is_star:
@@ -118,8 +132,6 @@ def columns(text: str, known: Mapping[str, str] | None) -> dict[str, str] | None
             if known is None or not alone or not isinstance(item, exp.Star) or any(item.args.values()):
                 return None
             found |= known
-        elif not item.output_name:
-            return None
         else:
             plain = isinstance(item, exp.Column) and len(item.parts) == 1 and tables(text) == (INPUT,)
             found[item.output_name] = (known or {}).get(item.name, "") if plain else ""

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
+from lakehouse_engine.backfill import backfill
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.explain import explain
 from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.request import Span
 from lakehouse_engine.spec.loader import load
 from tests.lab import Lab
 
@@ -181,7 +183,8 @@ inputs:
 transforms:
   - lookup: {from: bronze.names, keys: {user: id}, take: {name: n}, missing: quarantine}
   - join: {with: people, keys: {day: day, user: id}, how: full, take: {age: n}}
-  - aggregate: {by: [day, user], measures: {n: count(*), age: max(age), name: max(name)}}
+  - sql: {query: "select *, rank() over (partition by day order by user) as place from input", local: true}
+  - aggregate: {by: [day, user], measures: {n: count(*), age: max(age), name: max(name), place: max(place)}}
 """
 
 
@@ -203,6 +206,9 @@ def test_slices_that_changed_on_either_side_of_a_join_are_computed_and_a_lookup_
     lab.run("silver.events")
     assert result(lab, "day", "user", "n", "age", "name") == [
         (DAY[MON], 1, 2, 20, 7), (DAY[TUE], 1, 1, 30, 7), (DAY[WED], 5, 1, 40, None)]  # fmt: skip
+    assert backfill(lab.spark, lab.job("silver.events"), Span(WED, WED), lab.storage, None, lambda _: None) == 1
+    assert len(result(lab, "day")) == 3, "a day that only the other side has is there to be filled"
+    assert lab.decide("silver.events").kind == "nothing"
     assert set((lab.log("silver.events").record() or {})["sources"]) == {
         "bronze.events", "bronze.people", "bronze.names"}  # fmt: skip
     lab.append((2, MON, 0, 8), table="bronze.names")
@@ -289,9 +295,9 @@ def test_incremental_is_full_with_a_lookup_and_a_join(law: Lab, changes: list[An
         else:
             law.correct(day, *rows, table=table)
         law.run("silver.events")
-        after = law.rows("silver.events"), aside(law)
-        law.run("silver.events", full=True)
-        assert after == (law.rows("silver.events"), aside(law))
+    after = law.rows("silver.events"), aside(law)
+    law.run("silver.events", full=True)
+    assert after == (law.rows("silver.events"), aside(law))
 
 
 def aside(lab: Lab) -> list[Any]:
