@@ -66,7 +66,7 @@ class Computed:
         return own.end().passed
 
     def check_lookups(self, known: Collection[str]) -> None:
-        """Raises ``RunError`` DUPLICATE_KEY where a table has two rows for a key; ``known`` ones were checked before."""
+        """Raises ``RunError`` DUPLICATE_KEY where a table has two rows for a key; ``known`` ones were checked."""
         for place, step, frame in self._lookups:
             if step.from_ in known:
                 continue
