@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import jobs, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
-from lakehouse_engine.incremental import Decision, decide, in_order, related_versions, source_version
+from lakehouse_engine.incremental import Decision, as_read, decide, in_order, other_versions, source_version
 from lakehouse_engine.plan import Job
 from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import delta as delta_sink
@@ -44,8 +44,8 @@ def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str 
     the column, STOPPED.
     """
     check(job, span)
-    if not job.local or job.slice_by is None or (span.full and job.spec.related):
-        reason = job.reason if not job.local else "all slices are held against one version of the related tables"
+    if not job.local or job.slice_by is None or (span.full and job.others):
+        reason = job.reason if not job.local else "all slices are held against one version of the other tables"
         outcome = jobs.run(spark, job, storage, dsn, full=True)
         done(outcome)
         report(f"{job.name}: {outcome.rows:,} rows, all at once: {reason}")
@@ -87,11 +87,11 @@ class _Backfill:
     def _part(self, slice_: str | None, number: int, of: int, version: int, kept: Any) -> Decision:
         finished = number == of
         state = {"id": self._id, "slice": slice_, "finished": finished, "version": version, "kept": kept}
-        read = {self._job.source: {"id": self._source.table_id(), "version": version,
-                                   "commit": self._source.commit_id(version)}}  # fmt: skip
+        others = other_versions(self._job, self._storage, version)
+        read = as_read(self._job, self._storage, version, others)
         sources, fingerprint = (read, self._job.fingerprint) if finished and self._span.full else kept
         return Decision("slices", f"backfill of {self._span}", version, (slice_,), sources, fingerprint, state,
-                        related=related_versions(self._job, self._storage))  # fmt: skip
+                        others=others)  # fmt: skip
 
     def _begun(self) -> tuple[set[str | None], int, Any]:
         """Slices done by this very backfill, the version that they were computed from, and the progress to keep."""
@@ -116,19 +116,24 @@ class _Backfill:
         return set(), now, kept
 
     def _slices(self, version: int) -> tuple[str | None, ...]:
-        """Those of the source and, so that what has vanished there vanishes here, those of the target."""
-        column = sql.name(self._job.slice_by or "")
+        """Those of the source, of inputs with the column and, so that what has vanished vanishes, of the target."""
+        slice_by = self._job.slice_by or ""
         kind = (self._source.columns() or {}).get(self._job.slice_by or "", "string")
         ends = ((">=", self._span.first), ("<=", self._span.last))
-        bounds = [f"{column} {sign} cast({sql.string(end)} as {kind})" for sign, end in ends if end is not None]
-        where = " and ".join(bounds) or "true"
-        frames = [self._spark.read.format("delta").option("versionAsOf", version).load(str(self._source.path))]
+        read = [(str(self._source.path), version, slice_by)]
+        versions = other_versions(self._job, self._storage, version)
+        read += [(str(delta_sink.table_path(self._storage, one.table)), versions[one.name], one.slice_by)
+                 for one in self._job.others if one.slice_by is not None]  # fmt: skip
         if self._target.version() is not None:
-            frames.append(self._spark.read.format("delta").load(str(self._target.path)))
+            read.append((str(self._target.path), self._target.version() or 0, slice_by))
         found: set[str | None] = set()
         try:
-            for frame in frames:
-                values = frame.filter(where).selectExpr(f"cast({column} as string) as v").distinct().collect()
+            for path, at, name in read:
+                column = sql.name(name)
+                bounds = [f"{column} {sign} cast({sql.string(end)} as {kind})" for sign, end in ends if end is not None]
+                frame = self._spark.read.format("delta").option("versionAsOf", at).load(path)
+                frame = frame.filter(" and ".join(bounds) or "true")
+                values = frame.selectExpr(f"cast({column} as string) as v").distinct().collect()
                 found |= {row["v"] for row in values}
         except Exception as error:
             if "CAST_INVALID_INPUT" not in str(error):

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -88,6 +88,23 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _other(value: str) -> str:
+    if not (NAME.fullmatch(value) or TABLE.fullmatch(value)):
+        raise PydanticCustomError("BAD_NAME", "{value} is neither an input's name nor a pipeline's (layer.name)",
+                                  {"value": repr(value)})  # fmt: skip
+    return value
+
+
+def _paired(value: object) -> object:
+    return {name: name for name in _NAMES.validate_python(value)} if isinstance(value, str | list) else value
+
+
+def _some(pairs: dict[str, str]) -> dict[str, str]:
+    if not pairs:
+        raise PydanticCustomError("BAD_VALUE", "name at least one column")
+    return pairs
+
+
 class FromText(str):
     """The value of a variable of the process environment, which has text only: it may stand for a number."""
 
@@ -122,6 +139,15 @@ Column = Annotated[str, AfterValidator(_column), _shape("string", "column", **_C
 Table = Annotated[str, AfterValidator(_table), _shape("string", "layer.name", pattern=f"^{TABLE.pattern}$")]
 Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed), _shape(
     ["array", "string"], "columns", items={"type": "string", **_COLUMN}, **_COLUMN)]  # fmt: skip
+_NAMES: TypeAdapter[tuple[str, ...]] = TypeAdapter(Columns)
+#: columns by the name that they have in the result; a list is of columns that keep their names
+Pairs = Annotated[dict[Column, Column], BeforeValidator(_paired), AfterValidator(_some), _shape(
+    ["array", "string", "object"], "columns", items={"type": "string", **_COLUMN}, minItems=1, **_COLUMN,
+    propertyNames=_COLUMN, additionalProperties={"type": "string", "title": "column", **_COLUMN},
+    minProperties=1)]  # fmt: skip
+#: one of ``inputs``, or a pipeline for its Delta table
+Other = Annotated[str, AfterValidator(_other), _shape(
+    "string", "input or layer.name", pattern=rf"^({NAME.pattern}|{TABLE.pattern})$")]  # fmt: skip
 
 
 class Model(BaseModel):

@@ -22,7 +22,8 @@ class Explanation(dict[str, Any]):
                 lines.append(f"  {member['pipeline']}: {member['does']}")
                 lines.append(f"    -> {member['sink']}")
         for job in self["jobs"]:
-            lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {job['source']}")
+            read = ", ".join([job["source"], *job["others"]])
+            lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {read}")
             lines.append(f"    -> {job['sink']}; {job['incremental']}")
         for pipeline, values in self.get("origins", {}).items():
             lines += ["", pipeline]
@@ -60,6 +61,8 @@ def _member(member: Member) -> dict[str, Any]:
         kind = "tumbling" if member.window.tumbling else "sliding"
         does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database"
         does += ", sent once when the watermark passes its end)" if member.window.emit == "final" else ")"
+    for copy in member.copies:
+        does += f"; looks up {copy.part.source}, at most {format_duration(copy.refresh)} old"
     sink = member.spec.sink
     target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
     return {"pipeline": member.name, "does": does, "sink": target + ", exactly once" * (sink.key != "console")}
@@ -68,8 +71,14 @@ def _member(member: Member) -> dict[str, Any]:
 def _job(job: Job) -> dict[str, Any]:
     sink = job.spec.sink
     incremental = f"recomputes changed {job.slice_by} only" if job.local else f"runs in full: {job.reason}"
-    if job.local and job.spec.related:
-        incremental += f", all of it when {' or '.join(job.spec.related)} changed"
+    whole = [one.table for one in job.others if one.slice_by is None and one.as_of is None and not one.ignored]
+    if job.local and whole:
+        incremental += f", all of it when {' or '.join(dict.fromkeys(whole))} changed"
+    ignored = [one.table for one in job.others if one.ignored]
+    if ignored:
+        incremental += (f"; changes of {' and '.join(ignored)} are ignored, so what is there need not be what a full"
+                        " run would give")  # fmt: skip
     target = f"{sink.key} {job.name}" + (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "")
-    return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source, "sink": target,
-            "incremental": incremental, "serve": job.spec.serve}  # fmt: skip
+    return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source,
+            "others": list(dict.fromkeys(one.key for one in job.others)), "sink": target, "incremental": incremental,
+            "serve": job.spec.serve}  # fmt: skip

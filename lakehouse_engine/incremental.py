@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lakehouse_engine import arrivals
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.locality import Other
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.sinks import Delta
 from lakehouse_engine.sinks import delta as delta_sink
@@ -34,22 +35,22 @@ class Decision:
     backfill: Mapping[str, Any] | None = None
     since: int = 0
     added: Mapping[str, int] = field(default_factory=dict)
-    #: the versions to read of the other tables that checks look into
-    related: Mapping[str, int] = field(default_factory=dict)
+    #: the versions to read of the other tables, by what the job's steps and checks call them
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
-    """Compares the source's log with what the target's last commit says it has read.
+    """Compares the logs of what the job reads with what the target's last commit says it has read.
 
     Raises ``RunError`` MISSING_TABLE, AS_OF_GONE.
     """
     source = DeltaLog(delta_sink.table_path(storage, job.source))
     version = source_version(job, source)
-    related = related_versions(job, storage)
-    read = {table: _as_read(storage, table, held) for table, held in {**related, job.source: version}.items()}
+    others = other_versions(job, storage, version)
+    read = as_read(job, storage, version, others)
 
     def everything(reason: str) -> Decision:
-        return Decision("full", reason, version, sources=read, fingerprint=job.fingerprint, related=related)
+        return Decision("full", reason, version, sources=read, fingerprint=job.fingerprint, others=others)
 
     def nothing(reason: str) -> Decision:
         return Decision("nothing", reason, version, sources=read, fingerprint=job.fingerprint)
@@ -72,25 +73,27 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     other = _other(source, read[job.source], before)
     if other is not None:
         return everything(f"{job.source} {other}")
-    for table in related:
-        log = DeltaLog(delta_sink.table_path(storage, table))
-        moved = _related_change(log, read[table], record["sources"].get(table, {}))
-        if moved is not None:
-            return everything(f"{table}, which its checks look into, {moved}")
-    if before["version"] == version:
-        return nothing(f"{job.source} is still at version {version}")
+    moved: set[str | None] = set()
+    for one in job.others:
+        reason, values = _moved(one, storage, read[one.key], record["sources"].get(one.key, {}), local=job.local)
+        if reason is not None:
+            return everything(reason)
+        moved |= values
+    if before["version"] == version and not moved:
+        still = "what it reads is as it was" if job.others else f"{job.source} is still at version {version}"
+        return nothing(still)
     if not job.local or job.slice_by is None:
         return everything(job.reason)
     change = source.changed(before["version"], job.slice_by, version)
     if change.slices is None:
         return everything(f"{job.source} does not tell which {job.slice_by} changed: {change.reason}")
-    if not change.slices:
+    if not change.slices and not moved:
         return nothing(f"{job.source} has no changed rows")
-    changed = f"{len(change.slices)} of {job.slice_by} changed"
-    slices = Decision("slices", changed, version, in_order(change.slices), read, job.fingerprint,
-                      related=related)  # fmt: skip
+    values = change.slices | moved
+    changed = f"{len(values)} of {job.slice_by} changed"
+    slices = Decision("slices", changed, version, in_order(values), read, job.fingerprint, others=others)
     added = change.added
-    if added is None or not (job.rowwise and arrivals.readable(source, added, version)):
+    if moved or added is None or not (job.rowwise and arrivals.readable(source, added, version)):
         return slices
     if not _consistent(job, storage, record):
         return slices
@@ -104,35 +107,50 @@ def in_order(slices: frozenset[str | None] | set[str | None]) -> tuple[str | Non
 
 
 def source_version(job: Job, source: DeltaLog) -> int:
-    """The version to read: the newest, or the one that ``as_of`` names."""
+    """The version of its source to read: the newest, or the one that ``as_of`` names."""
+    return _version(job.source, source, getattr(job.spec.source, "as_of", None), job.spec.where("source"))
+
+
+def _version(table: str, source: DeltaLog, wanted: int | str | None, where: str) -> int:
+    """Raises ``RunError`` MISSING_TABLE, AS_OF_GONE."""
     newest = source.version()
-    where = job.spec.where("source")
     if newest is None:
-        raise RunError("MISSING_TABLE", f"there is no table {job.source} yet; run the pipeline that writes it first",
+        raise RunError("MISSING_TABLE", f"there is no table {table} yet; run the pipeline that writes it first",
                        where=where)  # fmt: skip
-    wanted = getattr(job.spec.source, "as_of", None)
     if wanted is None:
         return newest
     there = source.versions()
     found = wanted if isinstance(wanted, int) else source.version_at(datetime.fromisoformat(wanted))
     if found is None or found not in there:
         first = datetime.fromtimestamp(source.info(there[0]).get("timestamp", 0) / 1000, timezone.utc)
-        raise RunError("AS_OF_GONE", f"{job.source} as of {wanted} is not in its log, which holds versions {there[0]}"
-                       f" to {newest}, from {first:%Y-%m-%dT%H:%M:%SZ} on; see: lakehouse history {job.source}",
+        raise RunError("AS_OF_GONE", f"{table} as of {wanted} is not in its log, which holds versions {there[0]}"
+                       f" to {newest}, from {first:%Y-%m-%dT%H:%M:%SZ} on; see: lakehouse history {table}",
                        where=where)  # fmt: skip
     return int(found)
 
 
-def related_versions(job: Job, storage: Path) -> dict[str, int]:
-    """The newest versions of the tables that the job's checks look into. Raises ``RunError`` MISSING_TABLE."""
+def other_versions(job: Job, storage: Path, version: int) -> dict[str, int]:
+    """The versions to read of the other tables, by name: one of each table, the source's too, which is at ``version``.
+
+    Raises ``RunError`` MISSING_TABLE, AS_OF_GONE.
+    """
+    newest = {job.source: version} if getattr(job.spec.source, "as_of", None) is None else {}
     found = {}
-    for table in job.spec.related:
-        version = DeltaLog(delta_sink.table_path(storage, table)).version()
-        if version is None:
-            raise RunError("MISSING_TABLE", f"there is no table {table} yet; run the pipeline that writes it first",
-                           where=job.spec.where("checks"))  # fmt: skip
-        found[table] = version
+    for one in job.others:
+        if one.as_of is not None or one.table not in newest:
+            log = DeltaLog(delta_sink.table_path(storage, one.table))
+            asked = _version(one.table, log, one.as_of, job.spec.where(one.place))
+            newest |= {one.table: asked} if one.as_of is None else {}
+            found[one.name] = asked
+        else:
+            found[one.name] = newest[one.table]
     return found
+
+
+def as_read(job: Job, storage: Path, version: int, others: Mapping[str, int]) -> dict[str, Any]:
+    """What the commit says has been read: of each table its id, the version and that version's commit."""
+    versions = {one.key: (one.table, others[one.name]) for one in job.others} | {job.source: (job.source, version)}
+    return {key: _as_read(storage, *read) for key, read in versions.items()}
 
 
 def _as_read(storage: Path, table: str, version: int) -> dict[str, Any]:
@@ -140,15 +158,31 @@ def _as_read(storage: Path, table: str, version: int) -> dict[str, Any]:
     return {"id": log.table_id(), "version": version, "commit": log.commit_id(version)}
 
 
-def _related_change(log: DeltaLog, now: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
-    """What happened to another table since it was read, if its rows may be others now. Compactions change nothing."""
+def _moved(one: Other, storage: Path, now: Mapping[str, Any], before: Mapping[str, Any],
+           *, local: bool) -> tuple[str | None, frozenset[str | None]]:  # fmt: skip
+    """Why all has to be computed since another table was read, if it has; else the slices that changed there.
+
+    Compactions change nothing.
+    """
+    if one.ignored:
+        return None, frozenset()
+    log, told = DeltaLog(delta_sink.table_path(storage, one.table)), f"{one.table}, {one.why},"
     other = _other(log, now, before)
     if other is not None:
-        return other
+        return f"{told} {other}", frozenset()
+    if now["version"] == before["version"]:
+        return None, frozenset()
     there = set(log.versions())
     if any(version not in there for version in range(before["version"] + 1, now["version"] + 1)):
-        return f"no longer has what came after version {before['version']} in its log"
-    return None if log.changed_after(before["version"]) is None else "has changed"
+        return f"{told} no longer has what came after version {before['version']} in its log", frozenset()
+    if log.changed_after(before["version"]) is None:
+        return None, frozenset()
+    if one.slice_by is None or not local:
+        return f"{told} has changed", frozenset()
+    change = log.changed(before["version"], one.slice_by, now["version"])
+    if change.slices is None:
+        return f"{told} does not tell which {one.slice_by} changed: {change.reason}", frozenset()
+    return None, change.slices
 
 
 def _consistent(job: Job, storage: Path, record: Mapping[str, Any]) -> bool:

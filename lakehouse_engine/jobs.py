@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import arrivals, checks, rows, sql, table_checks
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
+from lakehouse_engine.computed import Computed, Reads, projected
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError, SpecError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.rows import Rows
-from lakehouse_engine.segments import Segment, judges, layered, named, texts_read
+from lakehouse_engine.segments import Segment, conserved
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.transforms import Aggregate, Dedupe
+from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-    from lakehouse_engine.spec.pipeline import PipelineSpec
 
 #: seconds that a run waits for another one of its table: a task that was killed and cleared meets its own end
 LOCK_PATIENCE = 30.0
@@ -86,30 +85,38 @@ class _Run:
         self._spec = job.spec
         self._counters: dict[str, int] = {}
         self._warnings: dict[str, int] = {}
-        self._persisted: list[DataFrame] = []
         self._run_id = uuid.uuid4().hex
-        self._segments: list[Segment] = []
         self._started = datetime.now(timezone.utc)
         self._now = now or self._started
         self._where = self._slices()
+        slices = None if decision.kind == "full" else decision.slices
+        self._rows = Computed(job, Reads(
+            self._new if self._only_new else lambda: self._stored(decision.version), self._other, slices,
+            self._unseen if self._only_new else None))  # fmt: skip
 
     def execute(self) -> Outcome:
         try:
             result = self._analysed()
+            self._rows.check_lookups(self._as_before())
             count = self._count()
             self._table_checks(result)
             self._keep_aside()
             self._write(result)
             return Outcome(self._decision, count, dict(self._counters), dict(self._warnings))
         finally:
-            for frame in self._persisted:
-                frame.unpersist()
+            self._rows.release()
+
+    def _as_before(self) -> set[str]:
+        """The tables that are looked up and are as the last run left them: else this one were a full one."""
+        if self._decision.kind == "full" or self._decision.backfill is not None:
+            return set()
+        return {one.name for one in self._job.others if one.slice_by is None and not one.ignored}
 
     def _analysed(self) -> DataFrame:
         from pyspark.errors import PySparkException
 
         try:
-            result = self._compute()
+            result = self._rows.result()
             result.schema  # noqa: B018  (analysis happens here, before anything is written)
         except PySparkException as error:
             raise PlanError("EXPRESSION_TYPE", _reason(error), where=self._spec.where("transforms")) from None
@@ -125,29 +132,9 @@ class _Run:
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
         return sql.among(column, (log.columns() or {}).get(column, "string"), self._decision.slices)
 
-    def _compute(self) -> DataFrame:
-        """The result, persisted or made from what is."""
-        frame = self._source = self._new() if self._only_new else self._stored(self._decision.version)
-        current: Rows | None = None
-        for index, transform in enumerate(self._spec.transforms):
-            if isinstance(transform, Aggregate | Dedupe):
-                segment, before = self._end(frame, current), current
-                frame, current = transform.apply(segment.passed), None
-                if isinstance(transform, Dedupe) and self._only_new:
-                    frame = self._unseen(frame, before, transform)
-            else:
-                current = plans.row_step(self._spec, current or Rows.identity(dict(frame.dtypes)), index)
-        current = self._with_related(current or Rows.identity(dict(frame.dtypes)))
-        return self._end(frame, plans.with_checks(current, self._spec), last=True).passed
-
     @property
     def _only_new(self) -> bool:
         return self._decision.kind == "rows"
-
-    def _keep(self, frame: DataFrame) -> DataFrame:
-        """Persisted until the run ends."""
-        self._persisted.append(frame.persist())
-        return frame
 
     def _new(self) -> DataFrame:
         """What came to the source since it was last read."""
@@ -163,114 +150,42 @@ class _Run:
         from pyspark.errors import PySparkException
 
         try:
-            old = self._project(self._stored(self._decision.since), before)
-            return arrivals.unseen(self._keep(once), old, dedupe, self._keep)
+            old = projected(self._stored(self._decision.since), before)
+            return arrivals.unseen(self._rows.keep(once), old, dedupe, self._rows.keep)
         except PySparkException as error:  # the source as it was is not there any more
             raise MustRecompute(_reason(error)) from error
 
     def _stored(self, version: int) -> DataFrame:
         """What the source held in the slices that changed; in all of it for a full run."""
-        path = str(delta_sink.table_path(self._storage, self._job.source))
-        frame = self._spark.read.format("delta").option("versionAsOf", version).load(path)
-        return (frame if self._where is None else frame.filter(self._where)).drop("updated_at")
+        frame = self._table(self._job.source, version)
+        return frame if self._where is None else frame.filter(self._where)
 
-    def _project(self, frame: DataFrame, current: Rows | None) -> DataFrame:
-        """The rows that pass, with all their columns."""
-        if current is None:
-            return frame
-        frame = layered(frame, current)
-        kept = frame.filter(rows.passing(current.verdicts)) if current.verdicts else frame
-        return kept.selectExpr(*named(current.columns))
+    def _other(self, name: str) -> DataFrame:
+        other = next(one for one in self._job.others if one.name == name)
+        return self._table(other.table, self._decision.others[name])
 
-    def _end(self, frame: DataFrame, current: Rows | None, *, last: bool = False) -> Segment:
-        """The rows up to a step that looks at many of them, or to the end. They are judged once where a step asks."""
-        judged = None
-        if current is None or not judges(current, last):
-            passed = self._project(frame, current)
-            if last:
-                assert current is not None
-                passed = self._keep(layered(frame, current).selectExpr(*named(current.stored)))
-        else:
-            judged = self._judge(frame, current)
-            columns = current.stored if last else current.columns
-            passed = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*named(columns))
-        self._segments.append(Segment(frame, current, judged, passed))
-        return self._segments[-1]
-
-    def _judge(self, frame: DataFrame, current: Rows) -> DataFrame:
-        """Kept for several readings: what the expressions read, not what they give; reasons are for few rows."""
-        frame = self._related(layered(frame, current), current)
-        inputs = [sql.name(name) for name in frame.columns]
-        if not current.layers:
-            read = {column for text in texts_read(current) for column in sql.columns(text)}
-            inputs = [sql.name(name) for name in frame.columns if name.lower() in read]
-        return self._keep(frame.selectExpr(*inputs, f"{rows.outcome(current.verdicts)} as _outcome"))
-
-    def _with_related(self, current: Rows) -> Rows:
-        """Columns that say whether a value is in another table; ``_related`` joins them."""
-        names = [checks.related(table, column, ours) for ours, table, column in _relationships(self._spec)]
-        return replace(current, columns={**current.columns, **{name: name for name in names}})
-
-    def _related(self, frame: DataFrame, current: Rows) -> DataFrame:
-        from pyspark.sql import functions as F
-
-        for ours, table, column in _relationships(self._spec):
-            name = checks.related(table, column, ours)
-            if name not in current.columns:
-                continue  # before a dedupe or an aggregate: checks come at the end
-            path = str(delta_sink.table_path(self._storage, table))
-            theirs = self._spark.read.format("delta").option("versionAsOf", self._decision.related[table]).load(path)
-            keys = theirs.select(F.col(sql.name(column)).alias("_theirs")).filter("_theirs is not null").distinct()
-            value = F.expr(current.resolve(ours))
-            self._comparable(frame.select(value.alias("x")), keys, ours, f"{table}.{column}")
-            joined = frame.join(keys, value == F.col("_theirs"), "left")
-            frame = joined.withColumn(name, F.expr("_theirs is not null")).drop("_theirs")
-        return frame
-
-    def _comparable(self, ours: DataFrame, theirs: DataFrame, one: str, other: str) -> None:
-        """ANSI SQL compares a text with a number by reading it as one, and stops at the first that is none."""
-        kinds = [frame.dtypes[0][1] for frame in (ours, theirs)]
-        if kinds[0] != kinds[1] and not set(kinds) <= {"tinyint", "smallint", "int", "bigint"}:
-            raise PlanError("COLUMN_TYPE", f"{one} is {kinds[0]} and {other} is {kinds[1]}; cast one of them",
-                            where=self._spec.where("checks"))  # fmt: skip
+    def _table(self, table: str, version: int) -> DataFrame:
+        path = str(delta_sink.table_path(self._storage, table))
+        return self._spark.read.format("delta").option("versionAsOf", version).load(path).drop("updated_at")
 
     def _count(self) -> int:
         """Counts what became of every row; returns the number of rows that will be written."""
-        for segment in self._segments:
+        segments = self._rows.segments
+        for segment in [*segments, *self._rows.inputs]:
             if segment.judged is not None:
                 self._tally(segment, segment.judged)
-        last = self._segments[-1]
+        last = segments[-1]
         if last.judged is None:
             last.seen = last.out = last.passed.count()
         assert last.out is not None
         self._counters[rows.COUNTED] = last.out
-        if any(segment.refuses for segment in self._segments):
-            self._counters[rows.QUARANTINED] = sum(segment.quarantined for segment in self._segments)
-        if any(isinstance(t, Aggregate) for t in self._spec.transforms):
-            return last.out  # a row of the result stands for many of the source
-        self._conserve()
+        refusing = [segment for segment in [*segments, *self._rows.inputs] if segment.refuses]
+        if refusing:
+            self._counters[rows.QUARANTINED] = sum(segment.quarantined for segment in refusing)
+        if any(isinstance(t, Aggregate | Join | Union | Sql) for t in self._spec.transforms):
+            return last.out  # a row of the result stands for many of the source, or for none
+        self._counters |= conserved(segments)
         return last.out
-
-    def _conserve(self) -> None:
-        """What was filtered, dropped as a duplicate and added by explode: the difference between two counts."""
-        filtered = duplicate = exploded = 0
-        before: int | None = None
-        for segment in self._segments:
-            into = segment.into
-            if before is not None:
-                duplicate += before - into
-            passed = segment.passes(into)
-            if segment.judged is not None:
-                exploded += segment.seen - into
-                filtered += segment.seen - segment.quarantined - passed
-            else:
-                filtered += into - passed
-            before = passed
-        self._counters[rows.FILTERED] = filtered
-        if len(self._segments) > 1:
-            self._counters[rows.DUPLICATE] = duplicate
-        if any(segment.expands for segment in self._segments):
-            self._counters["exploded"] = exploded
 
     def _tally(self, segment: Segment, judged: DataFrame) -> None:
         """One pass: rows per outcome, and what its watched conditions ask."""
@@ -334,7 +249,9 @@ class _Run:
         """Refused rows replace those of the same slices, or join them, in a commit before the main one."""
         path = delta_sink.table_path(self._storage, self._job.name + "__quarantine")
         exists = DeltaLog(path).version() is not None
-        refusing = [segment for segment in self._segments if segment.refuses]
+        refusing = [segment for segment in [*self._rows.segments, *self._rows.inputs] if segment.refuses]
+        if self._only_new:  # what the inputs refuse has been kept: they are as they were
+            refusing = [segment for segment in refusing if not segment.input]
         if not refusing or (not self._counters.get(rows.QUARANTINED) and (self._only_new or not exists)):
             return
         kept = self._refused(refusing[0])
@@ -345,7 +262,10 @@ class _Run:
             return
         where = None
         if self._where is not None and exists:
-            where = sql.among("unit", "string", self._decision.slices)
+            whole = {segment.input for segment in refusing if segment.input and segment.unit is None}
+            asked = [sql.among("unit", "string", self._decision.slices)]
+            asked += [f"startswith(step, {sql.string(f'inputs.{name}.')})" for name in sorted(whole)]
+            where = " or ".join(f"({one})" for one in asked)
         delta_sink.replace(kept.coalesce(1), path, self._record(), where=where, run=self._txn())
 
     def _refused(self, segment: Segment) -> DataFrame:
@@ -354,12 +274,11 @@ class _Run:
         assert current is not None
         assert judged is not None
         step, reasons = rows.first_reasons(current.verdicts)
-        slice_by = self._job.slice_by
-        unit = current.stored.get(slice_by or "", "null")
+        unit = current.stored.get(segment.unit or "", "null")
         at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
         return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
             f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
-            f"{reasons} as reasons", f"{sql.string(self._job.source)} as origin",
+            f"{reasons} as reasons", f"{sql.string(segment.origin)} as origin",
             f"cast({at['_partition']} as int) as partition", f"cast({at['_offset']} as bigint) as offset",
             "cast(null as binary) as key", "cast(null as binary) as value",
             f"{rows.first_row(current.verdicts)} as row", f"cast({unit} as string) as unit")  # fmt: skip
@@ -397,10 +316,6 @@ class _Run:
         table, where = sink.table or self._job.name, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
-
-
-def _relationships(spec: PipelineSpec) -> list[tuple[str, str, str]]:
-    return [other for check in spec.checks if isinstance(check, checks.Relationship) for other in check.others()]
 
 
 def _reason(error: Exception) -> str:

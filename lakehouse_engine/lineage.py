@@ -155,20 +155,24 @@ class Lineage:
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(message, "Python", producer=self._producer)
         return events.RunEvent(
             eventType=events.RunState[state], eventTime=moment.isoformat(), producer=self._producer,
-            run=events.Run(run_id, facets=facets), job=job, inputs=[self._input(spec, kind)],
+            run=events.Run(run_id, facets=facets), job=job, inputs=self._inputs(spec, kind),
             outputs=self._outputs(spec, kind, run if state == "COMPLETE" else None))  # fmt: skip
 
-    def _input(self, spec: PipelineSpec, kind: Kind) -> Any:
+    def _inputs(self, spec: PipelineSpec, kind: Kind) -> list[Any]:
+        """The source first, then what else it reads."""
         from openlineage.client.event_v2 import InputDataset
 
         if kind == "serve":
-            return InputDataset(*self._places.delta(spec.name), facets=self._delta_facets(spec.name))
-        if isinstance(spec.source, Kafka):
-            parse = next((t for t in spec.transforms if isinstance(t, Parse)), None)
-            contract = spec.contracts.get(parse.contract) if parse is not None else None
-            fields = contract.columns if contract is not None else {}
-            return InputDataset(*self._places.kafka(spec.source.topic), facets=self._schema(fields))
-        return InputDataset(*self._places.delta(spec.source.table), facets=self._delta_facets(spec.source.table))
+            return [InputDataset(*self._places.delta(spec.name), facets=self._delta_facets(spec.name))]
+        found = []
+        for part in (spec, *map(spec.part, spec.inputs)):
+            if isinstance(part.source, Kafka):
+                parse = next((t for t in part.transforms if isinstance(t, Parse)), None)
+                contract = part.contracts.get(parse.contract) if parse is not None else None
+                fields = contract.columns if contract is not None else {}
+                found.append(InputDataset(*self._places.kafka(part.source.topic), facets=self._schema(fields)))
+        return found + [InputDataset(*self._places.delta(table), facets=self._delta_facets(table))
+                        for table in spec.reads]  # fmt: skip
 
     def _outputs(self, spec: PipelineSpec, kind: Kind, run: Run | None) -> list[Any]:
         from openlineage.client.event_v2 import OutputDataset

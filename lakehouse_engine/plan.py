@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
 from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.locality import Other, locality, others
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
@@ -21,21 +21,35 @@ from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import (
     Aggregate,
-    Cast,
+    Combining,
     Dedupe,
-    Derive,
-    Drop,
-    Explode,
+    Join,
+    Lookup,
     Parse,
-    Rename,
     RowWise,
-    Select,
+    Sql,
+    Union,
     Window,
 )
+from lakehouse_engine.transforms.lookup import REFRESH
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
 LANDING_COLUMNS = ("_topic", "_partition", "_offset", "_timestamp")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What a stream holds of a table that a step looks up, as ``view``; ``part``: how it is computed, as a job.
+
+    ``refresh``: microseconds.
+    """
+
+    view: str
+    step: Lookup
+    place: str
+    part: Job
+    refresh: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class Member:
     window: Window | None
     #: steps whose refused rows this pipeline keeps itself; the others it only counts
     keeps: frozenset[str]
+    copies: tuple[Copy, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,6 +101,7 @@ class Job:
     reason: str
     fingerprint: str
     rowwise: bool
+    others: tuple[Other, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,26 +148,42 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     rows = Rows.identity(kafka_source.COLUMNS)
     window = None
     keeps = set()
+    copies: list[Copy] = []
     keeper = spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
     for index, transform in enumerate(spec.transforms):
         step = f"transforms[{index}].{transform.key}"
         if isinstance(transform, Window):
             window = transform
             break
-        assert not isinstance(transform, Aggregate | Dedupe), "the loader refuses these in a stream"
-        rows = _step(spec, rows, transform, step)
+        assert not isinstance(transform, Aggregate | Dedupe | Join | Union | Sql), "the loader refuses it in a stream"
+        if isinstance(transform, Lookup):
+            copies.append(_copy(spec, transform, step))
+        rows = _step(spec, rows, transform, step, copies[-1].view if copies else "")
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
     rows = with_checks(rows, spec)
     keeps.add("checks")
-    return Member(spec, rows, window, frozenset(keeps))
+    return Member(spec, rows, window, frozenset(keeps), tuple(copies))
 
 
-def _step(spec: PipelineSpec, rows: Rows, transform: RowWise, step: str) -> Rows:
+def _copy(spec: PipelineSpec, step: Lookup, place: str) -> Copy:
+    """Steps that ask the same of a table share its copy."""
+    part = spec.part(step.from_)
+    asked = [part.source.model_dump_json(), *(f"{one.key} {one.model_dump_json()}" for one in part.transforms),
+             *step.view(), str(step.refresh)]  # fmt: skip
+    view = "looked_up_" + hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16]
+    return Copy(view, step, place, _job(part), REFRESH if step.refresh is None else step.refresh)
+
+
+def _step(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: str, view: str = "") -> Rows:
+    """``step`` is its place in the spec, or in the part of one that an input is; ``view``: the copy that it reads."""
+    place = f"{spec.below}{step}"
     try:
+        if isinstance(transform, Lookup):
+            return transform.row(rows, place, view)
         if isinstance(transform, Parse):
-            return transform.row(rows, step, spec.contracts[transform.contract])
-        return transform.row(rows, step)
+            return transform.row(rows, place, spec.contracts[transform.contract])
+        return transform.row(rows, place)
     except ValueError as error:  # a column or an expression that does not fit the rows
         file, _, line = spec.where(step).rpartition(":")
         code = str(getattr(error, "code", "BAD_EXPRESSION"))
@@ -161,7 +193,7 @@ def _step(spec: PipelineSpec, rows: Rows, transform: RowWise, step: str) -> Rows
 def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
     """A job's row-wise step."""
     transform = spec.transforms[index]
-    assert not isinstance(transform, Window | Aggregate | Dedupe)
+    assert not isinstance(transform, Window | Aggregate | Dedupe | Combining)
     return _step(spec, rows, transform, f"transforms[{index}].{transform.key}")
 
 
@@ -206,43 +238,25 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
 def _job(spec: PipelineSpec) -> Job:
     assert not isinstance(spec.source, Kafka)
     slice_by = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
-    local, reason = _locality(spec, slice_by)
-    dedupes = sum(isinstance(transform, Dedupe) for transform in spec.transforms)
-    rowwise = dedupes <= 1 and not any(isinstance(t, Aggregate) for t in spec.transforms) and not table_checks(spec)
-    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), rowwise)
+    local, reason = locality(spec, slice_by)
+    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), _rowwise(spec),
+               others(spec, slice_by))  # fmt: skip
 
 
-def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
-    """Whether incremental equals full, and if not, why: the slice column must reach every grouping key unchanged."""
-    if column is None:
-        return False, "the sink has no replace_by"
-    for index, transform in enumerate(spec.transforms):
-        step = f"transforms[{index}].{transform.key}"
-        if isinstance(transform, Derive | Cast) and column in transform.columns:
-            return False, f"{step} computes {column}"
-        if isinstance(transform, Explode) and column in (transform.column, *transform.made):
-            return False, f"{step} computes {column}"
-        if (isinstance(transform, Drop) and transform.drops(column)) or (
-            isinstance(transform, Rename) and column.lower() in (*transform.new, *map(str.lower, transform.columns))
-        ):
-            return False, f"{step} does not pass {column} on as it is"
-        if isinstance(transform, Select):
-            kept = [item for item in map(sql.select_item, transform.items) if item.name == column]
-            if [item.expression for item in kept] != [column]:
-                return False, f"{step} does not pass {column} on as it is"
-        if isinstance(transform, Dedupe) and column not in transform.keys:
-            return False, f"{step} does not have {column} among its keys"
-        if isinstance(transform, Aggregate) and column not in transform.by:
-            return False, f"{step} does not group by {column}"
-    return True, f"every step keeps {column}"
+def _rowwise(spec: PipelineSpec) -> bool:
+    """A dedupe holds new rows against the old ones as they come into it: nothing may be put to them before."""
+    dedupes = [index for index, transform in enumerate(spec.transforms) if isinstance(transform, Dedupe)]
+    looked_up = [index for index, transform in enumerate(spec.transforms) if isinstance(transform, Lookup)]
+    if len(dedupes) > 1 or (dedupes and looked_up and looked_up[0] < dedupes[0]) or table_checks(spec):
+        return False
+    return not any(isinstance(transform, Aggregate | Join | Union | Sql) for transform in spec.transforms)
 
 
 def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
-    text = spec.model_dump_json(
-        exclude={"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain",
-                 "panel"}
-    )
+    aside = {"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain", "panel",
+             "below"}  # fmt: skip
+    text = spec.model_dump_json(exclude=aside if spec.inputs else {*aside, "inputs"})
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:16]
 
 

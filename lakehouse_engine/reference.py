@@ -22,7 +22,7 @@ from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import types_of
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.pipeline import Airflow, Maintain, Panel, Trigger
+from lakehouse_engine.spec.pipeline import Airflow, Input, Maintain, Panel, Trigger
 from lakehouse_engine.testing import cases
 
 #: where examples are looked for, in this order
@@ -297,6 +297,7 @@ def _pipeline(found: Examples) -> str:
     parts = [_NOTE, "# Pipelines\n", "`pipelines/<layer>/<name>.yaml` is the pipeline `<layer>.<name>`, and so are its"
              " table, its task and its metrics. A `trigger` makes it a stream, a `schedule` a job.\n",
              "\n".join(["| key | meaning |", "|---|---|", *rows]) + "\n"]  # fmt: skip
+    parts += ["## inputs\n", _prose(inspect.getdoc(Input) or ""), found.key("inputs") or ""]
     for key, model in models.items():
         parts += [f"## {key}\n", _prose(inspect.getdoc(model) or ""), _options(schema.model(model), model),
                   found.key(key) or ""]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Literal
 
 from lakehouse_engine import sql
@@ -29,12 +30,14 @@ class ColumnError(ValueError):
 class Layer:
     """Something computed once per row and read by many: ``alias`` is its column below the projection.
 
-    ``expands``: the SQL is a generator that makes one row or more of each, never none.
+    ``expands``: the SQL is a generator that makes one row or more of each, never none. ``joins``: a relation (SQL) of
+    which at most one row matches; the SQL is the condition, and the relation has a column called ``alias``.
     """
 
     alias: str
     sql: str
     expands: bool = False
+    joins: str = ""
 
 
 def levels(layers: Iterable[Layer]) -> list[list[str]]:
@@ -54,8 +57,13 @@ def levels(layers: Iterable[Layer]) -> list[list[str]]:
 def layered(source: str, layers: Iterable[Layer]) -> str:
     """SQL of ``source`` with the layers as columns."""
     text = f"select * from {source}"
-    for level in levels(layers):
-        text = f"select *, {', '.join(level)} from ({text})"
+    for joins, found in groupby(layers, key=lambda layer: layer.joins):
+        if not joins:
+            for level in levels(found):
+                text = f"select *, {', '.join(level)} from ({text})"
+        for layer in found if joins else ():
+            table = f"{layer.alias}_of"
+            text = f"select /*+ broadcast({table}) */ * from ({text}) left join {joins} {table} on {layer.sql}"
     return text
 
 

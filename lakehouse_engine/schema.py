@@ -23,7 +23,7 @@ from lakehouse_engine.component import TABLE, Component, Model
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import described, models_of, summary
 from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.pipeline import Airflow, Head, Maintain, Panel, Trigger
+from lakehouse_engine.spec.pipeline import INPUT_NAME, Airflow, Head, Input, Maintain, Panel, Trigger
 from lakehouse_engine.spec.reader import KEYS
 from lakehouse_engine.spec.schedule import SCHEDULES, SHAPE
 from lakehouse_engine.testing import cases
@@ -299,6 +299,9 @@ def _pipeline() -> Schema:
         "use": {"type": "string", "description": "The template in pipelines/templates/ that it is made from."},
         "params": {"type": "object", "description": "The values of the template's parameters."},
         "source": _said(source, "The main input: a component, or a pipeline's name for its Delta table."),
+        "inputs": {"type": "object", "propertyNames": {"pattern": f"^{INPUT_NAME}$"},
+                   "additionalProperties": _input(source), "description": "Other inputs by name, for lookup, join,"
+                   " union and sql."},
         "transforms": {"type": "array", "items": item(transforms.TRANSFORMS), "description": "Steps, in order."},
         "checks": {"type": "array", "items": item(checks.CHECKS, checks.COMMON), "description":
                    "Conditions that the result's rows must meet."},
@@ -325,6 +328,14 @@ def _pipeline() -> Schema:
             {"if": {"not": {"required": ["use"]}}, "then": {"properties": {"params": {"type": "null"}}}},
         ],
     }  # fmt: skip
+
+
+def _input(source: Schema) -> Schema:
+    texts = described(Input)
+    properties = {"source": _said(source, texts["source"]), "transforms": {
+        "type": "array", "items": item(transforms.TRANSFORMS), "description": texts["transforms"]}}  # fmt: skip
+    return {"type": ["object", "string"], "pattern": f"^{TABLE.pattern}$", "properties": properties,
+            "required": ["source"], "additionalProperties": False}  # fmt: skip
 
 
 def _template(pipeline: Schema) -> Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,13 @@ class Segment:
     current: Rows | None
     judged: DataFrame | None
     passed: DataFrame
+    #: as many rows come in as went out of the segment before: a lookup stands between them
+    as_many: bool = False
+    #: the table that the rows come from, and what its slice column is called; what is kept aside of them says so
+    origin: str = ""
+    unit: str | None = None
+    #: the input whose rows they are; '' for the pipeline's own
+    input: str = ""
     seen: int = -1
     quarantined: int = 0
     out: int | None = None
@@ -47,6 +54,33 @@ class Segment:
             filters = self.current is not None and self.current.verdicts
             self.out = self.passed.count() if filters else into
         return self.out
+
+
+def conserved(segments: Sequence[Segment]) -> dict[str, int]:
+    """What was filtered, dropped as a duplicate and added by explode: the difference between two counts.
+
+    Of rows that no step put together with others: rows of the source + exploded = quarantined + filtered + duplicate +
+    counted.
+    """
+    filtered = duplicate = exploded = 0
+    before: int | None = None
+    for segment in segments:
+        into = before if segment.as_many and before is not None else segment.into
+        if before is not None:
+            duplicate += before - into
+        passed = segment.passes(into)
+        if segment.judged is not None:
+            exploded += segment.seen - into
+            filtered += segment.seen - segment.quarantined - passed
+        else:
+            filtered += into - passed
+        before = passed
+    found = {rows.FILTERED: filtered}
+    if any(not segment.as_many for segment in segments[1:]):
+        found[rows.DUPLICATE] = duplicate
+    if any(segment.expands for segment in segments):
+        found["exploded"] = exploded
+    return found
 
 
 def layered(frame: DataFrame, current: Rows) -> DataFrame:

@@ -18,8 +18,9 @@ from sqlglot.errors import SqlglotError
 #: a replay must give the same rows
 _UNSTABLE = {"rand", "randn", "random", "uuid", "monotonically_increasing_id", "shuffle", "spark_partition_id",
              "input_file_name"}  # fmt: skip
-#: runs code or reads files
-_UNSAFE = {"reflect", "java_method", "try_reflect"}
+#: what no pipeline may call, and why
+_UNSAFE = {**dict.fromkeys(("reflect", "java_method", "try_reflect"), "runs code"),
+           "identifier": "makes names out of text"}  # fmt: skip
 #: what throws on data in ANSI mode, and what to write instead
 _THROWING_CALLS = {
     **{name: f"write try_{name}" for name in (
@@ -69,21 +70,27 @@ class ExpressionError(ValueError):
         self.code = code
 
 
+def reason(error: SqlglotError) -> str:
+    """What the parser says, in words that are not its own."""
+    text = str(error).split("\n")[0].split(". Line")[0].rstrip(".")
+    if "Required" in text:  # it names a class of sqlglot's
+        return "an operand or an argument is missing"
+    return re.sub(r"<Token [^>]*text: (.*?), line[^>]*>", r"\1", text)
+
+
 @lru_cache(maxsize=4096)
 def _tree(text: str) -> exp.Expr:
     try:
         trees = parse(text, read="spark")
     except SqlglotError as error:
-        reason = str(error).split("\n")[0].split(". Line")[0].rstrip(".")
-        if "Required" in reason:  # it names a class of sqlglot's
-            reason = "an operand or an argument is missing"
-        raise ExpressionError("BAD_EXPRESSION", f"`{text}` is not a Spark SQL expression: {reason}") from None
+        raise ExpressionError("BAD_EXPRESSION", f"`{text}` is not a Spark SQL expression: {reason(error)}") from None
     if len(trees) != 1 or not isinstance(trees[0], exp.Condition | exp.Alias | exp.Star | exp.Interval):
         raise ExpressionError("BAD_EXPRESSION", f"`{text}` is not one Spark SQL expression")
     return trees[0]
 
 
-def _calls(tree: exp.Expr) -> set[str]:
+def calls_of(tree: exp.Expr) -> set[str]:
+    """The functions that are called anywhere in it, in lower case."""
     names = set()
     for node in tree.find_all(exp.Func):
         names.add(node.name.lower() if isinstance(node, exp.Anonymous) else node.sql_name().lower())
@@ -111,16 +118,25 @@ def check(text: str, *, aggregates: bool = False, named: bool = False) -> None:
         raise ExpressionError("UNSAFE_EXPRESSION", f"`{text}` holds a query; an expression reads columns only")
     if tree.find(exp.Window) is not None:
         raise bad("looks at other rows (over ...); an expression sees one row")
-    calls = _calls(tree)
+    calls = calls_of(tree)
     if calls & _GENERATORS:
         raise bad(f"makes several rows of one ({min(calls & _GENERATORS)}), which comes with a later version")
     if not aggregates and is_aggregate(text):
         raise bad("aggregates rows; this step sees one row at a time: use window or aggregate")
-    if calls & _UNSAFE:
-        raise ExpressionError("UNSAFE_EXPRESSION", f"`{text}`: {sorted(calls & _UNSAFE)[0]} runs code and is refused")
+    check_calls(tree, f"`{text}`")
+
+
+def check_calls(tree: exp.Expr, shown: str) -> None:
+    """Refuses functions that no pipeline may call.
+
+    Raises ``ExpressionError`` UNSTABLE_EXPRESSION, UNSAFE_EXPRESSION.
+    """
+    calls = calls_of(tree)
+    for name in sorted(calls & _UNSAFE.keys()):
+        raise ExpressionError("UNSAFE_EXPRESSION", f"{shown}: {name} {_UNSAFE[name]} and is refused")
     if calls & _UNSTABLE:
         name = sorted(calls & _UNSTABLE)[0]
-        raise ExpressionError("UNSTABLE_EXPRESSION", f"`{text}`: {name} gives other rows at a replay")
+        raise ExpressionError("UNSTABLE_EXPRESSION", f"{shown}: {name} gives other rows at a replay")
 
 
 def kind(text: str, known: Mapping[str, str]) -> str:
@@ -234,7 +250,7 @@ def columns(text: str) -> set[str]:
 
 def calls(text: str) -> set[str]:
     """The functions an expression calls, in lower case."""
-    return _calls(_tree(text))
+    return calls_of(_tree(text))
 
 
 def rewrite(text: str, replace: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import base64
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +25,7 @@ from lakehouse_engine.inserts import QUARANTINED, Inserts, typed
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
 from lakehouse_engine.locks import Lock, acquire
+from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
@@ -76,6 +77,7 @@ class ScanRun:
         self._locks: list[Lock] = []
         self._windows: _Windows | None = None
         self._landings: list[_Landing | Inserts | _Print] = []
+        self._lookups: Lookups | None = None
         self.query: StreamingQuery | None = None
 
     def start(self, *, available_now: bool) -> None:
@@ -83,6 +85,7 @@ class ScanRun:
         holder = ", ".join(member.name for member in self.scan.members)
         try:
             self._locks.append(acquire(self._spark, self._to.storage, f"scan {self.scan.name}", holder))
+            self._lookups = Lookups(self._spark, self.scan.members, self._to.storage, self._report)
             windows = [m for m in self.scan.members if m.window is not None]
             if windows:
                 self._windows = _Windows(self._spark, windows, self._topic, self.scan, self._to, self._ends)
@@ -129,6 +132,7 @@ class ScanRun:
                 started_at = progress.now_micros()
                 self._ends.ask()
                 count = 0
+                self._look_up(frame.sparkSession, started_at)
                 if self._windows:
                     others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
                     count = self._windows.write(frame, self._view, started_at, others, self._see)
@@ -143,6 +147,24 @@ class ScanRun:
                 self.error = error
                 raise
 
+    def _look_up(self, session: SparkSession, started_at: int) -> None:
+        """Members whose tables cannot be looked up are taken out at their positions; the others go on."""
+        assert self._lookups is not None
+        failed = self._lookups.refresh(session, started_at)
+        for name, error in failed.items():
+            self.detached[name] = f"{name}: {_line(error)}"
+            self._see(journal.failed(name, "stream", started_at, error, step="detached"))
+        if failed:
+            self._lookups.forget(failed)
+            if self._windows:
+                self._windows.take_out(failed)
+            for landing in [one for one in self._landings if one.name in failed]:
+                self._landings.remove(landing)
+                if isinstance(landing, Inserts):
+                    landing.close()
+        if len(self.detached) == len(self.scan.members):
+            raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
+
     def stop(self) -> None:
         """Lets the current batch commit and refuses the next."""
         self._stopping = True
@@ -155,6 +177,8 @@ class ScanRun:
         self._ends.close()
         if self._windows:
             self._windows.close()
+        if self._lookups:
+            self._lookups.close()
         for landing in self._landings:
             if isinstance(landing, Inserts):
                 landing.close()
@@ -201,7 +225,7 @@ class _Windows:
               see: See) -> int:  # fmt: skip
         """``others``: how far the members that are no windows have read; the batch begins at the least of all."""
         if not self._members:
-            raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
+            return 0
         watermarks = [progress.next_watermark(c.positions.values(), _delay(m), c.watermark)
                       for m, c in zip(self._members, self._claims, strict=True)]  # fmt: skip
         frame.createOrReplaceTempView(view)
@@ -218,7 +242,9 @@ class _Windows:
             see(seen(record, self._trigger, "postgres"))
         for index, error in failed["errors"].items():
             see(journal.failed(self._members[index].name, "stream", started_at, error, step="detached"))
-        self._detach({i: f"{self._members[i].name}: {_line(error)}" for i, error in failed["errors"].items()})
+        self.detached |= {self._members[i].name: f"{self._members[i].name}: {_line(error)}"
+                          for i, error in failed["errors"].items()}  # fmt: skip
+        self.take_out({self._members[i].name for i in failed["errors"]})
         return max(read, 0)
 
     def _commit(self, started_at: int, ends: Mapping[int, int], greatest: Sequence[Mapping[int, int]],
@@ -284,15 +310,14 @@ class _Windows:
                         _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)
 
-    def _detach(self, errors: Mapping[int, str]) -> None:
-        """Takes failed members out at their position; the others go on, and these catch up when mended."""
-        if not errors:
-            return
-        for index in sorted(errors, reverse=True):
-            self.detached[self._members[index].name] = errors[index]
+    def take_out(self, names: Collection[str]) -> None:
+        """Failed members leave at their position; the others go on, and these catch up when mended."""
+        gone = [index for index, member in enumerate(self._members) if member.name in names]
+        for index in reversed(gone):
             for part in (self._members, self._merges, self._claims):
                 del part[index]
-        self._query = ScanQuery([m.window_member() for m in self._members])
+        if gone:
+            self._query = ScanQuery([m.window_member() for m in self._members])
 
     def close(self) -> None:
         self._connection.close()
@@ -438,7 +463,7 @@ class _Print:
     positions: Mapping[int, Position] = {}
 
     def __init__(self, member: Member) -> None:
-        self._member = member
+        self.name, self._member = member.name, member
 
     def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
         sink = self._member.spec.sink

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from lakehouse_engine import sources
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sources import Kafka
@@ -15,16 +14,33 @@ from lakehouse_engine.spec.problems import (
     Upstream,
     at,
     nobody,
+    step_of,
 )
-from lakehouse_engine.spec.rules import ONE
+from lakehouse_engine.spec.rules import ONE, STEPS
+from lakehouse_engine.transforms import Lookup
 
 
 def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
     """Everything that one file, with what it reads, can get wrong."""
     problems = [problem for rule in ONE for problem in rule(spec)]
+    for name in spec.inputs:
+        part = spec.part(name, stream=spec.streams(name))
+        problems += [problem for rule in STEPS for problem in rule(part)]
     walk = Walk(spec, upstream)
     walk.result()
     return problems + walk.problems + list(_history(spec, upstream))
+
+
+def with_taken(spec: PipelineSpec, upstream: Upstream) -> PipelineSpec:
+    """A stream's lookups that take all take the columns that their tables have now: its own stay the same."""
+    open_ends = [place for place, step in spec.combining() if isinstance(step, Lookup) and step.take is None]
+    if not (spec.is_stream and open_ends):
+        return spec
+    walk = Walk(spec, upstream)
+    walk.result()
+    steps = [step.model_copy(update={"take": walk.taken[place]}) if place in open_ends else step
+             for place, step in ((step_of(spec, i), step) for i, step in enumerate(spec.transforms))]  # fmt: skip
+    return spec.model_copy(update={"transforms": tuple(steps)})
 
 
 def output_columns(spec: PipelineSpec, upstream: Upstream) -> Columns | None:
@@ -43,7 +59,7 @@ def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
     if not (spec.complete and lander.complete):
         return  # what it is is not known, and is said there
     lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
-    if not lands or set(lander.contracts) != set(spec.contracts):
+    if not lands or lander.parsed != spec.parsed:
         yield at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
                   " same contract")  # fmt: skip
 
@@ -79,8 +95,7 @@ def jobs_form_no_cycle(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
     for spec in specs:
         found = way(spec.name, spec.name, (spec.name,))
         if found is not None:
-            source = isinstance(spec.source, sources.Delta) and found[1] == spec.source.table
-            yield at(spec, "source" if source else "checks", "CYCLE", " reads ".join(found))
+            yield at(spec, spec.tables[found[1]], "CYCLE", " reads ".join(found))
 
 
 def tasks_have_names_of_their_own(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:

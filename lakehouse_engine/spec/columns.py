@@ -13,6 +13,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.spec import combining
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -29,14 +30,17 @@ from lakehouse_engine.transforms import (
     Aggregate,
     Cast,
     Check,
+    Combining,
     Dedupe,
     Derive,
     Drop,
     Explode,
     Filter,
+    Lookup,
     Parse,
     Rename,
     Select,
+    Transform,
     Watermark,
     Window,
 )
@@ -61,36 +65,25 @@ def after_unread(step: Unread, columns: Columns | None) -> Columns | None:
 class Walk:
     """Follows the columns through the steps."""
 
-    def __init__(self, spec: PipelineSpec, upstream: Upstream, readers: frozenset[str] = frozenset()) -> None:
-        """``readers`` are the pipelines on the way here: in a cycle they would be asked again."""
-        self._spec, self._upstream = spec, upstream
+    def __init__(self, spec: PipelineSpec, upstream: Upstream, readers: frozenset[str] = frozenset(), *,
+                 stream: bool = False) -> None:  # fmt: skip
+        """``readers`` are the pipelines on the way here: in a cycle they would be asked again.
+
+        ``stream``: of a table that a stream reads, whose rows must not stop it either.
+        """
+        self._spec, self._upstream, self._stream = spec, upstream, stream or spec.is_stream
         self._readers = readers | {spec.name}
+        self._inputs: dict[str, Columns | None] = {}
+        #: what lookups take that do not say it, by their place
+        self.taken: dict[str, dict[str, str]] = {}
         self.problems: list[Problem] = []
 
     def result(self) -> Columns | None:
+        """The columns that are stored."""
         spec = self._spec
-        columns = self._source()
-        for index, transform in enumerate(spec.transforms):
-            step = step_of(spec, index)
-            if isinstance(transform, Unread):
-                columns = after_unread(transform, columns)
-                continue
-            if isinstance(transform, Parse) and transform.contract not in spec.contracts:
-                columns = None
-                continue
-            if columns is None:  # what came before is not known; what groups rows begins anew
-                columns = self._after(transform, {}) if isinstance(transform, Window | Aggregate) else None
-                continue
-            if isinstance(transform, Check):
-                for number, one in enumerate(transform.checks):
-                    self._read(one.expressions(), columns, f"{step}[{number}]")
-            else:
-                self._read(transform.expressions(), columns, step)
-            self._names(transform, columns, step)
-            if isinstance(transform, Watermark):
-                self._event_time(transform, columns, step)
-            before, columns = columns, self._after(transform, columns)
-            self._one_case(columns.keys() - before.keys(), columns, step)
+        for name in spec.inputs:  # of those that no step reads, too
+            self._input(name, f"inputs.{name}")
+        columns = self.steps()
         if columns is None:
             return None
         for index, check in enumerate(spec.checks):
@@ -101,6 +94,73 @@ class Walk:
                 self._related(check, f"checks[{index}]")
         return self._stored(columns)
 
+    def steps(self) -> Columns | None:
+        """The columns after the last step."""
+        spec = self._spec
+        columns = self._source()
+        for index, transform in enumerate(spec.transforms):
+            columns = self._step(transform, columns, step_of(spec, index))
+        return columns
+
+    def _step(self, transform: Transform | Unread, columns: Columns | None, step: str) -> Columns | None:
+        if isinstance(transform, Unread):
+            return after_unread(transform, columns)
+        if isinstance(transform, Parse) and transform.contract not in self._spec.contracts:
+            return None
+        theirs: dict[str, Columns | None] = {}
+        if isinstance(transform, Combining):
+            theirs = {name: self._input(name, leaf(self._spec, step, name, name)) for name in transform.others}
+        if columns is None:  # what came before is not known; what groups rows begins anew
+            if isinstance(transform, Combining):
+                return combining.after(transform, None, theirs)
+            return self._after(transform, {}) if isinstance(transform, Window | Aggregate) else None
+        if isinstance(transform, Check):
+            for number, one in enumerate(transform.checks):
+                self._read(one.expressions(), columns, f"{step}[{number}]")
+        else:
+            self._read(transform.expressions(), columns, step)
+        self._names(transform, columns, step)
+        if isinstance(transform, Watermark):
+            self._event_time(transform, columns, step)
+        if isinstance(transform, Combining):
+            self.problems += combining.problems(self._spec, step, transform, columns, theirs)
+            made = combining.after(transform, columns, theirs)
+            other = theirs.get(transform.others[0]) if isinstance(transform, Lookup) else None
+            if isinstance(transform, Lookup) and transform.take is None and other is not None:
+                self.taken[step] = combining.takes(transform, other)
+        else:
+            made = self._after(transform, columns)
+        self._one_case((made or {}).keys() - columns.keys(), made or {}, step)
+        return made
+
+    def _input(self, name: str, place: str) -> Columns | None:
+        """The columns of another input after its own steps. What is wrong with one is said once."""
+        if name not in self._inputs:
+            self._inputs[name] = None
+            if "." in name:
+                self._inputs[name] = self._table(name, place)
+            elif name in self._spec.inputs:
+                part = self._spec.part(name, stream=self._spec.streams(name))
+                walk = Walk(part, self._upstream, self._readers, stream=self._stream)
+                self._inputs[name] = walk.steps()
+                self.problems += walk.problems
+        return self._inputs[name]
+
+    def _table(self, table: str, place: str) -> Columns | None:
+        """The columns of a pipeline's Delta table, as they are read."""
+        writer = self._upstream.find(table, self._spec.file)
+        if writer is None:
+            self.problems += nobody(self._spec, place, table, self._upstream)
+            return None
+        if writer.name in self._readers:
+            return None  # a cycle, which is a problem of its own
+        if not isinstance(writer.sink, Delta | Unread):
+            self.problems.append(at(self._spec, place, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a job"
+                                     " reads tables of Delta"))  # fmt: skip
+            return None
+        columns = Walk(writer, self._upstream, self._readers).result()
+        return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
+
     def _time(self, column: str, columns: Columns, path: str) -> None:
         kind = known_as(columns).get(column.lower(), "")
         if kind not in ("", "timestamp", "date"):
@@ -109,18 +169,8 @@ class Walk:
 
     def _related(self, check: Relationship, path: str) -> None:
         for _, table, column in check.others():
-            writer = self._upstream.find(table, self._spec.file)
             place = leaf(self._spec, path, f"{table}.{column}")
-            if writer is None:
-                self.problems += nobody(self._spec, place, table, self._upstream)
-                continue
-            if writer.name in self._readers:
-                continue  # a cycle, which is a problem of its own
-            if not isinstance(writer.sink, Delta | Unread):
-                self.problems.append(at(self._spec, place, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a"
-                                         " job reads tables of Delta"))  # fmt: skip
-                continue
-            theirs = Walk(writer, self._upstream, self._readers).result()
+            theirs = self._table(table, place)
             if theirs is not None and column.lower() not in known_as(theirs):
                 close = get_close_matches(column, list(theirs), n=1)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(theirs))}"
@@ -145,19 +195,8 @@ class Walk:
         source = self._spec.source
         if isinstance(source, Kafka | Unread):
             return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
-        writer = self._upstream.find(source.table, self._spec.file)
-        if writer is None:
-            place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
-            self.problems += nobody(self._spec, place, source.table, self._upstream)
-            return None
-        if not isinstance(writer.sink, Delta | Unread):
-            self.problems.append(at(self._spec, "source", "MISSING_TABLE", f"{source.table} writes to"
-                                     f" {writer.sink.key}; a job reads tables of Delta"))  # fmt: skip
-            return None
-        if writer.name in self._readers:
-            return None
-        columns = Walk(writer, self._upstream, self._readers).result()
-        return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
+        place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
+        return self._table(source.table, place)
 
     def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
         known = known_as(columns)
@@ -168,7 +207,7 @@ class Walk:
                 hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(sorted(columns))}"
                 place = leaf(self._spec, path, text, missing)
                 self.problems.append(at(self._spec, place, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
-            if self._spec.is_stream:
+            if self._stream:
                 try:
                     sql.check_stream(text, known)
                 except sql.ExpressionError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.spec.check import check_all, check_one
+from lakehouse_engine.spec.check import check_all, check_one, with_taken
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.reader import Reader, read_contract
@@ -50,7 +50,7 @@ def load(paths: Sequence[Path], *, environment: Environment | None = None) -> tu
     problems += check_all(specs)
     if problems:
         raise SpecError(_masked(problem, secrets) for problem in problems)
-    return tuple(sorted(specs, key=lambda spec: spec.name))
+    return tuple(sorted((with_taken(spec, upstream) for spec in specs), key=lambda spec: spec.name))
 
 
 def _masked(problem: Problem, secrets: Iterable[str]) -> Problem:

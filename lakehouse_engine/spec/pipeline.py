@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -10,11 +11,26 @@ from pydantic_core import PydanticCustomError
 from lakehouse_engine.checks import Check, Relationship
 from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole
 from lakehouse_engine.contract import Contract
+from lakehouse_engine.queries import INPUT
 from lakehouse_engine.sinks import Delta, Postgres, Sink
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Source
 from lakehouse_engine.spec import yaml
-from lakehouse_engine.transforms import Aggregate, Dedupe, Drop, Explode, Rename, Select, Transform, Window
+from lakehouse_engine.transforms import (
+    Aggregate,
+    Combining,
+    Dedupe,
+    Drop,
+    Explode,
+    Join,
+    Parse,
+    Rename,
+    Select,
+    Sql,
+    Transform,
+    Union,
+    Window,
+)
 
 
 def _a_week(micros: int | None) -> int | None:
@@ -96,6 +112,22 @@ class Panel(Model):
     position: Whole = 100
 
 
+#: what an input may be called: not as ``sql`` calls the rows so far
+INPUT_NAME = rf"(?!{INPUT}$)(?!.*__)[a-z][a-z0-9_]{{0,47}}"
+
+
+class Input(Model):
+    """Another input of a pipeline, which ``lookup``, ``join``, ``union`` and ``sql`` call by its name.
+
+    Short: a pipeline's name for its Delta table.
+    """
+
+    #: where its rows come from
+    source: Source
+    #: its own steps, in order; a stream's input has its own watermark here
+    transforms: tuple[Transform, ...] = ()
+
+
 class Head(Model):
     """The keys of a pipeline that are neither components nor maps of their own."""
 
@@ -119,6 +151,7 @@ class PipelineSpec(Head):
     lines: dict[str, Any] = Field(default_factory=dict, repr=False)
     complete: bool = True
     source: Source
+    inputs: Mapping[str, Input] = Field(default_factory=dict)
     transforms: tuple[Transform, ...] = ()
     checks: tuple[Check, ...] = ()
     sink: Sink
@@ -128,6 +161,8 @@ class PipelineSpec(Head):
     maintain: Maintain = Maintain()
     panel: tuple[Panel, ...] = ()
     contracts: dict[str, Contract] = Field(default_factory=dict)
+    #: where its keys stand in the file: ``inputs.<name>.`` for the part that ``part`` gives, else nothing
+    below: str = ""
 
     def where(self, path: str = "") -> str:
         """``file:line`` of a path, or of the nearest one above it that is in the file."""
@@ -148,16 +183,67 @@ class PipelineSpec(Head):
         return self.trigger is not None
 
     @property
+    def parsed(self) -> frozenset[str]:
+        """The contracts that its own steps parse by; those that could not be read are not among them."""
+        return frozenset(t.contract for t in self.transforms if isinstance(t, Parse) and t.contract in self.contracts)
+
+    @property
     def related(self) -> tuple[str, ...]:
         """The tables, beside the source, that its checks look into."""
         found = [table for check in self.checks if isinstance(check, Relationship) for _, table, _ in check.others()]
         return tuple(dict.fromkeys(found))
 
+    def other(self, name: str) -> Input | None:
+        """The input that a step calls so: one of ``inputs``, or a pipeline's table; None where there is none."""
+        if "." in name:
+            return Input(source=DeltaSource(table=name))
+        return self.inputs.get(name)
+
+    def part(self, name: str, *, stream: bool = False) -> PipelineSpec:
+        """An input as a pipeline of its own, without checks; a job, unless its rows come as a ``stream``.
+
+        Its sink and head are the pipeline's: nobody asks for them.
+        """
+        found = self.other(name)
+        assert found is not None
+        below = f"inputs.{name}."
+        lines = {path.removeprefix(below): origin for path, origin in self.lines.items() if path.startswith(below)}
+        place = yaml.nearest(f"inputs.{name}" if name in self.inputs else self.tables.get(name, ""), self.lines)
+        if place in self.lines:
+            lines |= {"": self.lines[place]}
+            lines.setdefault("source", lines[""])
+        clock = {} if stream else {"trigger": None, "schedule": "manual"}
+        update = {"source": found.source, "transforms": found.transforms, "inputs": {}, "checks": (), "keys": None,
+                  "serve": None, "panel": (), "lines": lines, "below": below, **clock}  # fmt: skip
+        return self.model_copy(update=update)
+
+    def combining(self) -> Iterator[tuple[str, Combining]]:
+        """The steps that read other inputs, each with its place in the file."""
+        for index, step in enumerate(self.transforms):
+            if isinstance(step, Combining):
+                yield f"transforms[{index}].{step.key}", step
+
+    def streams(self, name: str) -> bool:
+        """Whether an input's rows come as a stream; else it is read as a table."""
+        return self.is_stream and any(name in s.others for _, s in self.combining() if isinstance(s, Join | Union))
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """The tables of other pipelines that it reads, each with the place in the file that names it first."""
+        found = {self.source.table: "source"} if isinstance(self.source, DeltaSource) else {}
+        for name, one in self.inputs.items():
+            if isinstance(one.source, DeltaSource):
+                found.setdefault(one.source.table, f"inputs.{name}")
+        for place, step in self.combining():
+            for name in step.others:
+                if "." in name:
+                    found.setdefault(name, place)
+        return found | {table: "checks" for table in self.related if table not in found}
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The tables of other pipelines that it reads: its source's first."""
-        source = (self.source.table,) if isinstance(self.source, DeltaSource) else ()
-        return tuple(dict.fromkeys((*source, *self.related)))
+        return tuple(self.tables)
 
     @property
     def postgres_table(self) -> str | None:
@@ -194,7 +280,7 @@ class PipelineSpec(Head):
                 keys = transform.keys
             elif isinstance(transform, Rename):
                 keys = transform.renamed(keys)
-            elif isinstance(transform, Select | Explode) or (
+            elif isinstance(transform, Select | Explode | Join | Union | Sql) or (
                 isinstance(transform, Drop) and any(map(transform.drops, keys))
             ):
                 keys = ()

@@ -31,7 +31,7 @@ def at(spec: PipelineSpec, path: str, code: str, message: str) -> Problem:
     origin = spec.lines.get(path)
     if origin is not None and file != spec.file and origin.through:
         message += f" (in {spec.file})"
-    return Problem(file, int(line), code, message, path)
+    return Problem(file, int(line), code, message, f"{spec.below}{path}")
 
 
 def known_as(columns: Columns) -> Columns:

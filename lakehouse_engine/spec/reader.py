@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lakehouse_engine import checks, contract, sinks, sources, transforms
-from lakehouse_engine.component import NAME, Component, Model, Unread
+from lakehouse_engine.component import NAME, TABLE, Component, Model, Unread
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.queries import INPUT
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.pipeline import Airflow, Head, Maintain, Panel, PipelineSpec, Trigger
+from lakehouse_engine.spec.pipeline import INPUT_NAME, Airflow, Head, Input, Maintain, Panel, PipelineSpec, Trigger
 from lakehouse_engine.spec.reuse import Content, assemble, did_you_mean, display, named_folder, unknown
 from lakehouse_engine.spec.schedule import SCHEDULES, is_schedule
 from lakehouse_engine.spec.validated import said
 
-KEYS = ("description", "use", "params", "source", "transforms", "checks", "keys", "sink", "serve", "trigger",
-        "schedule", "airflow", "maintain", "panel")  # fmt: skip
-LATER_KEYS = {"inputs"}
+KEYS = ("description", "use", "params", "source", "inputs", "transforms", "checks", "keys", "sink", "serve",
+        "trigger", "schedule", "airflow", "maintain", "panel")  # fmt: skip
 
 
 class Reader:
@@ -43,15 +44,17 @@ class Reader:
             if key not in content and key not in slips:
                 self._problem("", "MISSING_KEY", f"{key} is missing")
         source, sink = self._source(content), self._sink(content)
+        inputs = self._inputs(content)
         steps = self._list(content, "transforms", transforms.TRANSFORMS, transforms.LATER)
         judged = self._list(content, "checks", checks.CHECKS, checks.LATER, checks.COMMON)
         data = {
             "name": name or f"{self.file.parent.name}.{self.file.stem}", "file": self.shown, "source": source,
-            "transforms": steps, "checks": judged, "sink": sink, **self._clock(content, source, slips),
+            "inputs": inputs, "transforms": steps, "checks": judged, "sink": sink,
+            **self._clock(content, source, slips),
             "airflow": self._model(Airflow, self._map(content, "airflow"), "airflow") or Airflow(),
             "maintain": self._model(Maintain, self._map(content, "maintain"), "maintain") or Maintain(),
             "panel": self._panels(content.get("panel")),
-            "contracts": self._contracts(steps), "lines": self.content.origins,
+            "contracts": self._contracts(steps, inputs), "lines": self.content.origins,
         }  # fmt: skip
         head = {key: content[key] for key in Head.model_fields if content.get(key) is not None}
         made = self._model(Head, head, "")
@@ -67,9 +70,7 @@ class Reader:
         """Says which keys are not known; gives the keys that they are most likely meant to be."""
         slips = set()
         for key in content:
-            if key in LATER_KEYS:
-                self._problem(key, "NOT_YET", f"{key} comes with a later version")
-            elif key not in KEYS:
+            if key not in KEYS:
                 self._problem(key, "UNKNOWN_KEY", unknown(key, KEYS))
                 slips.add(_meant(key, KEYS))
         return slips - content.keys()
@@ -88,22 +89,60 @@ class Reader:
         return {} if value is None else value
 
     def _list(self, content: Mapping[str, Any], key: str, known: Mapping[str, Any], later: set[str],
-              common: Iterable[str] = ()) -> tuple[Component | Unread, ...]:  # fmt: skip
-        value = content.get(key)
+              common: Iterable[str] = (), below: str = "") -> tuple[Component | Unread, ...]:  # fmt: skip
+        value, path = content.get(key), f"{below}{key}"
         if isinstance(value, list):
-            return tuple(self._component(v, f"{key}[{i}]", known, later, common) for i, v in enumerate(value))
-        if value is None and key not in self.content.broken:
+            return tuple(self._component(v, f"{path}[{i}]", known, later, common) for i, v in enumerate(value))
+        if value is None and path not in self.content.broken:
             return ()
-        self._problem(key, "BAD_VALUE", f"{key} is a list; begin each item with a dash")
+        self._problem(path, "BAD_VALUE", f"{key} is a list; begin each item with a dash")
         return (Unread(""),)
 
-    def _source(self, content: Mapping[str, Any]) -> Component | Unread:
+    def _source(self, content: Mapping[str, Any], below: str = "") -> Component | Unread:
         if "source" not in content:
             return Unread("")
         value = content["source"]
         if isinstance(value, str) and "." in value:
             value = {"delta": {"table": value}}
-        return self._component(value, "source", sources.SOURCES, sources.LATER)
+        return self._component(value, f"{below}source", sources.SOURCES, sources.LATER)
+
+    def _inputs(self, content: Mapping[str, Any]) -> dict[str, Input]:
+        value = content.get("inputs")
+        if value is None and "inputs" not in self.content.broken:
+            return {}
+        if not isinstance(value, dict):
+            self._problem("inputs", "BAD_VALUE", "inputs is a map: each a name, and where its rows come from")
+            return {}
+        return {str(name): self._input(str(name), one) for name, one in value.items() if self._input_name(str(name))}
+
+    def _input_name(self, name: str) -> bool:
+        path = f"inputs.{name}"
+        good = re.fullmatch(INPUT_NAME, name) is not None
+        if name == INPUT:
+            self._problem(path, "BAD_NAME", f"{INPUT} is what sql calls the rows of the steps before it")
+        elif not good:
+            self._problem(path, "BAD_NAME", f"{name!r} is not a name: a-z, 0-9 and _, no __, at most 48 characters")
+        return good
+
+    def _input(self, name: str, value: Any) -> Input:
+        path, below = f"inputs.{name}", f"inputs.{name}."
+        if isinstance(value, str):
+            if TABLE.fullmatch(value):
+                return Input(source=sources.Delta(table=value))
+            self._problem(path, "BAD_NAME", f"{value!r} is not <layer>.<name>, a pipeline's name")
+            return Input.model_construct(source=Unread(""), transforms=())
+        if not isinstance(value, dict):
+            self._problem(path, "BAD_VALUE", f"{name} must be a pipeline's name, or a map of source and transforms")
+            return Input.model_construct(source=Unread(""), transforms=(Unread(""),))
+        known = tuple(Input.model_fields)
+        slips = {_meant(key, known) for key in value if key not in known}
+        for key in value:
+            if key not in known:
+                self._problem(f"{below}{key}", "UNKNOWN_KEY", unknown(key, known))
+        if "source" not in value and "source" not in slips:
+            self._problem(path, "MISSING_KEY", f"{name} needs a source")
+        steps = self._list(value, "transforms", transforms.TRANSFORMS, transforms.LATER, below=below)
+        return Input.model_construct(source=self._source(value, below), transforms=steps)
 
     def _sink(self, content: Mapping[str, Any]) -> Component | Unread:
         if "sink" not in content:
@@ -206,24 +245,27 @@ class Reader:
             return tuple(self._model(Panel, one, f"panel[{i}]") or Unread("") for i, one in enumerate(value))
         return () if value is None else (self._model(Panel, value, "panel") or Unread(""),)
 
-    def _contracts(self, steps: Sequence[Component | Unread]) -> dict[str, Contract]:
-        found = {}
-        for index, step in enumerate(steps):
-            if not isinstance(step, transforms.Parse):
-                continue
-            folder = named_folder(self.file, "contracts")
-            there = {file.stem: file for file in folder.glob("*.yaml")} if folder else {}
-            if step.contract not in there:
-                path = f"transforms[{index}].parse"
-                path += ".contract" if f"{path}.contract" in self.content.origins else ""
-                self._problem(path, "MISSING_CONTRACT", f"there is no contract {step.contract} in contracts/;"
-                              f" {did_you_mean(step.contract, there)}")  # fmt: skip
-                continue
-            file = there[step.contract]
-            made = read_contract(file, display(file, self.shown), self.problems)
-            if made is not None:
-                found[step.contract] = made
+    def _contracts(self, steps: Sequence[Component | Unread], inputs: Mapping[str, Input]) -> dict[str, Contract]:
+        """Those of its own steps and of its inputs'."""
+        found: dict[str, Contract] = {}
+        for below, some in [("", steps), *((f"inputs.{name}.", one.transforms) for name, one in inputs.items())]:
+            for index, step in enumerate(some):
+                if isinstance(step, transforms.Parse):
+                    self._contract(step.contract, f"{below}transforms[{index}].parse", found)
         return found
+
+    def _contract(self, name: str, path: str, found: dict[str, Contract]) -> None:
+        folder = named_folder(self.file, "contracts")
+        there = {file.stem: file for file in folder.glob("*.yaml")} if folder else {}
+        if name not in there:
+            path += ".contract" if f"{path}.contract" in self.content.origins else ""
+            self._problem(path, "MISSING_CONTRACT", f"there is no contract {name} in contracts/;"
+                          f" {did_you_mean(name, there)}")  # fmt: skip
+            return
+        if name not in found:
+            made = read_contract(there[name], display(there[name], self.shown), self.problems)
+            if made is not None:
+                found[name] = made
 
     def _model(self, model: type[Model], value: Any, path: str, outer: str = "") -> Model | None:
         """The value as a frozen model; what is wrong with it becomes problems at their lines."""

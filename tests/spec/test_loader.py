@@ -191,11 +191,11 @@ WRONG = [
      "  - aggregate: {by: [day, id], measures: {n: count(distinct amount)}}\nserve: postgres\n"
      "panel: {title: N, type: stat}", "6 ILLEGAL_PANEL"),
     # what comes later
-    ("a later key", "bronze", "trigger", "trigger: {every: 1 s}\ninputs: {}", "7 NOT_YET"),
     ("a later trigger", "bronze", "trigger", "trigger: available_now", "6 NOT_YET"),
     ("a later source", "bronze", "source", "source: {rate: {rows_per_second: 5}}", "1 NOT_YET"),
     ("a later option", "bronze", "source", "source: {kafka: {topics: [a, b]}}", "1 MISSING_KEY, 1 NOT_YET"),
-    ("a later transform", "bronze", "- derive", "  - join: {with: x}", "4 NOT_YET"),
+    ("a later transform", "bronze", "- derive", "  - union: [mobile]\n  - derive: {day: to_date(at)}",
+     "4 NOT_YET, 4 UNKNOWN_INPUT"),
     ("a later window", "realtime", "- window",
      "  - window: {session: {gap: 1 minute}, measures: {n: count(*)}}", "6 NOT_YET"),
     ("several sinks", "realtime", "sink", "sink: [postgres, console]", "7 NOT_YET"),

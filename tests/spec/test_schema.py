@@ -28,7 +28,7 @@ from lakehouse_engine.sinks import SINKS
 from lakehouse_engine.sources import SOURCES
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment, load_environment
-from lakehouse_engine.spec.pipeline import Airflow, Head, Maintain, Panel, Trigger
+from lakehouse_engine.spec.pipeline import Airflow, Head, Input, Maintain, Panel, Trigger
 from lakehouse_engine.spec.reader import Reader
 from lakehouse_engine.spec.schedule import SHAPE
 from lakehouse_engine.testing import cases
@@ -43,7 +43,7 @@ UNSEEN = {"BAD_EXPRESSION", "UNSTABLE_EXPRESSION", "UNSAFE_EXPRESSION", "BAD_MEA
 #: what a rule between values says under a code that other rules have, too
 BETWEEN = re.compile(r"a multiple of every|two columns|above zero|(source|sink) is missing|is required and not among"
                      r"|batches are numbered|two tests are called|not a regular expression|now is a time like"
-                     r"|goes with quarantine or warn|no number of rows|both called|two names")
+                     r"|goes with quarantine or warn|stands there twice|no number of rows|both called|two names")
 COMPONENTS = {**SOURCES, **TRANSFORMS, **CHECKS, **SINKS}
 
 
@@ -173,6 +173,19 @@ GOOD: dict[str, list[Any]] = {
          "airflow": {"dag": "a", "task_id": "b", "retries": 1, "owner": "c", "timeout": "1 h"},
          "maintain": {"compact": {"files": 3, "smaller_than": "1 MB"}, "zorder_by": ["a"], "vacuum_after": "9 days",
                       "log_after": "9 days"}},
+        {"source": "bronze.a",
+         "inputs": {"x": "bronze.b", "y": {"source": {"delta": {"table": "bronze.c"}}, "transforms": [{"drop": "a"}]},
+                    "z": {"source": "bronze.d"}},
+         "transforms": [
+             {"lookup": {"from": "x", "keys": {"a": "b"}, "take": ["c"], "missing": "quarantine",
+                         "refresh": "5 minutes", "as_of": "d", "on_change": "ignore"}},
+             {"lookup": {"from": "bronze.b", "keys": ["a"], "take": {"c": "d"}}},
+             {"lookup": {"from": "x", "keys": "a"}},
+             {"join": {"with": "y", "keys": ["a"], "how": "left", "within": {"before": "0 minutes", "after": "1 hour"},
+                       "take": "b"}}, {"join": {"with": "bronze.b", "keys": {"a": "b"}}},
+             {"union": ["z", "bronze.b"]}, {"union": {"inputs": ["x"]}}, {"union": "x"},
+             {"sql": "select * from input"}, {"sql": {"query": "select a from input", "local": True}}],
+         "sink": "delta", "schedule": "daily"},
         {"source": {"delta": {"table": "a.b", "as_of": 5}}, "sink": "console", "schedule": "0 5 * * *"},
         {"source": {"delta": {"table": "a.b", "as_of": "2026-01-01"}}, "sink": {"console": {"rows": 5}},
          "schedule": "manual", "transforms": None, "checks": None, "panel": None, "airflow": None, "keys": None},
@@ -200,7 +213,7 @@ GOOD: dict[str, list[Any]] = {
 VALUES: list[Any] = [None, True, 5, -1, 2.5, "", "soon", "a.b", "a b", "day", "2 minutes", "32 MB", [], {}, ["day"],
                      [5], {"a": 1}, {"day": "day"}, [[]], "daily", "append", "string", [None],
                      {"env": "A", "file": "b"}]  # fmt: skip
-NAMES = ["a", "a-b", "colum", "topik", "by", "where", "on_fail", "unique", "filter", "join", "session", "minimun"]
+NAMES = ["a", "a-b", "colum", "topik", "by", "where", "on_fail", "unique", "filter", "merge", "session", "minimun"]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -318,11 +331,10 @@ def test_what_comes_later_is_in_no_schema() -> None:
     for key, kind in COMPONENTS.items():
         assert not kind.later & schema.model(kind)["properties"].keys(), key
     top = schema.schemas()["pipeline.json"]["properties"]
-    assert not {"inputs", "where"} & top.keys()
-    assert not {"join", "lookup"} & top["transforms"]["items"]["properties"].keys()
+    assert "where" not in top
 
 
-MODELS = [one for kind in (*COMPONENTS.values(), Airflow, Head, Maintain, Panel, Trigger, Environment)
+MODELS = [one for kind in (*COMPONENTS.values(), Airflow, Head, Input, Maintain, Panel, Trigger, Environment)
           for one in models_of(kind)]  # fmt: skip
 
 
