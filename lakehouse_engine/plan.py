@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.locality import Other, locality, others
-from lakehouse_engine.rows import Rows
+from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
@@ -34,6 +35,8 @@ from lakehouse_engine.transforms import (
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
+#: where a state that does not say since when is refused
+VALID_FROM = "sink.delta.valid_from"
 LANDING_COLUMNS = ("_topic", "_partition", "_offset", "_timestamp")
 
 
@@ -55,6 +58,11 @@ class Member:
     def table(self) -> str:
         sink = self.spec.sink
         return sink.table if isinstance(sink, Postgres) and sink.table else self.name
+
+    @property
+    def merged(self) -> dict[str, str]:
+        """The columns that it stores; where its rows replace each other also what says how."""
+        return self.rows.stored if self.window is not None else merged(self.spec, self.rows)
 
     def window_member(self) -> WindowMember:
         assert self.window is not None
@@ -103,8 +111,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     """Raises ``SpecError`` with every step that does not fit its rows."""
     problems: list[Problem] = []
     members = []
-    landed = {(s.source.topic, _contract(s)): s.name for s in specs
-              if isinstance(s.source, Kafka) and isinstance(s.sink, Delta)}  # fmt: skip
+    landed = {(s.source.topic, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
     for spec in specs:
         if spec.is_stream:
             try:
@@ -143,7 +150,7 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
     rows = with_checks(rows, spec)
-    keeps.add("checks")
+    keeps |= {"checks", VALID_FROM}
     return Member(spec, rows, window, frozenset(keeps))
 
 
@@ -170,7 +177,23 @@ def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
 def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
     """The row checks of ``checks`` as one step."""
     checks = [(f"checks[{i}]", check) for i, check in enumerate(spec.checks) if isinstance(check, RowCheck)]
-    return judge(rows, checks, "checks")
+    rows = judge(rows, checks, "checks")
+    if not (isinstance(spec.sink, Delta) and spec.sink.valid_from):
+        return rows
+    column = spec.sink.valid_from
+    reasons = f"array({sql.string(f'{column} is null: from when on is this valid?')})"
+    return rows.refuse(Verdict(VALID_FROM, QUARANTINED, f"({rows.resolve(column)}) is null", reasons))
+
+
+def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
+    """The columns that are stored, then ``_deletes boolean`` (never null) of rows that replace each other, and
+    ``valid_from`` of states."""
+    sink = spec.sink
+    if not isinstance(sink, Delta | Postgres) or sink.mode not in ("upsert", "scd2"):
+        return rows.stored
+    since = {"valid_from": rows.resolve(sink.valid_from)} if isinstance(sink, Delta) and sink.valid_from else {}
+    deletes = "false" if sink.delete_when is None else f"coalesce({rows.resolve(sink.delete_when)}, false)"
+    return {**rows.stored, **since, "_deletes": deletes}
 
 
 def table_checks(spec: PipelineSpec) -> list[tuple[str, TableCheck]]:

@@ -29,9 +29,11 @@ from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Console, Delta, Postgres, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.delta_scd2 import Scd2
+from lakehouse_engine.sinks.delta_upsert import Upsert
 from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
@@ -369,8 +371,11 @@ class _Landing:
         starts = {p: Position(offset) for p, offset in _starts(topic, scan.source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
-        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns}
-        self._judge = Judge(member, {**member.rows.stored, **landed})
+        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
+        self._judge = Judge(member, {**member.merged, **landed})
+        if not member.spec.lands:
+            side = policy.model_copy(update={"zorder_by": ()})
+            self._keepers.append(Keeper(delta_upsert.deleted_path(self._path), side))
 
     def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
         record = DeltaLog(path).record()
@@ -408,14 +413,35 @@ class _Landing:
                         self.positions, after, None, counts.outcomes, warnings)  # fmt: skip
         if counts.refused and self._member.keeps:
             self._keep_aside(parsed, record)
-        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, self._judge.columns))
-        few = counts.rows < ONE_FILE_ROWS
-        sink = self._member.spec.sink
-        assert isinstance(sink, Delta)
-        delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
-                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+        self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
         self.positions, self._batch_id = dict(record.after), record.batch_id
         return replace(record, behind=self._ends.behind(record.offsets))
+
+    def _store(self, good: DataFrame, record: Record, *, few: bool) -> None:
+        sink = self._member.spec.sink
+        assert isinstance(sink, Delta)
+        if self._member.spec.merges:
+            self._merge(sink, good, record)
+            return
+        good = good.select(*map(sql.name, self._judge.columns))
+        delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
+                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+
+    def _merge(self, sink: Delta, good: DataFrame, record: Record) -> None:
+        from pyspark.sql import functions as F
+
+        at = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc)
+        columns = [*map(sql.name, self._judge.columns)]
+        layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
+                  sink.updated_at)  # fmt: skip
+        if sink.mode == "scd2":
+            Scd2(*layout).write(good.select(*columns), record.user_metadata(), at)
+            return
+        ties = ["_at_offset", "_at_partition"]
+        found = good.select(*columns, *ties)
+        if self._member.rows.expanded:  # several rows of one record
+            found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
+        Upsert(*layout).write(found, record.user_metadata(), at, ties)
 
     def _keep_aside(self, parsed: DataFrame, record: Record) -> None:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""

@@ -45,6 +45,7 @@ def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
     if not (spec.complete and lander.complete):
         return  # what it is is not known, and is said there
     lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
+    lands = lands and not lander.merges
     if not lands or lander.parsed != spec.parsed:
         yield at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
                   " same contract")  # fmt: skip

@@ -254,11 +254,24 @@ class Walk:
             place = leaf(self._spec, path, name, name)
             self.problems.append(at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
 
+    def _states(self, since: str, columns: Columns, kept: Columns) -> Columns:
+        """What a table of states holds."""
+        self._read([since], columns, "sink.delta.valid_from")
+        kind = known_as(columns).get(since.lower(), "")
+        if kind not in ("", "timestamp", "date"):
+            self.problems.append(at(self._spec, "sink.delta.valid_from", "COLUMN_TYPE", f"{since} is {kind}; since when"
+                                     " a state is valid, a timestamp or a date says"))  # fmt: skip
+        for name in ("valid_from", "valid_to"):
+            if name in known_as(kept) and (name, since) != ("valid_from", "valid_from"):
+                self.problems.append(at(self._spec, "sink", "RESERVED_COLUMN", f"{name} is the engine's column with"
+                                         " mode: scd2: rename yours"))  # fmt: skip
+        return {**kept, "valid_from": kind, "valid_to": kind}
+
     def _stored(self, columns: Columns) -> Columns | None:
         spec, sink = self._spec, self._spec.sink
         if isinstance(sink, Unread):
             return None
-        landing = spec.is_stream and isinstance(sink, Delta)
+        landing = spec.lands
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in LANDED)}
         if not isinstance(sink, Console) and sink.updated_at and not appends(spec):
@@ -266,8 +279,11 @@ class Walk:
                 self.problems.append(at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
             kept["updated_at"] = "timestamp"
-        if isinstance(sink, Postgres):
-            self._read(sink.order_by, kept, "sink.postgres.order_by")
+        if isinstance(sink, Delta | Postgres):
+            self._read(sink.order_by, kept, f"sink.{sink.key}.order_by")
+            self._read([sink.delete_when] if sink.delete_when else [], columns, f"sink.{sink.key}.delete_when")
+        if isinstance(sink, Delta) and sink.valid_from:
+            kept = self._states(sink.valid_from, columns, kept)
         if isinstance(sink, Delta):
             for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,)),
                                 ("cluster_by", sink.cluster_by)):  # fmt: skip

@@ -71,7 +71,8 @@ def source(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage:
 
 def _landed(bench: Bench, spec: PipelineSpec) -> StructType:
     member: Member = compile_plan([spec]).scans[0].members[0]
-    columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
+    landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
+    columns = {**member.rows.stored, **landed}
     empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
     chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
     return bench.spark.sql(f"select {chosen} from ({layered(f'(select {empty})', member.rows.layers)})").schema
