@@ -25,6 +25,9 @@ from lakehouse_engine.segments import Segment, conserved
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.delta_scd2 import Scd2
+from lakehouse_engine.sinks.delta_upsert import Upsert
+from lakehouse_engine.sources import delta as changes
 from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union
 
 if TYPE_CHECKING:
@@ -55,9 +58,18 @@ def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: 
     with held(spark, job, storage):
         decision = decide(job, storage, full=full)  # under the lock: who held it before may have done the work
         announce(decision)
+        if unfed(job, storage):
+            path = delta_sink.table_path(storage, job.name)
+            delta_sink.feed(spark, path, DeltaLog(path).record())
         if decision.kind == "nothing":
             return _Run(spark, job, decision, storage, dsn, now).judge_what_is_there()
         return execute(spark, job, decision, storage, dsn, now, announce)
+
+
+def unfed(job: Job, storage: Path) -> bool:
+    """Whether another pipeline reads what changes in the job's table, which is there and does not keep it."""
+    log = DeltaLog(delta_sink.table_path(storage, job.name))
+    return job.fed and log.version() is not None and not delta_sink.keeps_changes(log)
 
 
 def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
@@ -81,7 +93,9 @@ def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, ds
 class _Run:
     def __init__(self, spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
                  now: datetime | None) -> None:  # fmt: skip
-        self._spark, self._job, self._decision, self._storage, self._dsn = spark, job, decision, storage, dsn
+        # what a merge says to Delta, it says in its session's settings: other jobs run beside this one
+        self._spark = spark.newSession() if job.spec.merges else spark
+        self._job, self._decision, self._storage, self._dsn = job, decision, storage, dsn
         self._spec = job.spec
         self._counters: dict[str, int] = {}
         self._warnings: dict[str, int] = {}
@@ -89,10 +103,9 @@ class _Run:
         self._started = datetime.now(timezone.utc)
         self._now = now or self._started
         self._where = self._slices()
-        slices = None if decision.kind == "full" else decision.slices
-        self._rows = Computed(job, Reads(
-            self._new if self._only_new else lambda: self._stored(decision.version), self._other, slices,
-            self._unseen if self._only_new else None))  # fmt: skip
+        slices = None if decision.kind in ("full", "changes") else decision.slices
+        source = self._changes if job.changes else self._new if self._only_new else self._stored
+        self._rows = Computed(job, Reads(source, self._other, slices, self._unseen if self._only_new else None))
 
     def execute(self) -> Outcome:
         try:
@@ -119,8 +132,8 @@ class _Run:
         return result
 
     def _slices(self) -> str | None:
-        """SQL that selects the slices that changed, in the source and in the target; None for a full run."""
-        if self._decision.kind == "full":
+        """SQL that selects the slices that changed, in the source and in the target; None for all, and for changes."""
+        if self._decision.kind in ("full", "changes"):
             return None
         column = self._job.slice_by or ""
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
@@ -144,14 +157,28 @@ class _Run:
         from pyspark.errors import PySparkException
 
         try:
-            old = projected(self._stored(self._decision.since), before)
+            old = projected(self._stored(since=True), before)
             return arrivals.unseen(self._rows.keep(once), old, dedupe, self._rows.keep)
         except PySparkException as error:  # the source as it was is not there any more
             raise MustRecompute(_reason(error)) from error
 
-    def _stored(self, version: int) -> DataFrame:
-        """What the source held in the slices that changed; in all of it for a full run."""
-        frame = self._table(self._job.source, version)
+    def _changes(self) -> DataFrame:
+        """What changed in the source since it was last read; all of it, as inserts, at first."""
+        from pyspark.errors import PySparkException
+
+        decision, log = self._decision, DeltaLog(delta_sink.table_path(self._storage, self._job.source))
+        if decision.kind == "full":
+            at = datetime.fromtimestamp(log.info(decision.version).get("timestamp", 0) / 1000, timezone.utc)
+            return changes.read_all(self._stored(), decision.version, at)
+        try:
+            return changes.read_changes(self._spark, log, decision.since, decision.version)
+        except PySparkException as error:
+            raise RunError("CHANGES_GONE", f"{_reason(error)}; drop {self._job.name} and the tables beside it to begin"
+                           " anew with the table as it is", where=self._spec.where("source")) from None  # fmt: skip
+
+    def _stored(self, *, since: bool = False) -> DataFrame:
+        """What the source holds in the slices that changed, or held before; all of it for a full run."""
+        frame = self._table(self._job.source, self._decision.since if since else self._decision.version)
         return frame if self._where is None else frame.filter(self._where)
 
     def _other(self, name: str) -> DataFrame:
@@ -231,8 +258,8 @@ class _Run:
             "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id, "kind": "job",
             "started_at": self._started.isoformat(), "fingerprint": decision.fingerprint,
             "sources": dict(decision.sources), "slice_by": self._job.slice_by,
-            "slices": None if decision.kind == "full" else list(decision.slices), "appended": self._only_new,
-            "reason": decision.reason,
+            "slices": None if decision.kind in ("full", "changes") else list(decision.slices),
+            "appended": self._only_new, "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
         }  # fmt: skip
         if decision.backfill is not None:
@@ -246,12 +273,16 @@ class _Run:
         refusing = [segment for segment in [*self._rows.segments, *self._rows.inputs] if segment.refuses]
         if self._only_new:  # what the inputs refuse has been kept: they are as they were
             refusing = [segment for segment in refusing if not segment.input]
-        if not refusing or (not self._counters.get(rows.QUARANTINED) and (self._only_new or not exists)):
+        adds = self._only_new or self._decision.kind == "changes"
+        if not refusing or (not self._counters.get(rows.QUARANTINED) and (adds or not exists)):
             return
         kept = self._refused(refusing[0])
         for segment in refusing[1:]:
             kept = kept.unionAll(self._refused(segment))
-        if self._only_new:
+        if self._decision.kind == "changes":  # a run that died after this commit has kept those up to its version
+            held = (DeltaLog(path).record() or {}).get("sources", {}).get(self._job.source, {}).get("version", -1)
+            kept = kept.filter(f"cast(unit as bigint) > {held}")
+        if adds:
             delta_sink.append(kept.coalesce(1), path, self._record(), run=self._txn())
             return
         where = None
@@ -269,6 +300,8 @@ class _Run:
         assert judged is not None
         step, reasons = rows.first_reasons(current.verdicts)
         unit = current.stored.get(segment.unit or "", "null")
+        if self._job.changes:
+            unit = current.columns.get("_version", "null")
         at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
         return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
             f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
@@ -287,6 +320,9 @@ class _Run:
         if isinstance(sink, Console):
             result.limit(sink.rows).show(sink.rows, truncate=False)
             return
+        if isinstance(sink, Delta) and self._spec.merges:
+            self._merge(sink, result)
+            return
         if sink.updated_at:
             result = result.withColumn("updated_at", F.lit(self._started))
         if isinstance(sink, Delta):
@@ -303,6 +339,7 @@ class _Run:
                 cluster_by=sink.cluster_by,
                 where=where,
                 run=self._txn(),
+                properties=delta_sink.FED if self._job.fed else None,
             )
             return
         assert isinstance(sink, Postgres)
@@ -310,6 +347,18 @@ class _Run:
         table, where = sink.table or self._job.name, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
+
+
+    def _merge(self, sink: Delta, result: DataFrame) -> None:
+        path = delta_sink.table_path(self._storage, self._job.name)
+        properties = delta_sink.FED if self._job.fed else {}
+        layout = (path, self._spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by, sink.updated_at,
+                  properties, self._txn())  # fmt: skip
+        ties = [name for name in ("_later",) if name in result.columns]
+        if sink.mode == "scd2":
+            Scd2(*layout).write(result.drop(*ties), self._record(), self._started)
+        else:
+            Upsert(*layout).write(result, self._record(), self._started, ties)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
@@ -17,6 +17,7 @@ from lakehouse_engine.locality import Other, locality, others
 from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -49,6 +50,8 @@ class Member:
     window: Window | None
     #: steps whose refused rows this pipeline keeps itself; the others it only counts
     keeps: frozenset[str]
+    #: whether another pipeline reads what changes in its table
+    fed: bool = False
 
     @property
     def name(self) -> str:
@@ -94,10 +97,17 @@ class Job:
     fingerprint: str
     rowwise: bool
     others: tuple[Other, ...] = ()
+    #: whether another pipeline reads what changes in its table
+    fed: bool = False
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def changes(self) -> bool:
+        """Whether it reads what changes in its source."""
+        return self.spec.reads_changes
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,9 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
                 problems.append(error.problem)
     if problems:
         raise SpecError(problems)
-    jobs = [_job(spec) for spec in _ordered([s for s in specs if not s.is_stream])]
+    fed = {spec.source.table for spec in specs if isinstance(spec.source, DeltaSource) and spec.source.changes}
+    members = [replace(member, fed=member.name in fed) for member in members]
+    jobs = [replace(_job(spec), fed=spec.name in fed) for spec in _ordered([s for s in specs if not s.is_stream])]
     return Plan(_scans(members), tuple(jobs), tuple(job.spec for job in jobs if job.spec.serve))
 
 
@@ -186,14 +198,19 @@ def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
 
 
 def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
-    """The columns that are stored, then ``_deletes boolean`` (never null) of rows that replace each other, and
-    ``valid_from`` of states."""
+    """The columns that are stored, and of rows that replace each other ``_deletes boolean``, never null.
+
+    States have ``valid_from``, changes ``_later``: of those of a key and an order the greatest is the last.
+    """
     sink = spec.sink
     if not isinstance(sink, Delta | Postgres) or sink.mode not in ("upsert", "scd2"):
         return rows.stored
     since = {"valid_from": rows.resolve(sink.valid_from)} if isinstance(sink, Delta) and sink.valid_from else {}
     deletes = "false" if sink.delete_when is None else f"coalesce({rows.resolve(sink.delete_when)}, false)"
-    return {**rows.stored, **since, "_deletes": deletes}
+    later = {}
+    if spec.reads_changes and {"_version", "_op"} <= rows.columns.keys():
+        later = {"_later": rows.resolve("struct(_version, _op <> 'delete')")}
+    return {**rows.stored, **since, "_deletes": deletes, **later}
 
 
 def table_checks(spec: PipelineSpec) -> list[tuple[str, TableCheck]]:

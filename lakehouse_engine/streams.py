@@ -91,6 +91,9 @@ class ScanRun:
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
+                    if member.fed:
+                        path = delta_sink.table_path(self._to.storage, member.name)
+                        delta_sink.feed(self._spark, path, DeltaLog(path).record())
                     self._landings.append(_Landing(member, self._topic, self.scan, self._to, self._ends))
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
                     assert self._to.postgres_dsn is not None
@@ -373,6 +376,7 @@ class _Landing:
         _, self._aside_positions = self._held(self._aside, {})
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
         self._judge = Judge(member, {**member.merged, **landed})
+        self._properties = delta_sink.FED if member.fed else {}
         if not member.spec.lands:
             side = policy.model_copy(update={"zorder_by": ()})
             self._keepers.append(Keeper(delta_upsert.deleted_path(self._path), side))
@@ -425,7 +429,8 @@ class _Landing:
             return
         good = good.select(*map(sql.name, self._judge.columns))
         delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
-                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+                          partition_by=sink.partition_by, cluster_by=sink.cluster_by,
+                          properties=self._properties)  # fmt: skip
 
     def _merge(self, sink: Delta, good: DataFrame, record: Record) -> None:
         from pyspark.sql import functions as F
@@ -433,7 +438,7 @@ class _Landing:
         at = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc)
         columns = [*map(sql.name, self._judge.columns)]
         layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
-                  sink.updated_at)  # fmt: skip
+                  sink.updated_at, self._properties)  # fmt: skip
         if sink.mode == "scd2":
             Scd2(*layout).write(good.select(*columns), record.user_metadata(), at)
             return

@@ -8,10 +8,11 @@ nothing; deletions are remembered in a commit before it.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -28,6 +29,10 @@ _STATISTICS = "delta.dataSkippingStatsColumns"
 _MOST_STATISTICS = 32
 _ORDERED = frozenset({"byte", "short", "integer", "long", "float", "double", "decimal", "date", "timestamp",
                       "timestamp_ntz"})  # fmt: skip
+
+
+#: the properties of a table whose changes another pipeline reads
+FED = {"delta.enableChangeDataFeed": "true"}
 
 
 def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -121,10 +126,12 @@ def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[
 
 
 def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
-            cluster_by: Sequence[str] = (), where: str | None = None, run: str) -> None:  # fmt: skip
+            cluster_by: Sequence[str] = (), where: str | None = None, run: str,
+            properties: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """Writes the rows in place of the table's (``where``: of those it selects), in one commit with ``record``.
 
-    ``run`` names this run of the job: a retry of a commit that landed is skipped by Delta itself.
+    ``properties``: of the table, where this makes it. ``run`` names this run of the job: a retry of a commit that
+    landed is skipped by Delta itself.
     """
     writer = (frame.write.format("delta").mode("overwrite").option("userMetadata", record)
               .option("txnAppId", run).option("txnVersion", "1"))  # fmt: skip
@@ -132,11 +139,28 @@ def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence
         writer.option("replaceWhere", where).save(str(path))
         return
     if DeltaLog(path).version() is None:
-        writer = _with_statistics(writer, frame, partition_by, cluster_by)
+        writer = _with_statistics(writer.options(**(properties or {})), frame, partition_by, cluster_by)
     writer = writer.option("overwriteSchema", "true")
     (writer.partitionBy(*partition_by) if partition_by else writer).save(str(path))
     if cluster_by:
         cluster(frame.sparkSession, path, cluster_by)
+
+
+def keeps_changes(log: DeltaLog, version: int | None = None) -> bool:
+    """Whether the table keeps what its commits change, as of ``version`` (newest)."""
+    return bool(FED.items() <= (log.metadata(until=version) or {}).get("configuration", {}).items())
+
+
+def feed(spark: SparkSession, path: Path, record: Mapping[str, Any] | None) -> None:
+    """Makes a table that is there keep what its commits change; that commit repeats the newest ``record``."""
+    if DeltaLog(path).version() is None or keeps_changes(DeltaLog(path)):
+        return
+    session = spark.newSession()
+    if record is not None:
+        repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
+    wanted = ", ".join(f"'{key}' = '{value}'" for key, value in FED.items())
+    session.sql(f"alter table delta.`{path}` set tblproperties ({wanted})")
 
 
 def merge(rows: DataFrame, path: Path, record: str, on: str, clauses: str, run: str | None = None) -> None:

@@ -13,6 +13,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.sources.delta import CHANGE
 from lakehouse_engine.spec import combining
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
@@ -190,7 +191,8 @@ class Walk:
         if isinstance(source, Kafka | Unread):
             return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
         place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
-        return self._table(source.table, place)
+        found = self._table(source.table, place)
+        return found if found is None or not source.changes else {**found, **CHANGE}
 
     def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
         known = known_as(columns)
@@ -280,7 +282,12 @@ class Walk:
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
             kept["updated_at"] = "timestamp"
         if isinstance(sink, Delta | Postgres):
-            self._read(sink.order_by, kept, f"sink.{sink.key}.order_by")
+            hidden = [n for n in sink.order_by if n in columns and n not in kept and n.startswith("_")]
+            for name in hidden:
+                place = leaf(spec, f"sink.{sink.key}.order_by", name)
+                self.problems.append(at(spec, place, "UNKNOWN_COLUMN", f"{name} is not stored, and what orders the rows"
+                                        " of a key has to be: derive a column from it"))  # fmt: skip
+            self._read([n for n in sink.order_by if n not in hidden], kept, f"sink.{sink.key}.order_by")
             self._read([sink.delete_when] if sink.delete_when else [], columns, f"sink.{sink.key}.delete_when")
         if isinstance(sink, Delta) and sink.valid_from:
             kept = self._states(sink.valid_from, columns, kept)

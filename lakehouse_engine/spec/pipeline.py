@@ -187,6 +187,11 @@ class PipelineSpec(Head):
         return self.is_stream and isinstance(self.sink, Delta) and self.sink.mode in (None, "append") and not windowed
 
     @property
+    def reads_changes(self) -> bool:
+        """Whether its source is what changes in a table."""
+        return isinstance(self.source, DeltaSource) and self.source.changes
+
+    @property
     def merges(self) -> bool:
         """Whether its rows replace, or end, those of their keys in a Delta table."""
         return isinstance(self.sink, Delta) and self.sink.mode in ("upsert", "scd2")

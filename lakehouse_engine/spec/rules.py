@@ -9,7 +9,7 @@ from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableChec
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Postgres
-from lakehouse_engine.spec import combining
+from lakehouse_engine.spec import changes, combining
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -104,7 +104,8 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
     final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
     window = ("upsert", "append") if final else ("upsert",)
     rowwise = ("append", "upsert", "scd2") if isinstance(sink, Delta) else ("append", "upsert")
-    allowed = window if windowed else rowwise if spec.is_stream else ("replace",)
+    jobs = ("replace", "upsert", "scd2") if isinstance(sink, Delta) else ("replace",)
+    allowed = window if windowed else rowwise if spec.is_stream else jobs
     if isinstance(sink, Delta) and windowed:
         yield at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
     elif sink.mode is not None and sink.mode not in allowed:
@@ -135,8 +136,7 @@ def _merges(spec: PipelineSpec, sink: Delta | Postgres, *, windowed: bool) -> It
     modes = "mode: upsert or scd2" if isinstance(sink, Delta) else "mode: upsert"
     for option, value in (("order_by", sink.order_by), ("delete_when", sink.delete_when)):
         if value and not merges:
-            yield at(spec, f"{here}.{option}", "ILLEGAL_MODE", f"{option} goes with {modes} of a stream without a"
-                     " window")  # fmt: skip
+            yield at(spec, f"{here}.{option}", "ILLEGAL_MODE", f"{option} goes with {modes}, without a window")
     if since is not None and sink.mode != "scd2":
         yield at(spec, f"{here}.valid_from", "ILLEGAL_MODE", "valid_from goes with mode: scd2")
     own = {"updated_at"} if sink.updated_at else set()
@@ -280,4 +280,5 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     checks_fit_streams_and_jobs,
     panels_show_what_is_there,
     *combining.RULES,
+    *changes.RULES,
 )
