@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import arrivals, checks, rows, sql, table_checks
+from lakehouse_engine import arrivals, checks, deletions, rows, sql, table_checks
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.computed import Computed, Reads, projected
@@ -56,6 +56,8 @@ def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: 
     Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` MISSING_TABLE, AS_OF_GONE, CHECK_FAILED, LOCKED.
     """
     with held(spark, job, storage):
+        if isinstance(job.spec.sink, Delta):
+            deletions.apply(spark, storage, job.name)
         decision = decide(job, storage, full=full)  # under the lock: who held it before may have done the work
         announce(decision)
         if unfed(job, storage):
@@ -64,6 +66,13 @@ def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: 
         if decision.kind == "nothing":
             return _Run(spark, job, decision, storage, dsn, now).judge_what_is_there()
         return execute(spark, job, decision, storage, dsn, now, announce)
+
+
+def asked(job: Job, storage: Path) -> bool:
+    """Whether there is something to do to the job's table, whatever its source says."""
+    log = DeltaLog(delta_sink.table_path(storage, job.name))
+    there = isinstance(job.spec.sink, Delta) and log.version() is not None
+    return there and (unfed(job, storage) or bool(deletions.waiting(storage, job.name, deletions.done(log))))
 
 
 def unfed(job: Job, storage: Path) -> bool:
@@ -252,6 +261,14 @@ class _Run:
                     raise self._failed(message, place)
         return Outcome(self._decision, 0, {}, dict(self._warnings))
 
+    @property
+    def _target(self) -> DeltaLog:
+        return DeltaLog(delta_sink.table_path(self._storage, self._job.name))
+
+    def _request(self) -> int:
+        """The number of this run's requests to delete."""
+        return int((self._target.record() or {}).get(deletions.REQUEST, 0)) + 1
+
     def _record(self) -> str:
         decision = self._decision
         record = {
@@ -262,6 +279,9 @@ class _Run:
             "appended": self._only_new, "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
         }  # fmt: skip
+        done = deletions.done(self._target)
+        record |= {"deletes": done} if done else {}
+        record |= {deletions.REQUEST: self._request()} if self._spec.deletes_from else {}
         if decision.backfill is not None:
             record |= {"kind": "backfill", "backfill": dict(decision.backfill)}
         return json.dumps(record)
@@ -320,9 +340,11 @@ class _Run:
         if isinstance(sink, Console):
             result.limit(sink.rows).show(sink.rows, truncate=False)
             return
-        if isinstance(sink, Delta) and self._spec.merges:
+        if isinstance(sink, Delta) and (self._spec.merges or self._spec.deletes_from):
             self._merge(sink, result)
             return
+        if isinstance(sink, Delta):
+            result = deletions.without(result, self._storage, self._job.name)
         if sink.updated_at:
             result = result.withColumn("updated_at", F.lit(self._started))
         if isinstance(sink, Delta):
@@ -351,6 +373,11 @@ class _Run:
 
     def _merge(self, sink: Delta, result: DataFrame) -> None:
         path = delta_sink.table_path(self._storage, self._job.name)
+        if self._spec.deletes_from:
+            deletions.announce(self._storage, self._spec.deletes_from, self._job.name)
+            asked = deletions.keys_and_request(result.distinct(), result.columns, self._request(), self._started)
+            delta_sink.append(asked, path, self._record(), run=self._txn())
+            return
         properties = delta_sink.FED if self._job.fed else {}
         layout = (path, self._spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by, sink.updated_at,
                   properties, self._txn())  # fmt: skip

@@ -198,11 +198,14 @@ def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
 
 
 def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
-    """The columns that are stored, and of rows that replace each other ``_deletes boolean``, never null.
+    """The columns that are stored, of requests to delete the keys; rows that replace each other have ``_deletes
+    boolean``, never null.
 
     States have ``valid_from``, changes ``_later``: of those of a key and an order the greatest is the last.
     """
     sink = spec.sink
+    if spec.deletes_from:
+        return {name: rows.resolve(name) for name in spec.key_columns}
     if not isinstance(sink, Delta | Postgres) or sink.mode not in ("upsert", "scd2"):
         return rows.stored
     since = {"valid_from": rows.resolve(sink.valid_from)} if isinstance(sink, Delta) and sink.valid_from else {}

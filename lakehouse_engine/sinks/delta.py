@@ -3,7 +3,8 @@
 **Delivery guarantees**: exactly-once effect. A commit carries how far its source was read, in ``userMetadata`` of the
 same Delta commit; rows below that position are filtered when they come again. One writer per table: the JVM that writes
 holds a lock on it. With ``mode: upsert`` or ``scd2`` that commit is one MERGE, and what came again would change
-nothing; deletions are remembered in a commit before it.
+nothing; deletions are remembered in a commit before it. With ``mode: delete`` each request is added once, and applied
+once, in one commit of ``table`` that says so.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Column, Columns, Component, Duration, Expression, Flag, a_week
+from lakehouse_engine.component import Column, Columns, Component, Duration, Expression, Flag, Table, a_week
 from lakehouse_engine.deltalog import DeltaLog
 
 if TYPE_CHECKING:
@@ -51,13 +52,20 @@ class Delta(Component):
     States that are equal stay two rows. A row whose ``valid_from`` is null is quarantined. What ``delete_when`` deletes
     is remembered, keys and order, in ``<layer>.<name>__deleted``, for good: an older row that arrives later brings
     nothing back.
+
+    ``delete`` asks for the rows of another pipeline's ``table`` to be deleted that equal an input row in ``keys``, null
+    equal to null, in the tables beside it too (where their ``row`` is JSON, its texts are compared). The pipeline's own
+    table holds the keys it has asked for; who writes ``table`` deletes between its batches or before its run. Rows of
+    these keys that come to a stream's table later stay; in a job's table, computed anew each time, a request holds for
+    good. The rows leave the table's present version at once, its files ``vacuum_after`` later (``lakehouse maintain``).
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"table"})
-
-    #: ``append`` adds each row once (streams); ``upsert`` adds or updates by ``keys`` (streams); ``scd2`` keeps one row
-    #: per state of a key (streams); ``replace`` writes the result, or its ``replace_by`` part (jobs)
-    mode: Literal["append", "upsert", "replace", "scd2"] | None = None
+    #: ``append`` adds each row once (streams); ``upsert`` adds or updates by ``keys``; ``scd2`` keeps one row
+    #: per state of a key (both: streams, and jobs over changes); ``replace`` writes the result, or its ``replace_by``
+    #: part (jobs); ``delete`` deletes rows of another table (streams, and jobs over changes)
+    mode: Literal["append", "upsert", "replace", "scd2", "delete"] | None = None
+    #: ``delete``: the table whose rows are deleted, another pipeline's
+    table: Table | None = None
     #: ``upsert`` and ``scd2``: of rows of a key (and a ``valid_from``) the one with the greatest wins; columns of the
     #: result
     order_by: Columns = ()

@@ -22,10 +22,10 @@ def changes_are_merged(spec: PipelineSpec) -> Iterator[Problem]:
     assert isinstance(source, DeltaSource)
     if source.as_of is not None:
         yield at(spec, "source.delta.as_of", "ILLEGAL_INPUT", "changes have no moment: leave as_of or changes out")
-    if not (spec.merges or isinstance(sink, Unread)):
+    if not (spec.merges or spec.deletes_from or isinstance(sink, Unread)):
         place = f"sink.{sink.key}.mode" if f"sink.{sink.key}.mode" in spec.lines else "sink"
-        yield at(spec, place, "ILLEGAL_MODE", "a job over changes writes into delta with mode upsert or scd2: each"
-                 " change comes once, and a table that is computed anew would need them all")  # fmt: skip
+        yield at(spec, place, "ILLEGAL_MODE", "a job over changes writes into delta with mode upsert, scd2 or delete:"
+                 " each change comes once, and a table that is computed anew would need them all")  # fmt: skip
 
 
 def changes_go_row_by_row(spec: PipelineSpec) -> Iterator[Problem]:
@@ -50,9 +50,12 @@ def inputs_are_no_changes(spec: PipelineSpec) -> Iterator[Problem]:
 
 def merged_rows_come_once(spec: PipelineSpec) -> Iterator[Problem]:
     """A job over a table computes its result anew: what left the table must leave the result."""
-    if spec.is_stream or not isinstance(spec.sink, Delta) or not spec.merges or isinstance(spec.source, Unread):
+    if spec.is_stream or not isinstance(spec.sink, Delta) or isinstance(spec.source, Unread) or spec.reads_changes:
         return
-    if not spec.reads_changes:
+    if spec.deletes_from:
+        yield at(spec, "sink.delta.mode", "ILLEGAL_MODE", "a job over a whole table would ask for the same rows again"
+                 " at each run: read its changes (source: {delta: {table: ..., changes: true}})")  # fmt: skip
+    if spec.merges:
         yield at(spec, "sink.delta.mode", "ILLEGAL_MODE", f"a job over a whole table writes with mode replace, not"
                  f" {spec.sink.mode}: rows that leave the table would stay in the result; read its changes (source:"
                  " {delta: {table: ..., changes: true}}), or keep the newest row with dedupe")  # fmt: skip

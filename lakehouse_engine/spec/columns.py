@@ -276,7 +276,7 @@ class Walk:
         landing = spec.lands
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in LANDED)}
-        if not isinstance(sink, Console) and sink.updated_at and not appends(spec):
+        if not isinstance(sink, Console) and sink.updated_at and not appends(spec) and not spec.deletes_from:
             if "updated_at" in kept:
                 self.problems.append(at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
@@ -289,6 +289,10 @@ class Walk:
                                         " of a key has to be: derive a column from it"))  # fmt: skip
             self._read([n for n in sink.order_by if n not in hidden], kept, f"sink.{sink.key}.order_by")
             self._read([sink.delete_when] if sink.delete_when else [], columns, f"sink.{sink.key}.delete_when")
+        if isinstance(sink, Delta) and sink.mode == "delete":
+            self._read(spec.keys or (), kept, "keys")
+            known = {name: kept.get(name, "") for name in spec.key_columns}
+            return {**known, "request": "bigint", "requested_at": "timestamp"}
         if isinstance(sink, Delta) and sink.valid_from:
             kept = self._states(sink.valid_from, columns, kept)
         if isinstance(sink, Delta):

@@ -187,6 +187,11 @@ class PipelineSpec(Head):
         return self.is_stream and isinstance(self.sink, Delta) and self.sink.mode in (None, "append") and not windowed
 
     @property
+    def deletes_from(self) -> str | None:
+        """The table whose rows it deletes."""
+        return self.sink.table if isinstance(self.sink, Delta) and self.sink.mode == "delete" else None
+
+    @property
     def reads_changes(self) -> bool:
         """Whether its source is what changes in a table."""
         return isinstance(self.source, DeltaSource) and self.source.changes

@@ -103,17 +103,20 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         return
     final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
     window = ("upsert", "append") if final else ("upsert",)
-    rowwise = ("append", "upsert", "scd2") if isinstance(sink, Delta) else ("append", "upsert")
-    jobs = ("replace", "upsert", "scd2") if isinstance(sink, Delta) else ("replace",)
+    rowwise = ("append", "upsert", "scd2", "delete") if isinstance(sink, Delta) else ("append", "upsert")
+    jobs = ("replace", "upsert", "scd2", "delete") if isinstance(sink, Delta) else ("replace",)
     allowed = window if windowed else rowwise if spec.is_stream else jobs
     if isinstance(sink, Delta) and windowed:
         yield at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
         hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
-        yield at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode"
-                  f" {' or '.join(allowed)}, not {sink.mode}{hint}")  # fmt: skip
+        modes = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+        yield at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode {modes}, not"
+                  f" {sink.mode}{hint}")  # fmt: skip
     yield from _merges(spec, sink, windowed=windowed)
+    if isinstance(sink, Delta):
+        yield from _deletes(spec, sink)
     if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
         yield at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
     if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
@@ -145,6 +148,24 @@ def _merges(spec: PipelineSpec, sink: Delta | Postgres, *, windowed: bool) -> It
         for name in sorted(own.intersection(names)):
             yield at(spec, path, "RESERVED_COLUMN", f"{name} is the engine's column; it neither tells rows apart nor"
                      " orders them")  # fmt: skip
+
+
+def _deletes(spec: PipelineSpec, sink: Delta) -> Iterator[Problem]:
+    if sink.mode != "delete":
+        if sink.table is not None:
+            yield at(spec, "sink.delta.table", "ILLEGAL_MODE", "a Delta table is named as its pipeline; table is for"
+                     " mode: delete, the one whose rows are deleted")  # fmt: skip
+        return
+    if sink.table is None:
+        yield at(spec, "sink.delta.mode", "MISSING_KEY", "table is missing: the pipeline from whose table rows are"
+                 " deleted")  # fmt: skip
+    if not spec.key_columns and not some_unread(spec):
+        yield at(spec, "sink.delta.mode", "MISSING_KEY", "rows that are equal in which columns are deleted? say it in"
+                 " keys")  # fmt: skip
+    for option in ("partition_by", "cluster_by", "vacuum_after"):
+        if getattr(sink, option):
+            yield at(spec, f"sink.delta.{option}", "ILLEGAL_MODE", f"{option} says how a table is laid out or kept:"
+                     " say it where that table is written")  # fmt: skip
 
 
 def layouts_exclude_each_other(spec: PipelineSpec) -> Iterator[Problem]:

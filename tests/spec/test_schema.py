@@ -192,6 +192,8 @@ GOOD: dict[str, list[Any]] = {
                             "vacuum_after": "7 days"}}},
         {"source": {"delta": {"table": "a.b", "changes": True}}, "keys": ["a"], "schedule": "daily",
          "sink": {"delta": {"mode": "upsert", "order_by": ["v"]}}},
+        {"source": {"kafka": {"topic": "a"}}, "trigger": {"every": "1s"}, "keys": ["a"],
+         "sink": {"delta": {"mode": "delete", "table": "a.b"}}},
         {"source": {"delta": {"table": "a.b", "as_of": 5}}, "sink": "console", "schedule": "0 5 * * *"},
         {"source": {"delta": {"table": "a.b", "as_of": "2026-01-01"}}, "sink": {"console": {"rows": 5}},
          "schedule": "manual", "transforms": None, "checks": None, "panel": None, "airflow": None, "keys": None},
