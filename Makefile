@@ -27,7 +27,8 @@ pictures: setup  ## Take the pictures in docs/images anew
 	@LAKEHOUSE_PICTURES=docs/images $(BIN)/python -m pytest -q tests/dashboard/test_pages.py -k pictures
 
 faults: setup  ## More of what dies: ten kills in mid-stream, forty histories of a job (15 minutes)
-	@LAKEHOUSE_KILLS=10 LAKEHOUSE_EXAMPLES=40 $(BIN)/python -m pytest --timeout 900 tests/faults tests/test_incremental.py
+	@LAKEHOUSE_KILLS=10 LAKEHOUSE_EXAMPLES=40 $(BIN)/python -m pytest --timeout 900 tests/faults \
+	  tests/test_incremental.py tests/test_delta_modes.py
 
 bench: setup  ## Beside hand-written PySpark, in one run (about 10 minutes)
 	@$(BIN)/python benchmarks/compare.py

@@ -36,6 +36,13 @@ def parse_duration(value: object) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def a_week(micros: int | None) -> int | None:
+    """Raises TOO_SHORT for less."""
+    if micros is not None and micros < 7 * _UNITS["day"]:
+        raise PydanticCustomError("TOO_SHORT", "at least 7 days: a reader that is at work must not lose its files")
+    return micros
+
+
 def parse_size(value: object) -> int:
     """``32 MB`` in bytes; units are B, KB, MB and GB of 1024. Error: ``BAD_SIZE``."""
     match = re.fullmatch(r"\s*([0-9]{1,9})\s*(B|KB|MB|GB)\s*", value) if isinstance(value, str) else None

@@ -174,10 +174,11 @@ class _Rows:
             passed = projected(frame, current)
             if last:
                 assert current is not None
-                passed = self._computed.keep(layered(frame, current).selectExpr(*named(current.stored)))
+                written = plans.merged(self._spec, current)
+                passed = self._computed.keep(layered(frame, current).selectExpr(*named(written)))
         else:
             judged = self._judge(frame, current)
-            columns = current.stored if last else current.columns
+            columns = plans.merged(self._spec, current) if last else current.columns
             passed = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*named(columns))
         self._segments.append(Segment(frame, current, judged, passed, self._as_many, self._origin, self._unit,
                                       self._name))  # fmt: skip

@@ -72,6 +72,8 @@ def _job(job: Job) -> dict[str, Any]:
     sink = job.spec.sink
     incremental = f"recomputes changed {job.slice_by} only" if job.local else f"runs in full: {job.reason}"
     whole = [one.table for one in job.others if one.slice_by is None and one.as_of is None and not one.ignored]
+    if job.changes:
+        incremental = "merges what changed; the first run takes the table as it is"
     if job.local and whole:
         incremental += f", all of it when {' or '.join(dict.fromkeys(whole))} changed"
     ignored = [one.table for one in job.others if one.ignored]

@@ -22,11 +22,12 @@ class Decision:
     """What to do and why. ``slices`` (kinds ``slices`` and ``rows``): values of ``replace_by`` as the log writes them.
 
     Kind ``rows``: in those slices rows were only added since the version ``since``, in the files ``added`` (bytes by
-    path below the table). ``version``: the source's, to read. ``sources`` and ``fingerprint``: what the commit will say
-    has been read, and by what; ``backfill``: what it will say of a backfill that it is a part of.
+    path below the table). Kind ``changes``: what the commits after ``since`` changed. ``version``: the source's, to
+    read. ``sources`` and ``fingerprint``: what the commit will say has been read, and by what; ``backfill``: what it
+    will say of a backfill that it is a part of.
     """
 
-    kind: Literal["nothing", "rows", "slices", "full"]
+    kind: Literal["nothing", "changes", "rows", "slices", "full"]
     reason: str
     version: int = 0
     slices: tuple[str | None, ...] = ()
@@ -55,6 +56,8 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     def nothing(reason: str) -> Decision:
         return Decision("nothing", reason, version, sources=read, fingerprint=job.fingerprint)
 
+    if job.changes:
+        return _changes(job, storage, everything("first run, all of it as inserts"), full=full)
     if full:
         return everything("asked for")
     if not isinstance(job.spec.sink, Delta):
@@ -100,6 +103,38 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     if any(_appends(target, value) >= arrivals.MOST_APPENDS for value in slices.slices):
         return slices
     return replace(slices, kind="rows", reason=f"{changed}, by new rows", since=before["version"], added=added)
+
+
+def _changes(job: Job, storage: Path, all_of_it: Decision, *, full: bool) -> Decision:
+    """A job over changes: what came since the version that its last commit has read.
+
+    Raises ``RunError`` CHANGES_OFF, CHANGES_GONE.
+    """
+    where, name, version = job.spec.where("source"), job.source, all_of_it.version
+    source = DeltaLog(delta_sink.table_path(storage, name))
+    target = DeltaLog(delta_sink.table_path(storage, job.name))
+    if not delta_sink.keeps_changes(source, version):
+        raise RunError("CHANGES_OFF", f"{name} does not keep what changes: run the pipeline that writes it together"
+                       " with this one once (lakehouse run with both files), which makes it", where=where)  # fmt: skip
+    record = target.record()
+    if target.version() is None:
+        return all_of_it
+    begin = f"drop {job.name} and the tables beside it to begin anew with the table as it is"
+    stranger = _stranger(target, record, job.name)
+    if full or record is None or stranger is not None:
+        reason = "changes come once" if full else f"version {stranger} of {job.name} is not this pipeline's"
+        raise RunError("CHANGES_GONE", f"{reason}; {begin}", where=where)
+    before, now = record["sources"].get(name, {}), all_of_it.sources[name]
+    other = _other(source, now, before)
+    there = set(source.versions())
+    missing = [v for v in range(before.get("version", version) + 1, version + 1) if v not in there]
+    if other is not None or missing:
+        reason = f"{name} {other}" if other else f"version {missing[0]} of {name} is no longer in its log"
+        raise RunError("CHANGES_GONE", f"{reason}; {begin}", where=where)
+    if all(not source.changes_rows(v) for v in range(before["version"] + 1, version + 1)):
+        return replace(all_of_it, kind="nothing", reason=f"{name} is as it was at version {before['version']}")
+    said = f"versions {before['version'] + 1} to {version} of {name}"
+    return replace(all_of_it, kind="changes", reason=said, since=before["version"])
 
 
 def in_order(slices: frozenset[str | None] | set[str | None]) -> tuple[str | None, ...]:

@@ -39,14 +39,14 @@ class Inserts:
                  dsn: str, writer: str, ends: Ends, trigger: int) -> None:  # fmt: skip
         self.name, self._member, self._topic, self._writer = member.name, member, topic, writer
         self._ends, self._trigger = ends, trigger
-        self._judge = Judge(member, member.rows.stored)
+        self._judge = Judge(member, member.merged)
         where = member.spec.where("sink")
         columns = {name: postgres_sink.pg_type(kind, where) for name, kind in _types(spark, member).items()}
         sink = member.spec.sink
         assert isinstance(sink, postgres_sink.Postgres)
         keys = member.spec.key_columns
-        self._upsert = (Upsert(member.table, columns, keys, sink.order_by, sink.updated_at) if sink.mode == "upsert"
-                        else None)  # fmt: skip
+        self._upsert = (Upsert(member.table, columns, keys, sink.order_by, sink.updated_at,
+                               sink.delete_when is not None) if sink.mode == "upsert" else None)  # fmt: skip
         self._connection = postgres_sink.connect(dsn)
         with self._connection, self._connection.cursor() as cursor:
             ledger.make(cursor)
@@ -85,8 +85,8 @@ class Inserts:
                         self.positions, after, None, counts.outcomes, warnings,
                         behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
         columns = list(self._judge.columns)
-        place = ["_at_partition", "_at_offset"] if self._upsert else []
-        good = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, [*columns, *place]))
+        beside = ["_at_partition", "_at_offset"] if self._upsert else []
+        good = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, [*columns, *beside]))
         try:
             with self._connection, self._connection.cursor() as cursor:
                 if counts.outcomes.get(rows.COUNTED):
@@ -125,8 +125,9 @@ def _types(spark: SparkSession, member: Member) -> dict[str, str]:
     inner = rows.layered(f"(select {empty} where false)", member.rows.layers)
     refusals = [(verdict.refused, verdict.step) for verdict in member.rows.verdicts]
     stored = [(text, "transforms") for text in member.rows.stored.values()]
-    kinds = typed(spark, inner, [*refusals, *stored], member)[len(refusals) :]
-    return dict(zip(member.rows.stored, kinds, strict=True))
+    deletes = [(member.merged[name], "sink.postgres.delete_when") for name in member.merged.keys() - member.rows.stored]
+    kinds = typed(spark, inner, [*refusals, *stored, *deletes], member)[len(refusals) :]
+    return dict(zip(member.rows.stored, kinds, strict=False))
 
 
 def typed(spark: SparkSession, inner: str, asked: Sequence[tuple[str, str]], member: Member) -> list[str]:

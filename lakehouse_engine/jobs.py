@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import arrivals, checks, rows, sql, table_checks
+from lakehouse_engine import arrivals, checks, deletions, rows, sql, table_checks
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.computed import Computed, Reads, projected
@@ -25,6 +25,9 @@ from lakehouse_engine.segments import Segment, conserved
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.delta_scd2 import Scd2
+from lakehouse_engine.sinks.delta_upsert import Upsert
+from lakehouse_engine.sources import delta as changes
 from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union
 
 if TYPE_CHECKING:
@@ -53,11 +56,29 @@ def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: 
     Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` MISSING_TABLE, AS_OF_GONE, CHECK_FAILED, LOCKED.
     """
     with held(spark, job, storage):
+        if isinstance(job.spec.sink, Delta):
+            deletions.apply(spark, storage, job.name)
         decision = decide(job, storage, full=full)  # under the lock: who held it before may have done the work
         announce(decision)
+        if unfed(job, storage):
+            path = delta_sink.table_path(storage, job.name)
+            delta_sink.feed(spark, path, DeltaLog(path).record())
         if decision.kind == "nothing":
             return _Run(spark, job, decision, storage, dsn, now).judge_what_is_there()
         return execute(spark, job, decision, storage, dsn, now, announce)
+
+
+def asked(job: Job, storage: Path) -> bool:
+    """Whether there is something to do to the job's table, whatever its source says."""
+    log = DeltaLog(delta_sink.table_path(storage, job.name))
+    there = isinstance(job.spec.sink, Delta) and log.version() is not None
+    return there and (unfed(job, storage) or bool(deletions.waiting(storage, job.name, deletions.done(log))))
+
+
+def unfed(job: Job, storage: Path) -> bool:
+    """Whether another pipeline reads what changes in the job's table, which is there and does not keep it."""
+    log = DeltaLog(delta_sink.table_path(storage, job.name))
+    return job.fed and log.version() is not None and not delta_sink.keeps_changes(log)
 
 
 def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
@@ -81,7 +102,9 @@ def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, ds
 class _Run:
     def __init__(self, spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
                  now: datetime | None) -> None:  # fmt: skip
-        self._spark, self._job, self._decision, self._storage, self._dsn = spark, job, decision, storage, dsn
+        # what a merge says to Delta, it says in its session's settings: other jobs run beside this one
+        self._spark = spark.newSession() if job.spec.merges else spark
+        self._job, self._decision, self._storage, self._dsn = job, decision, storage, dsn
         self._spec = job.spec
         self._counters: dict[str, int] = {}
         self._warnings: dict[str, int] = {}
@@ -89,10 +112,9 @@ class _Run:
         self._started = datetime.now(timezone.utc)
         self._now = now or self._started
         self._where = self._slices()
-        slices = None if decision.kind == "full" else decision.slices
-        self._rows = Computed(job, Reads(
-            self._new if self._only_new else lambda: self._stored(decision.version), self._other, slices,
-            self._unseen if self._only_new else None))  # fmt: skip
+        slices = None if decision.kind in ("full", "changes") else decision.slices
+        source = self._changes if job.changes else self._new if self._only_new else self._stored
+        self._rows = Computed(job, Reads(source, self._other, slices, self._unseen if self._only_new else None))
 
     def execute(self) -> Outcome:
         try:
@@ -125,8 +147,8 @@ class _Run:
         return result
 
     def _slices(self) -> str | None:
-        """SQL that selects the slices that changed, in the source and in the target; None for a full run."""
-        if self._decision.kind == "full":
+        """SQL that selects the slices that changed, in the source and in the target; None for all, and for changes."""
+        if self._decision.kind in ("full", "changes"):
             return None
         column = self._job.slice_by or ""
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
@@ -150,14 +172,28 @@ class _Run:
         from pyspark.errors import PySparkException
 
         try:
-            old = projected(self._stored(self._decision.since), before)
+            old = projected(self._stored(since=True), before)
             return arrivals.unseen(self._rows.keep(once), old, dedupe, self._rows.keep)
         except PySparkException as error:  # the source as it was is not there any more
             raise MustRecompute(_reason(error)) from error
 
-    def _stored(self, version: int) -> DataFrame:
-        """What the source held in the slices that changed; in all of it for a full run."""
-        frame = self._table(self._job.source, version)
+    def _changes(self) -> DataFrame:
+        """What changed in the source since it was last read; all of it, as inserts, at first."""
+        from pyspark.errors import PySparkException
+
+        decision, log = self._decision, DeltaLog(delta_sink.table_path(self._storage, self._job.source))
+        if decision.kind == "full":
+            at = datetime.fromtimestamp(log.info(decision.version).get("timestamp", 0) / 1000, timezone.utc)
+            return changes.read_all(self._stored(), decision.version, at)
+        try:
+            return changes.read_changes(self._spark, log, decision.since, decision.version)
+        except PySparkException as error:
+            raise RunError("CHANGES_GONE", f"{_reason(error)}; drop {self._job.name} and the tables beside it to begin"
+                           " anew with the table as it is", where=self._spec.where("source")) from None  # fmt: skip
+
+    def _stored(self, *, since: bool = False) -> DataFrame:
+        """What the source holds in the slices that changed, or held before; all of it for a full run."""
+        frame = self._table(self._job.source, self._decision.since if since else self._decision.version)
         return frame if self._where is None else frame.filter(self._where)
 
     def _other(self, name: str) -> DataFrame:
@@ -231,16 +267,27 @@ class _Run:
                     raise self._failed(message, place)
         return Outcome(self._decision, 0, {}, dict(self._warnings))
 
+    @property
+    def _target(self) -> DeltaLog:
+        return DeltaLog(delta_sink.table_path(self._storage, self._job.name))
+
+    def _request(self) -> int:
+        """The number of this run's requests to delete."""
+        return int((self._target.record() or {}).get(deletions.REQUEST, 0)) + 1
+
     def _record(self) -> str:
         decision = self._decision
         record = {
             "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id, "kind": "job",
             "started_at": self._started.isoformat(), "fingerprint": decision.fingerprint,
             "sources": dict(decision.sources), "slice_by": self._job.slice_by,
-            "slices": None if decision.kind == "full" else list(decision.slices), "appended": self._only_new,
-            "reason": decision.reason,
+            "slices": None if decision.kind in ("full", "changes") else list(decision.slices),
+            "appended": self._only_new, "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
         }  # fmt: skip
+        done = deletions.done(self._target)
+        record |= {"deletes": done} if done else {}
+        record |= {deletions.REQUEST: self._request()} if self._spec.deletes_from else {}
         if decision.backfill is not None:
             record |= {"kind": "backfill", "backfill": dict(decision.backfill)}
         return json.dumps(record)
@@ -252,12 +299,16 @@ class _Run:
         refusing = [segment for segment in [*self._rows.segments, *self._rows.inputs] if segment.refuses]
         if self._only_new:  # what the inputs refuse has been kept: they are as they were
             refusing = [segment for segment in refusing if not segment.input]
-        if not refusing or (not self._counters.get(rows.QUARANTINED) and (self._only_new or not exists)):
+        adds = self._only_new or self._decision.kind == "changes"
+        if not refusing or (not self._counters.get(rows.QUARANTINED) and (adds or not exists)):
             return
         kept = self._refused(refusing[0])
         for segment in refusing[1:]:
             kept = kept.unionAll(self._refused(segment))
-        if self._only_new:
+        if self._decision.kind == "changes":  # a run that died after this commit has kept those up to its version
+            held = (DeltaLog(path).record() or {}).get("sources", {}).get(self._job.source, {}).get("version", -1)
+            kept = kept.filter(f"cast(unit as bigint) > {held}")
+        if adds:
             delta_sink.append(kept.coalesce(1), path, self._record(), run=self._txn())
             return
         where = None
@@ -275,6 +326,8 @@ class _Run:
         assert judged is not None
         step, reasons = rows.first_reasons(current.verdicts)
         unit = current.stored.get(segment.unit or "", "null")
+        if self._job.changes:
+            unit = current.columns.get("_version", "null")
         at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
         return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
             f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
@@ -293,6 +346,11 @@ class _Run:
         if isinstance(sink, Console):
             result.limit(sink.rows).show(sink.rows, truncate=False)
             return
+        if isinstance(sink, Delta) and (self._spec.merges or self._spec.deletes_from):
+            self._merge(sink, result)
+            return
+        if isinstance(sink, Delta):
+            result = deletions.without(result, self._storage, self._job.name)
         if sink.updated_at:
             result = result.withColumn("updated_at", F.lit(self._started))
         if isinstance(sink, Delta):
@@ -309,6 +367,7 @@ class _Run:
                 cluster_by=sink.cluster_by,
                 where=where,
                 run=self._txn(),
+                properties=delta_sink.FED if self._job.fed else None,
             )
             return
         assert isinstance(sink, Postgres)
@@ -316,6 +375,23 @@ class _Run:
         table, where = sink.table or self._job.name, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
+
+
+    def _merge(self, sink: Delta, result: DataFrame) -> None:
+        path = delta_sink.table_path(self._storage, self._job.name)
+        if self._spec.deletes_from:
+            deletions.announce(self._storage, self._spec.deletes_from, self._job.name)
+            asked = deletions.keys_and_request(result.distinct(), result.columns, self._request(), self._started)
+            delta_sink.append(asked, path, self._record(), run=self._txn())
+            return
+        properties = delta_sink.FED if self._job.fed else {}
+        layout = (path, self._spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by, sink.updated_at,
+                  properties, self._txn())  # fmt: skip
+        ties = [name for name in ("_later",) if name in result.columns]
+        if sink.mode == "scd2":
+            Scd2(*layout).write(result.drop(*ties), self._record(), self._started)
+        else:
+            Upsert(*layout).write(result, self._record(), self._started, ties)
 
 
 def _reason(error: Exception) -> str:

@@ -129,13 +129,15 @@ def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Rep
     A table that is being written is left to its writer, which is said. Raises ``RunError`` of Spark's commands.
     """
     assert isinstance(spec.sink, Delta)
-    for name in (spec.name, f"{spec.name}__quarantine"):
+    for name in (spec.name, f"{spec.name}__quarantine", f"{spec.name}__deleted"):
         path = delta_sink.table_path(storage, name)
         if DeltaLog(path).version() is None:
             continue
         try:
             with closing(acquire(spark, storage, spec.name, f"maintenance of {spec.name}")):
-                policy = spec.maintain if name == spec.name else Maintain(vacuum_after=spec.maintain.vacuum_after)
+                kept = spec.sink.vacuum_after or spec.maintain.vacuum_after
+                policy = spec.maintain.model_copy(update={"vacuum_after": kept})
+                policy = policy if name == spec.name else Maintain(vacuum_after=kept)
                 clustered = bool(spec.sink.cluster_by) and name == spec.name
                 if clustered and apply:
                     delta_sink.cluster(spark, path, spec.sink.cluster_by)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.locality import Other, locality, others
-from lakehouse_engine.rows import Rows
+from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -35,6 +37,8 @@ from lakehouse_engine.transforms.lookup import REFRESH
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
+#: where a state that does not say since when is refused
+VALID_FROM = "sink.delta.valid_from"
 LANDING_COLUMNS = ("_topic", "_partition", "_offset", "_timestamp")
 
 
@@ -62,6 +66,8 @@ class Member:
     #: steps whose refused rows this pipeline keeps itself; the others it only counts
     keeps: frozenset[str]
     copies: tuple[Copy, ...] = ()
+    #: whether another pipeline reads what changes in its table
+    fed: bool = False
 
     @property
     def name(self) -> str:
@@ -71,6 +77,11 @@ class Member:
     def table(self) -> str:
         sink = self.spec.sink
         return sink.table if isinstance(sink, Postgres) and sink.table else self.name
+
+    @property
+    def merged(self) -> dict[str, str]:
+        """The columns that it stores; where its rows replace each other also what says how."""
+        return self.rows.stored if self.window is not None else merged(self.spec, self.rows)
 
     def window_member(self) -> WindowMember:
         assert self.window is not None
@@ -102,10 +113,17 @@ class Job:
     fingerprint: str
     rowwise: bool
     others: tuple[Other, ...] = ()
+    #: whether another pipeline reads what changes in its table
+    fed: bool = False
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def changes(self) -> bool:
+        """Whether it reads what changes in its source."""
+        return self.spec.reads_changes
 
 
 @dataclass(frozen=True)
@@ -119,8 +137,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     """Raises ``SpecError`` with every step that does not fit its rows."""
     problems: list[Problem] = []
     members = []
-    landed = {(s.source.topic, _contract(s)): s.name for s in specs
-              if isinstance(s.source, Kafka) and isinstance(s.sink, Delta)}  # fmt: skip
+    landed = {(s.source.topic, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
     for spec in specs:
         if spec.is_stream:
             try:
@@ -129,7 +146,9 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
                 problems.append(error.problem)
     if problems:
         raise SpecError(problems)
-    jobs = [_job(spec) for spec in _ordered([s for s in specs if not s.is_stream])]
+    fed = {spec.source.table for spec in specs if isinstance(spec.source, DeltaSource) and spec.source.changes}
+    members = [replace(member, fed=member.name in fed) for member in members]
+    jobs = [replace(_job(spec), fed=spec.name in fed) for spec in _ordered([s for s in specs if not s.is_stream])]
     return Plan(_scans(members), tuple(jobs), tuple(job.spec for job in jobs if job.spec.serve))
 
 
@@ -162,7 +181,7 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
     rows = with_checks(rows, spec)
-    keeps.add("checks")
+    keeps |= {"checks", VALID_FROM}
     return Member(spec, rows, window, frozenset(keeps), tuple(copies))
 
 
@@ -200,7 +219,31 @@ def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
 def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
     """The row checks of ``checks`` as one step."""
     checks = [(f"checks[{i}]", check) for i, check in enumerate(spec.checks) if isinstance(check, RowCheck)]
-    return judge(rows, checks, "checks")
+    rows = judge(rows, checks, "checks")
+    if not (isinstance(spec.sink, Delta) and spec.sink.valid_from):
+        return rows
+    column = spec.sink.valid_from
+    reasons = f"array({sql.string(f'{column} is null: from when on is this valid?')})"
+    return rows.refuse(Verdict(VALID_FROM, QUARANTINED, f"({rows.resolve(column)}) is null", reasons))
+
+
+def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
+    """The columns that are stored, of requests to delete the keys; rows that replace each other have ``_deletes
+    boolean``, never null.
+
+    States have ``valid_from``, changes ``_later``: of those of a key and an order the greatest is the last.
+    """
+    sink = spec.sink
+    if spec.deletes_from:
+        return {name: rows.resolve(name) for name in spec.key_columns}
+    if not isinstance(sink, Delta | Postgres) or sink.mode not in ("upsert", "scd2"):
+        return rows.stored
+    since = {"valid_from": rows.resolve(sink.valid_from)} if isinstance(sink, Delta) and sink.valid_from else {}
+    deletes = "false" if sink.delete_when is None else f"coalesce({rows.resolve(sink.delete_when)}, false)"
+    later = {}
+    if spec.reads_changes and {"_version", "_op"} <= rows.columns.keys():
+        later = {"_later": rows.resolve("struct(_version, _op <> 'delete')")}
+    return {**rows.stored, **since, "_deletes": deletes, **later}
 
 
 def table_checks(spec: PipelineSpec) -> list[tuple[str, TableCheck]]:

@@ -99,6 +99,8 @@ class Record:
     counters: Mapping[str, int]
     warnings: Mapping[str, int] = field(default_factory=dict)
     behind: int | None = None
+    #: in Delta: how far requests to delete from the table have been applied, by pipeline (see ``deletions``)
+    deletes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def offsets(self) -> dict[int, int]:
@@ -122,6 +124,7 @@ class Record:
             "started_at": from_micros(self.started_at).isoformat(),  # type: ignore[union-attr]
             "topic_id": self.topic_id, "topic": self.topic, "positions": self.ranges(),
             "counters": dict(self.counters), "warnings": dict(self.warnings),
+            **({"deletes": dict(self.deletes)} if self.deletes else {}),
         })  # fmt: skip
 
 

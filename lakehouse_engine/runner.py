@@ -188,7 +188,7 @@ class Runner:
 
     def _attempt(self, job: Job, started_at: int) -> Run:
         decision = decide(job, self.storage)
-        if decision.kind == "nothing" and not always_judged(job.spec):
+        if decision.kind == "nothing" and not always_judged(job.spec) and not jobs.asked(job, self.storage):
             self.report.progress(f"{job.name}: nothing new ({decision.reason})")
             return self._job_run(job, "job", started_at, None)
         began = time.monotonic()

@@ -364,10 +364,14 @@ def name(value: str) -> str:
     return "`" + value.replace("`", "``") + "`"
 
 
-def among(column: str, kind: str, values: Iterable[str | None]) -> str:
-    """SQL that is true for rows whose column, of Spark type ``kind``, is one of the values: text, or None for null."""
+def among(column: str, kind: str, values: Iterable[str | None], alias: str = "") -> str:
+    """SQL that is true for rows whose column, of Spark type ``kind``, is one of the values: text, or None for null.
+
+    ``alias``: of the table that has the column.
+    """
     values = list(values)
+    column = f"{alias}.{name(column)}" if alias else name(column)
     there = [f"cast({string(value)} as {kind})" for value in values if value is not None]
-    parts = [f"{name(column)} in ({', '.join(there)})"] if there else []
-    parts += [f"{name(column)} is null"] if None in values else []
+    parts = [f"{column} in ({', '.join(there)})"] if there else []
+    parts += [f"{column} is null"] if None in values else []
     return " or ".join(parts) or "false"

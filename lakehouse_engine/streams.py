@@ -10,6 +10,7 @@ import base64
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from lakehouse_engine import journal, ledger, progress, rows, sql
+from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.inserts import QUARANTINED, Inserts, typed
@@ -30,9 +31,11 @@ from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Console, Delta, Postgres, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.delta_scd2 import Scd2
+from lakehouse_engine.sinks.delta_upsert import Upsert
 from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
 
 Report = Callable[[str], None]
+#: seconds between two looks for what other pipelines ask to be deleted, where no batch comes
+REST = 1.0
 #: rows up to which a Delta batch is written as one file per partition value
 ONE_FILE_ROWS = 100_000
 
@@ -70,6 +75,7 @@ class ScanRun:
         self._spark, self._to, self._report, self._see = spark, connections, report, see
         self._busy = threading.Lock()
         self._stopping = False
+        self._rested = 0.0
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
         self._topic = kafka.describe(connections.bootstrap_servers, scan.source.topic)
         self._ends = Ends(connections.bootstrap_servers, self._topic)
@@ -92,7 +98,12 @@ class ScanRun:
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
-                    self._landings.append(_Landing(member, self._topic, self.scan, self._to, self._ends))
+                    if member.fed:
+                        path = delta_sink.table_path(self._to.storage, member.name)
+                        delta_sink.feed(self._spark, path, DeltaLog(path).record())
+                    landing = _Landing(member, self._topic, self.scan, self._to, self._ends)
+                    landing.delete(self._spark)
+                    self._landings.append(landing)
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
                     assert self._to.postgres_dsn is not None
                     starts = _starts(self._topic, self.scan.source)
@@ -138,6 +149,8 @@ class ScanRun:
                     count = self._windows.write(frame, self._view, started_at, others, self._see)
                     self.detached.update(self._windows.detached)
                 for landing in self._landings:
+                    if isinstance(landing, _Landing):
+                        landing.delete(self._spark)
                     count = max(count, landing.write(frame, self._view, started_at, self._see))
                 self.rows_read += count
                 self.batches += 1
@@ -164,6 +177,22 @@ class ScanRun:
                     landing.close()
         if len(self.detached) == len(self.scan.members):
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
+
+    def rest(self) -> None:
+        """Where no batch is at work: what other pipelines ask to be deleted, also of a topic that is silent."""
+        if time.monotonic() < self._rested + REST or self._stopping or not self._busy.acquire(blocking=False):
+            return
+        try:
+            for landing in self._landings:
+                if isinstance(landing, _Landing):
+                    landing.delete(self._spark)
+        except Exception as error:
+            self.error = error
+        finally:
+            self._rested = time.monotonic()
+            self._busy.release()
+        if self.error is not None and self.query is not None:
+            self.query.stop()  # as when a batch fails; it is started again
 
     def stop(self) -> None:
         """Lets the current batch commit and refuses the next."""
@@ -394,8 +423,21 @@ class _Landing:
         starts = {p: Position(offset) for p, offset in _starts(topic, scan.source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
-        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns}
-        self._judge = Judge(member, {**member.rows.stored, **landed})
+        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
+        self._judge = Judge(member, {**member.merged, **landed})
+        self._properties = delta_sink.FED if member.fed else {}
+        self._storage = to.storage
+        self._deletes = deletions.done(DeltaLog(self._path))
+        if member.spec.deletes_from:
+            deletions.announce(to.storage, member.spec.deletes_from, member.name)
+        if not member.spec.lands:
+            side = policy.model_copy(update={"zorder_by": ()})
+            self._keepers.append(Keeper(delta_upsert.deleted_path(self._path), side))
+
+    def delete(self, spark: SparkSession) -> None:
+        """What other pipelines ask to be deleted from the table."""
+        if deletions.waiting(self._storage, self.name, self._deletes):
+            self._deletes = deletions.apply(spark, self._storage, self.name) or self._deletes
 
     def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
         record = DeltaLog(path).record()
@@ -430,17 +472,42 @@ class _Landing:
         warnings = self._judge.warnings(counts, started_at)
         after = progress.reached(self.positions, counts.ends)
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
-                        self.positions, after, None, counts.outcomes, warnings)  # fmt: skip
+                        self.positions, after, None, counts.outcomes, warnings, deletes=self._deletes)  # fmt: skip
         if counts.refused and self._member.keeps:
             self._keep_aside(parsed, record)
-        good = parsed.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, self._judge.columns))
-        few = counts.rows < ONE_FILE_ROWS
-        sink = self._member.spec.sink
-        assert isinstance(sink, Delta)
-        delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
-                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+        self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
         self.positions, self._batch_id = dict(record.after), record.batch_id
         return replace(record, behind=self._ends.behind(record.offsets))
+
+    def _store(self, good: DataFrame, record: Record, *, few: bool) -> None:
+        sink = self._member.spec.sink
+        assert isinstance(sink, Delta)
+        if self._member.spec.merges:
+            self._merge(sink, good, record)
+            return
+        good = good.select(*map(sql.name, self._judge.columns))
+        if self._member.spec.deletes_from:
+            at = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc)
+            good = deletions.keys_and_request(good.distinct(), good.columns, record.batch_id, at)
+        delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
+                          partition_by=sink.partition_by, cluster_by=sink.cluster_by,
+                          properties=self._properties)  # fmt: skip
+
+    def _merge(self, sink: Delta, good: DataFrame, record: Record) -> None:
+        from pyspark.sql import functions as F
+
+        at = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc)
+        columns = [*map(sql.name, self._judge.columns)]
+        layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
+                  sink.updated_at, self._properties)  # fmt: skip
+        if sink.mode == "scd2":
+            Scd2(*layout).write(good.select(*columns), record.user_metadata(), at)
+            return
+        ties = ["_at_offset", "_at_partition"]
+        found = good.select(*columns, *ties)
+        if self._member.rows.expanded:  # several rows of one record
+            found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
+        Upsert(*layout).write(found, record.user_metadata(), at, ties)
 
     def _keep_aside(self, parsed: DataFrame, record: Record) -> None:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""

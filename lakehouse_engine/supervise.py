@@ -52,7 +52,10 @@ class Supervised:
                     self._failed(refused)
             return
         run = self._run
-        if run is None or run.query is None or run.query.isActive:
+        if run is None or run.query is None:
+            return
+        if run.query.isActive:
+            run.rest()
             return
         error = run.error or run.query.exception()
         if error is None:

@@ -39,8 +39,8 @@ class Table:
 
 
 def listed(database: Database) -> list[dict[str, Any]]:
-    """``name``, ``kind`` (table, late, quarantine, state), ``rows`` (PostgreSQL's estimate, None: unknown), ``bytes``,
-    ``columns`` (name and type)."""
+    """``name``, ``kind`` (table, late, quarantine, state, deleted), ``rows`` (PostgreSQL's estimate, None: unknown),
+    ``bytes``, ``columns`` (name and type)."""
     text = """
       select n.nspname || '.' || c.relname, nullif(c.reltuples, -1)::bigint, pg_total_relation_size(c.oid),
         (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod))
@@ -54,7 +54,7 @@ def listed(database: Database) -> list[dict[str, Any]]:
 
 
 def _kind(name: str) -> str:
-    return next((kind for kind in ("late", "quarantine", "state") if name.endswith(f"__{kind}")), "table")
+    return next((kind for kind in ("late", "quarantine", "state", "deleted") if name.endswith(f"__{kind}")), "table")
 
 
 def described(database: Database, table: str) -> Table:

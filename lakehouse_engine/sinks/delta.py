@@ -2,20 +2,24 @@
 
 **Delivery guarantees**: exactly-once effect. A commit carries how far its source was read, in ``userMetadata`` of the
 same Delta commit; rows below that position are filtered when they come again. One writer per table: the JVM that writes
-holds a lock on it.
+holds a lock on it. With ``mode: upsert`` or ``scd2`` that commit is one MERGE, and what came again would change
+nothing; deletions are remembered in a commit before it. With ``mode: delete`` each request is added once, and applied
+once, in one commit of ``table`` that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Column, Columns, Component, Flag
+from lakehouse_engine.component import Column, Columns, Component, Duration, Expression, Flag, Table, a_week
 from lakehouse_engine.deltalog import DeltaLog
 
 if TYPE_CHECKING:
@@ -28,6 +32,10 @@ _ORDERED = frozenset({"byte", "short", "integer", "long", "float", "double", "de
                       "timestamp_ntz"})  # fmt: skip
 
 
+#: the properties of a table whose changes another pipeline reads
+FED = {"delta.enableChangeDataFeed": "true"}
+
+
 def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
     if len(columns) > 4:
         raise PydanticCustomError("BAD_LAYOUT", "Delta clusters by four columns at most")
@@ -35,19 +43,46 @@ def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Delta(Component):
-    """A Delta table in the storage, named as the pipeline."""
+    """A Delta table in the storage, named as the pipeline.
 
-    later: ClassVar[frozenset[str]] = frozenset({"order_by", "delete_when", "valid_from", "vacuum_after", "table"})
+    ``append`` adds each row once. ``upsert`` keeps one row of the pipeline's ``keys``: that with the greatest
+    ``order_by``, whatever the order of arrival; of equal ones the one that arrives later. ``scd2`` keeps one row per
+    state of a key, ``valid_from`` to ``valid_to`` (null: valid now): a state that arrives late splits the one it lies
+    in, a deletion ends the one before it; of two rows of a key and a ``valid_from`` the greatest ``order_by`` counts.
+    States that are equal stay two rows. A row whose ``valid_from`` is null is quarantined. What ``delete_when`` deletes
+    is remembered, keys and order, in ``<layer>.<name>__deleted``, for good: an older row that arrives later brings
+    nothing back.
 
-    #: ``append`` adds each row once (streams); ``replace`` writes the result, or its ``replace_by`` part (jobs)
-    mode: Literal["append", "replace"] | None = None
+    ``delete`` asks for the rows of another pipeline's ``table`` to be deleted that equal an input row in ``keys``, null
+    equal to null, in the tables beside it too (where their ``row`` is JSON, its texts are compared). The pipeline's own
+    table holds the keys it has asked for; who writes ``table`` deletes between its batches or before its run. Rows of
+    these keys that come to a stream's table later stay; in a job's table, computed anew each time, a request holds for
+    good. The rows leave the table's present version at once, its files ``vacuum_after`` later (``lakehouse maintain``).
+    """
+
+    #: ``append`` adds each row once (streams); ``upsert`` adds or updates by ``keys``; ``scd2`` keeps one row
+    #: per state of a key (both: streams, and jobs over changes); ``replace`` writes the result, or its ``replace_by``
+    #: part (jobs); ``delete`` deletes rows of another table (streams, and jobs over changes)
+    mode: Literal["append", "upsert", "replace", "scd2", "delete"] | None = None
+    #: ``delete``: the table whose rows are deleted, another pipeline's
+    table: Table | None = None
+    #: ``upsert`` and ``scd2``: of rows of a key (and a ``valid_from``) the one with the greatest wins; columns of the
+    #: result
+    order_by: Columns = ()
+    #: ``upsert`` and ``scd2``: rows for which it is true delete the row of their keys, or end its state; it may read
+    #: columns that are not stored
+    delete_when: Expression | None = None
+    #: ``scd2``: the timestamp or date from which on a row is valid; becomes the column ``valid_from``
+    valid_from: Column | None = None
+    #: dead files of the table stay as long; instead of ``maintain.vacuum_after``
+    vacuum_after: Annotated[Duration | None, AfterValidator(a_week)] = None
     #: a folder for each value of these columns; readers of few values read few files
     partition_by: Columns = ()
     #: rows that are near in these columns lie near each other (liquid clustering); instead of partition_by
     cluster_by: Annotated[Columns, AfterValidator(_four), Field(json_schema_extra={"maxItems": 4})] = ()
     #: a job computes anew only the values of this column that changed in its source
     replace_by: Column | None = None
-    #: adds ``updated_at timestamp``, the commit that last changed the row (jobs)
+    #: adds ``updated_at timestamp``, the commit that last changed the row (all modes but ``append``)
     updated_at: Flag = True
 
 
@@ -81,24 +116,30 @@ def keep_statistics(spark: SparkSession, path: Path, columns: Sequence[str]) -> 
 
 
 def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
-           cluster_by: Sequence[str] = (), run: str | None = None) -> None:  # fmt: skip
-    """Adds the rows in one commit that carries ``record`` in ``userMetadata``; ``run`` as for ``replace``."""
+           cluster_by: Sequence[str] = (), run: str | None = None,
+           properties: Mapping[str, str] | None = None) -> None:  # fmt: skip
+    """Adds the rows in one commit that carries ``record`` in ``userMetadata``; ``run`` as for ``replace``.
+
+    ``properties``: of the table, where this makes it.
+    """
     new = DeltaLog(path).version() is None
     writer = frame.write.format("delta").mode("append").option("userMetadata", record)
     if run is not None:
         writer = writer.option("txnAppId", run).option("txnVersion", "1")
     if new:
-        writer = _with_statistics(writer, frame, partition_by, cluster_by)
+        writer = _with_statistics(writer.options(**(properties or {})), frame, partition_by, cluster_by)
     (writer.partitionBy(*partition_by) if partition_by else writer).save(str(path))
     if new and cluster_by:
         cluster(frame.sparkSession, path, cluster_by)
 
 
 def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
-            cluster_by: Sequence[str] = (), where: str | None = None, run: str) -> None:  # fmt: skip
+            cluster_by: Sequence[str] = (), where: str | None = None, run: str,
+            properties: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """Writes the rows in place of the table's (``where``: of those it selects), in one commit with ``record``.
 
-    ``run`` names this run of the job: a retry of a commit that landed is skipped by Delta itself.
+    ``properties``: of the table, where this makes it. ``run`` names this run of the job: a retry of a commit that
+    landed is skipped by Delta itself.
     """
     writer = (frame.write.format("delta").mode("overwrite").option("userMetadata", record)
               .option("txnAppId", run).option("txnVersion", "1"))  # fmt: skip
@@ -106,11 +147,50 @@ def replace(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence
         writer.option("replaceWhere", where).save(str(path))
         return
     if DeltaLog(path).version() is None:
-        writer = _with_statistics(writer, frame, partition_by, cluster_by)
+        writer = _with_statistics(writer.options(**(properties or {})), frame, partition_by, cluster_by)
     writer = writer.option("overwriteSchema", "true")
     (writer.partitionBy(*partition_by) if partition_by else writer).save(str(path))
     if cluster_by:
         cluster(frame.sparkSession, path, cluster_by)
+
+
+def keeps_changes(log: DeltaLog, version: int | None = None) -> bool:
+    """Whether the table keeps what its commits change, as of ``version`` (newest)."""
+    return bool(FED.items() <= (log.metadata(until=version) or {}).get("configuration", {}).items())
+
+
+def feed(spark: SparkSession, path: Path, record: Mapping[str, Any] | None) -> None:
+    """Makes a table that is there keep what its commits change; that commit repeats the newest ``record``."""
+    if DeltaLog(path).version() is None or keeps_changes(DeltaLog(path)):
+        return
+    session = spark.newSession()
+    if record is not None:
+        repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
+    wanted = ", ".join(f"'{key}' = '{value}'" for key, value in FED.items())
+    session.sql(f"alter table delta.`{path}` set tblproperties ({wanted})")
+
+
+def merge(rows: DataFrame, path: Path, record: str, on: str, clauses: str, run: str | None = None) -> None:
+    """``MERGE INTO`` the table, ``t``, of the rows, ``s``, in one commit with ``record``; ``run`` as for ``replace``.
+
+    No other thread writes with the rows' session meanwhile.
+    """
+    spark, view = rows.sparkSession, f"merge_{uuid.uuid4().hex}"
+    said = {"spark.databricks.delta.commitInfo.userMetadata": record,
+            # where nothing changes there is a commit all the same: the record is in it
+            "spark.databricks.delta.skipRecordingEmptyCommits": "false"}  # fmt: skip
+    if run is not None:
+        said |= {"spark.databricks.delta.write.txnAppId": run, "spark.databricks.delta.write.txnVersion": "1"}
+    rows.createOrReplaceTempView(view)
+    try:
+        for key, value in said.items():
+            spark.conf.set(key, value)
+        spark.sql(f"merge into delta.`{path}` as t using {view} as s on {on} {clauses}").collect()
+    finally:
+        for key in said:
+            spark.conf.unset(key)
+        spark.catalog.dropTempView(view)
 
 
 def cluster(spark: SparkSession, path: Path, columns: Sequence[str]) -> None:

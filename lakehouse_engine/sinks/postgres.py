@@ -20,7 +20,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
-from lakehouse_engine.component import Columns, Component, Flag, Table
+from lakehouse_engine.component import Columns, Component, Expression, Flag, Table
 from lakehouse_engine.errors import PlanError, RunError
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ class Postgres(Component):
     """A table in PostgreSQL.
 
     ``append`` adds each row of a stream without a window once, and each window with ``emit: final``. ``upsert`` of a
-    stream without a window replaces the row of the same ``keys`` that is not greater in ``order_by``.
+    stream without a window replaces the row of the same ``keys`` that is not greater in ``order_by``. What
+    ``delete_when`` deletes is remembered, keys and ``order_by``, in ``<table>__deleted``, for good: an older row that
+    arrives later brings nothing back.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"delete_when", "connection"})
+    later: ClassVar[frozenset[str]] = frozenset({"connection"})
 
     #: its schema and name; default: the pipeline's
     table: Table | None = None
@@ -42,6 +44,9 @@ class Postgres(Component):
     mode: Literal["append", "upsert", "replace"] | None = None
     #: of a stream without a window that upserts: the row with the greatest wins; columns of the result
     order_by: Columns = ()
+    #: of a stream without a window that upserts: rows for which it is true delete the row of their keys; it may read
+    #: columns that are not stored
+    delete_when: Expression | None = None
     #: adds ``updated_at timestamp``, the transaction that last changed the row
     updated_at: Flag = True
 

@@ -28,7 +28,7 @@ def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
         problems += [problem for rule in STEPS for problem in rule(part)]
     walk = Walk(spec, upstream)
     walk.result()
-    return problems + walk.problems + list(_history(spec, upstream))
+    return problems + walk.problems + [*_history(spec, upstream), *_deleted(spec, upstream)]
 
 
 def with_taken(spec: PipelineSpec, upstream: Upstream) -> PipelineSpec:
@@ -59,12 +59,40 @@ def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
     if not (spec.complete and lander.complete):
         return  # what it is is not known, and is said there
     lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
+    lands = lands and not (lander.merges or lander.deletes_from)
     if not lands or lander.parsed != spec.parsed:
         yield at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
                   " same contract")  # fmt: skip
 
 
+def _deleted(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
+    """The table that rows are deleted from: another pipeline's, in Delta, with the keys."""
+    table = spec.deletes_from
+    if table is None:
+        return
+    owner, place = upstream.find(table, spec.file), "sink.delta.table"
+    if owner is None:
+        yield from nobody(spec, place, table, upstream)
+        return
+    if owner.complete and (owner.deletes_from or not isinstance(owner.sink, Delta)):
+        kind = "asks for rows to be deleted itself" if owner.deletes_from else f"writes to {owner.sink.key}"
+        yield at(spec, place, "MISSING_TABLE", f"{table} {kind}; mode: delete deletes from tables of Delta")
+        return
+    theirs, ours = Walk(owner, upstream).result(), Walk(spec, upstream).result()
+    if theirs is None:
+        return
+    place = "keys" if spec.keys else place
+    for name in spec.key_columns:
+        their, our = theirs.get(name), (ours or {}).get(name, "")
+        if their is None:
+            yield at(spec, place, "UNKNOWN_COLUMN", f"{table} has no column {name}; keys are"
+                     f" columns of both: there are {', '.join(sorted(theirs))}")  # fmt: skip
+        elif their != our and their and our:
+            yield at(spec, place, "COLUMN_TYPE", f"{name} is {our} here and {their} in {table}; cast it")  # fmt: skip
+
+
 def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
+    """With ``mode: delete`` a pipeline writes a table of its own; the other's writer reads it."""
     writers: dict[tuple[str, str], str] = {}
     for spec in specs:
         sink = spec.sink

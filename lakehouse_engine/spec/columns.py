@@ -13,6 +13,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.sources.delta import CHANGE
 from lakehouse_engine.spec import combining
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
@@ -196,7 +197,8 @@ class Walk:
         if isinstance(source, Kafka | Unread):
             return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
         place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
-        return self._table(source.table, place)
+        found = self._table(source.table, place)
+        return found if found is None or not source.changes else {**found, **CHANGE}
 
     def _read(self, expressions: Iterable[str], columns: Columns, path: str) -> None:
         known = known_as(columns)
@@ -260,20 +262,45 @@ class Walk:
             place = leaf(self._spec, path, name, name)
             self.problems.append(at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
 
+    def _states(self, since: str, columns: Columns, kept: Columns) -> Columns:
+        """What a table of states holds."""
+        self._read([since], columns, "sink.delta.valid_from")
+        kind = known_as(columns).get(since.lower(), "")
+        if kind not in ("", "timestamp", "date"):
+            self.problems.append(at(self._spec, "sink.delta.valid_from", "COLUMN_TYPE", f"{since} is {kind}; since when"
+                                     " a state is valid, a timestamp or a date says"))  # fmt: skip
+        for name in ("valid_from", "valid_to"):
+            if name in known_as(kept) and (name, since) != ("valid_from", "valid_from"):
+                self.problems.append(at(self._spec, "sink", "RESERVED_COLUMN", f"{name} is the engine's column with"
+                                         " mode: scd2: rename yours"))  # fmt: skip
+        return {**kept, "valid_from": kind, "valid_to": kind}
+
     def _stored(self, columns: Columns) -> Columns | None:
         spec, sink = self._spec, self._spec.sink
         if isinstance(sink, Unread):
             return None
-        landing = spec.is_stream and isinstance(sink, Delta)
+        landing = spec.lands
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in LANDED)}
-        if not isinstance(sink, Console) and sink.updated_at and not appends(spec):
+        if not isinstance(sink, Console) and sink.updated_at and not appends(spec) and not spec.deletes_from:
             if "updated_at" in kept:
                 self.problems.append(at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
             kept["updated_at"] = "timestamp"
-        if isinstance(sink, Postgres):
-            self._read(sink.order_by, kept, "sink.postgres.order_by")
+        if isinstance(sink, Delta | Postgres):
+            hidden = [n for n in sink.order_by if n in columns and n not in kept and n.startswith("_")]
+            for name in hidden:
+                place = leaf(spec, f"sink.{sink.key}.order_by", name)
+                self.problems.append(at(spec, place, "UNKNOWN_COLUMN", f"{name} is not stored, and what orders the rows"
+                                        " of a key has to be: derive a column from it"))  # fmt: skip
+            self._read([n for n in sink.order_by if n not in hidden], kept, f"sink.{sink.key}.order_by")
+            self._read([sink.delete_when] if sink.delete_when else [], columns, f"sink.{sink.key}.delete_when")
+        if isinstance(sink, Delta) and sink.mode == "delete":
+            self._read(spec.keys or (), kept, "keys")
+            known = {name: kept.get(name, "") for name in spec.key_columns}
+            return {**known, "request": "bigint", "requested_at": "timestamp"}
+        if isinstance(sink, Delta) and sink.valid_from:
+            kept = self._states(sink.valid_from, columns, kept)
         if isinstance(sink, Delta):
             for path, names in (("partition_by", sink.partition_by), ("replace_by", (sink.replace_by,)),
                                 ("cluster_by", sink.cluster_by)):  # fmt: skip

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.checks import Check, Relationship
-from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole
+from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole, a_week
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.sinks import Delta, Postgres, Sink
@@ -31,12 +30,6 @@ from lakehouse_engine.transforms import (
     Union,
     Window,
 )
-
-
-def _a_week(micros: int | None) -> int | None:
-    if micros is not None and micros < 7 * 86_400_000_000:
-        raise PydanticCustomError("TOO_SHORT", "at least 7 days: a reader that is at work must not lose its files")
-    return micros
 
 
 class Trigger(Model):
@@ -84,9 +77,9 @@ class Maintain(Model):
     #: rows that are near in these columns are put near each other within a partition
     zorder_by: Columns = ()
     #: dead files stay as long, for slow readers and for ``as_of``; null: they stay for good
-    vacuum_after: Annotated[Duration | None, AfterValidator(_a_week)] = 7 * 86_400_000_000
+    vacuum_after: Annotated[Duration | None, AfterValidator(a_week)] = 7 * 86_400_000_000
     #: so long the table's log tells of a version
-    log_after: Annotated[Duration, AfterValidator(_a_week)] = 30 * 86_400_000_000
+    log_after: Annotated[Duration, AfterValidator(a_week)] = 30 * 86_400_000_000
 
 
 class Panel(Model):
@@ -186,6 +179,27 @@ class PipelineSpec(Head):
     def parsed(self) -> frozenset[str]:
         """The contracts that its own steps parse by; those that could not be read are not among them."""
         return frozenset(t.contract for t in self.transforms if isinstance(t, Parse) and t.contract in self.contracts)
+
+    @property
+    def lands(self) -> bool:
+        """Whether it adds the rows of a stream to a Delta table, with where and when their records came."""
+        windowed = any(isinstance(t, Window) for t in self.transforms)
+        return self.is_stream and isinstance(self.sink, Delta) and self.sink.mode in (None, "append") and not windowed
+
+    @property
+    def deletes_from(self) -> str | None:
+        """The table whose rows it deletes."""
+        return self.sink.table if isinstance(self.sink, Delta) and self.sink.mode == "delete" else None
+
+    @property
+    def reads_changes(self) -> bool:
+        """Whether its source is what changes in a table."""
+        return isinstance(self.source, DeltaSource) and self.source.changes
+
+    @property
+    def merges(self) -> bool:
+        """Whether its rows replace, or end, those of their keys in a Delta table."""
+        return isinstance(self.sink, Delta) and self.sink.mode in ("upsert", "scd2")
 
     @property
     def related(self) -> tuple[str, ...]:

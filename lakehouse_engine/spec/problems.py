@@ -9,7 +9,7 @@ from typing import Protocol
 
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import (
     LATER,
@@ -79,5 +79,5 @@ def some_unread(spec: PipelineSpec) -> bool:
 
 def appends(spec: PipelineSpec) -> bool:
     """Rows are added and never changed, so nothing says when they were."""
-    upserts = isinstance(spec.sink, Postgres) and spec.sink.mode == "upsert"
+    upserts = isinstance(spec.sink, Delta | Postgres) and spec.sink.mode == "upsert"
     return spec.is_stream and not upserts and not any(transform.key == "window" for transform in spec.transforms)

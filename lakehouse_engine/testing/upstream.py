@@ -13,7 +13,7 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.plan import LANDING_COLUMNS, Member, compile_plan
 from lakehouse_engine.rows import layered
-from lakehouse_engine.sinks import Delta
+from lakehouse_engine.sinks import Delta, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources import Kafka, kafka
 from lakehouse_engine.spec.environment import Environment
@@ -22,22 +22,27 @@ from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing.bench import Bench
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 
 @dataclass(frozen=True)
 class Source:
-    """A Delta table at ``path`` that a test appends to."""
+    """A Delta table at ``path`` that a test appends to.
+
+    ``keys``, of a table whose changes are read: a row replaces that of its keys, or deletes it with ``_op: delete``.
+    """
 
     path: Path
     schema: StructType
     partition_by: tuple[str, ...]
+    keys: tuple[str, ...] | None = None
 
     @property
     def columns(self) -> dict[str, str]:
-        """Name and Spark type."""
-        return {field.name: field.dataType.simpleString() for field in self.schema.fields}
+        """Name and Spark type of what a test may say."""
+        op = {} if self.keys is None else {"_op": "string"}
+        return {**{field.name: field.dataType.simpleString() for field in self.schema.fields}, **op}
 
     def append(self, spark: SparkSession, rows: Sequence[Mapping[str, Any]]) -> None:
         """One commit of rows as YAML has them: times and dates are ISO text. No row, no commit, but for the first."""
@@ -48,8 +53,20 @@ class Source:
         texts = spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
         # a value that does not fit its column is an error, not a null
         parsed = F.from_json("row", self.schema, {"mode": "FAILFAST"}).alias("row")
-        writer = texts.select(parsed).select("row.*").write.format("delta").mode("append")
+        frame = texts.select(parsed).select("row.*")
+        if self.keys and DeltaLog(self.path).version() is not None:
+            op = F.get_json_object(F.col("row"), "$._op").alias("_op")
+            self._change(texts.select(parsed, op).select("row.*", "_op"))
+            return
+        properties = {} if self.keys is None else delta_sink.FED
+        writer = frame.write.format("delta").mode("append").options(**properties)
         (writer.partitionBy(*self.partition_by) if self.partition_by else writer).save(str(self.path))
+
+
+    def _change(self, rows: DataFrame) -> None:
+        same = delta_upsert.same(self.keys or ())
+        delta_sink.merge(rows, self.path, "", same, "when matched and s._op = 'delete' then delete when matched then"
+                         " update set * when not matched then insert *")  # fmt: skip
 
 
 def source(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage: Path) -> Source:
@@ -66,12 +83,16 @@ def source(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage:
         raise RunError("MISSING_TABLE", f"{name} does not write a Delta table", where=spec.where("source"))
     key = json.dumps([str(file), dict(values)], sort_keys=True)
     schema = bench.schema(key, lambda: _landed(bench, writer) if writer.is_stream else _computed(bench, writer, values))
-    return Source(delta_sink.table_path(storage, name), schema, tuple(writer.sink.partition_by))
+    keys = writer.key_columns if spec.reads_changes else None
+    return Source(delta_sink.table_path(storage, name), schema, tuple(writer.sink.partition_by), keys)
 
 
 def _landed(bench: Bench, spec: PipelineSpec) -> StructType:
     member: Member = compile_plan([spec]).scans[0].members[0]
-    columns = {**member.rows.stored, **{n: n for n in LANDING_COLUMNS if n in member.rows.columns}}
+    landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
+    columns = {**member.rows.stored, **landed}
+    if isinstance(spec.sink, Delta) and spec.sink.valid_from:
+        columns |= dict.fromkeys(("valid_from", "valid_to"), member.rows.resolve(spec.sink.valid_from))
     empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
     chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
     return bench.spark.sql(f"select {chosen} from ({layered(f'(select {empty})', member.rows.layers)})").schema
