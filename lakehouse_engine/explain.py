@@ -57,9 +57,9 @@ def _scan(scan: Scan) -> dict[str, Any]:
 def _member(member: Member) -> dict[str, Any]:
     does = ", ".join(transform.key for transform in member.spec.transforms) or "rows as they come"
     if member.window is not None:
-        kind = "tumbling" if member.window.tumbling else "sliding"
-        does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database"
-        does += ", sent once when the watermark passes its end)" if member.window.emit == "final" else ")"
+        of = "sessions, gap" if member.window.session else member.window.kind
+        does += f" ({of} {format_duration(member.window.size)}: exact lateness, merged in the database"
+        does += ", sent once when the watermark passes its end)" if member.window.final else ")"
     sink = member.spec.sink
     target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
     return {"pipeline": member.name, "does": does, "sink": target + ", exactly once" * (sink.key != "console")}

@@ -24,7 +24,7 @@ from lakehouse_engine.segments import Segment, judges, layered, named, texts_rea
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.transforms import Aggregate, Dedupe
+from lakehouse_engine.transforms import Aggregate, Dedupe, Window
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -130,7 +130,7 @@ class _Run:
         frame = self._source = self._new() if self._only_new else self._stored(self._decision.version)
         current: Rows | None = None
         for index, transform in enumerate(self._spec.transforms):
-            if isinstance(transform, Aggregate | Dedupe):
+            if isinstance(transform, Aggregate | Dedupe | Window):
                 segment, before = self._end(frame, current), current
                 frame, current = transform.apply(segment.passed), None
                 if isinstance(transform, Dedupe) and self._only_new:
@@ -246,7 +246,7 @@ class _Run:
         self._counters[rows.COUNTED] = last.out
         if any(segment.refuses for segment in self._segments):
             self._counters[rows.QUARANTINED] = sum(segment.quarantined for segment in self._segments)
-        if any(isinstance(t, Aggregate) for t in self._spec.transforms):
+        if any(isinstance(t, Aggregate | Window) for t in self._spec.transforms):
             return last.out  # a row of the result stands for many of the source
         self._conserve()
         return last.out

@@ -30,8 +30,10 @@ from lakehouse_engine.transforms import (
     Rename,
     RowWise,
     Select,
+    Watermark,
     Window,
 )
+from lakehouse_engine.transforms.watermark import EVENT_TIME
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
@@ -162,7 +164,12 @@ def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
     """A job's row-wise step."""
     transform = spec.transforms[index]
     assert not isinstance(transform, Window | Aggregate | Dedupe)
-    return _step(spec, rows, transform, f"transforms[{index}].{transform.key}")
+    step = f"transforms[{index}].{transform.key}"
+    if not isinstance(transform, Watermark):
+        return _step(spec, rows, transform, step)
+    slices = isinstance(spec.sink, Delta) and spec.sink.replace_by
+    rows = transform.row(rows, step, None if slices else "current_timestamp()")
+    return rows.with_columns({EVENT_TIME: transform.column})
 
 
 def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
@@ -208,7 +215,8 @@ def _job(spec: PipelineSpec) -> Job:
     slice_by = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
     local, reason = _locality(spec, slice_by)
     dedupes = sum(isinstance(transform, Dedupe) for transform in spec.transforms)
-    rowwise = dedupes <= 1 and not any(isinstance(t, Aggregate) for t in spec.transforms) and not table_checks(spec)
+    groups = any(isinstance(transform, Aggregate | Window) for transform in spec.transforms)
+    rowwise = dedupes <= 1 and not groups and not table_checks(spec)
     return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), rowwise)
 
 
@@ -232,7 +240,7 @@ def _locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
                 return False, f"{step} does not pass {column} on as it is"
         if isinstance(transform, Dedupe) and column not in transform.keys:
             return False, f"{step} does not have {column} among its keys"
-        if isinstance(transform, Aggregate) and column not in transform.by:
+        if isinstance(transform, Aggregate | Window) and column not in transform.by:
             return False, f"{step} does not group by {column}"
     return True, f"every step keeps {column}"
 

@@ -1,7 +1,7 @@
 """What happens to rows. This list is explicit: a new transform is its file, its test and a line here.
 
 A transform is row-wise (it has ``row``: it changes the symbolic row) or relational (it has ``apply``: a DataFrame in, a
-DataFrame out). ``Window`` in a stream is neither: the scan compiles it (``scan.py``).
+DataFrame out). In a stream ``Window`` is neither: the scan compiles it (``scan.py``).
 """
 
 from lakehouse_engine.transforms.aggregate import Aggregate
