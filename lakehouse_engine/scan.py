@@ -17,7 +17,8 @@ from lakehouse_engine import rows as outcomes
 from lakehouse_engine import sql
 from lakehouse_engine.progress import Position
 from lakehouse_engine.rows import Layer, Rows, Tally, Verdict, layered, tallies
-from lakehouse_engine.transforms.window import FIRST, LAST, Window
+from lakehouse_engine.sinks.sessions import FIRST, LAST
+from lakehouse_engine.transforms.window import Window
 
 #: what a struct says, in its field ``o``: the row's outcome, or a window that it counts in (sliding only)
 COUNTED, LATE, FILTERED, QUARANTINED, WINDOW, SEEN = range(6)

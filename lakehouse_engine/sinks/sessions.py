@@ -31,7 +31,9 @@ from lakehouse_engine.component import format_duration
 from lakehouse_engine.progress import from_micros, to_micros
 from lakehouse_engine.sinks.final import FinalMerge
 from lakehouse_engine.sinks.postgres import identifier, side_table
-from lakehouse_engine.transforms.window import FIRST, LAST
+
+#: columns of the state beside the measures: event times of a bucket's first and last row
+FIRST, LAST = "session__first", "session__last"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableChec
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks.sessions import FIRST, LAST
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -30,7 +31,6 @@ from lakehouse_engine.transforms import (
     Watermark,
     Window,
 )
-from lakehouse_engine.transforms.window import FIRST, LAST
 
 CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate"}
 

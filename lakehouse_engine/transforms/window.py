@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
@@ -28,10 +29,6 @@ from lakehouse_engine.transforms.watermark import EVENT_TIME
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-
-#: columns beside the measures where parts of sessions are kept: event times of their first and last row
-FIRST, LAST = "session__first", "session__last"
 
 
 class Sliding(Model):
@@ -68,14 +65,18 @@ def _some(measures: dict[str, str]) -> dict[str, str]:
     return measures
 
 
+def _kind(name: str, **others: JsonDict) -> JsonDict:
+    """JSON Schema of a window of this kind."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}, **others}}
+
+
 class Window(Component):
     """Exactly one of ``tumbling``, ``sliding`` and ``session``. Needs a ``watermark`` before it."""
 
     later: ClassVar[frozenset[str]] = frozenset({"column"})
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [
-        {"required": [one], "properties": {one: {"not": {"type": "null"}}, **more}} for one, more in (
-            ("tumbling", {}), ("sliding", {}), ("session", {"emit": {"const": "final"}}))]})  # fmt: skip
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_kind("tumbling"), _kind("sliding"),
+                                                           _kind("session", emit={"const": "final"})]})  # fmt: skip
 
     #: windows of this size, one after the other
     tumbling: Duration | None = None
