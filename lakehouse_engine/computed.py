@@ -13,7 +13,7 @@ from lakehouse_engine.locality import slices_of
 from lakehouse_engine.plan import Job
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.segments import Segment, judges, layered, named, texts_read
-from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Join, Lookup, Union
+from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Join, Lookup, Union, Window
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -152,7 +152,7 @@ class _Rows:
     def take_steps(self) -> None:
         for index, step in enumerate(self._spec.transforms):
             place = f"transforms[{index}].{step.key}"
-            if isinstance(step, Aggregate | Dedupe):
+            if isinstance(step, Aggregate | Dedupe | Window):
                 passed, before = self.end().passed, self.current
                 self._begin(step.apply(passed), None)
                 if isinstance(step, Dedupe) and self._computed.reads.unseen and not self._spec.below:

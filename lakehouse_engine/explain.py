@@ -58,9 +58,9 @@ def _scan(scan: Scan) -> dict[str, Any]:
 def _member(member: Member) -> dict[str, Any]:
     does = ", ".join(transform.key for transform in member.spec.transforms) or "rows as they come"
     if member.window is not None:
-        kind = "tumbling" if member.window.tumbling else "sliding"
-        does += f" ({kind} {format_duration(member.window.size)}: exact lateness, merged in the database"
-        does += ", sent once when the watermark passes its end)" if member.window.emit == "final" else ")"
+        of = "sessions, gap" if member.window.session else member.window.kind
+        does += f" ({of} {format_duration(member.window.size)}: exact lateness, merged in the database"
+        does += ", sent once when the watermark passes its end)" if member.window.final else ")"
     for copy in member.copies:
         does += f"; looks up {copy.part.source}, at most {format_duration(copy.refresh)} old"
     sink = member.spec.sink

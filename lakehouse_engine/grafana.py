@@ -81,7 +81,7 @@ def view(spec: PipelineSpec, panel: Panel) -> View:
     value, table, time = spec.panel_value(panel), spec.postgres_table, spec.time_column
     assert value is not None
     assert table is not None
-    window = next((t for t in spec.transforms if isinstance(t, Window)), None)
+    window = next((t for t in spec.transforms if isinstance(t, Window)), None) if time == "window_start" else None
     source = ".".join(map(_name, table.split(".")))
     total = f"{panel.aggregate}({_name(value)})"
     if window is not None and panel.aggregate == "sum":  # a minute without an event has no row
@@ -115,7 +115,8 @@ def view(spec: PipelineSpec, panel: Panel) -> View:
         columns = [name for name in dict.fromkeys((time, *spec.key_columns, panel.by, value)) if name]
         order = f" order by {_name(time)} desc" if time else ""
         text = f"select {', '.join(map(_name, columns))} from {source} where {where}{order} limit 100"
-    every = f"{max(window.every // 1_000_000, 1)}s" if window is not None else None
+    # sessions begin at any time
+    every = f"{60 if window.session else max(window.every // 1_000_000, 1)}s" if window is not None else None
     kind = "barchart" if panel.type == "bars" else panel.type
     return View(panel.title, kind, text, _UNITS[panel.unit], spec.description.strip(),
                 series, every)  # fmt: skip

@@ -28,7 +28,7 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import Upsert
 from lakehouse_engine.sources import delta as changes
-from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union
+from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union, Window
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -218,7 +218,7 @@ class _Run:
         refusing = [segment for segment in [*segments, *self._rows.inputs] if segment.refuses]
         if refusing:
             self._counters[rows.QUARANTINED] = sum(segment.quarantined for segment in refusing)
-        if any(isinstance(t, Aggregate | Join | Union | Sql) for t in self._spec.transforms):
+        if any(isinstance(t, Aggregate | Window | Join | Union | Sql) for t in self._spec.transforms):
             return last.out  # a row of the result stands for many of the source, or for none
         self._counters |= conserved(segments)
         return last.out

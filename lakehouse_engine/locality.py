@@ -26,6 +26,7 @@ from lakehouse_engine.transforms import (
     Select,
     Sql,
     Union,
+    Window,
 )
 
 #: of a sentence, what a job does with another table
@@ -75,7 +76,7 @@ def locality(spec: PipelineSpec, column: str | None) -> tuple[bool, str]:
             return False, f"{step} does not have {column} among its keys"
         if isinstance(transform, Join) and column not in transform.keys:
             return False, f"{step} does not have {column} among its keys"
-        if isinstance(transform, Aggregate) and column not in transform.by:
+        if isinstance(transform, Aggregate | Window) and column not in transform.by:
             return False, f"{step} does not group by {column}"
         if isinstance(transform, Sql) and not transform.local:
             return False, f"{step} does not say local: true"

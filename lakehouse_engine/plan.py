@@ -31,9 +31,11 @@ from lakehouse_engine.transforms import (
     RowWise,
     Sql,
     Union,
+    Watermark,
     Window,
 )
 from lakehouse_engine.transforms.lookup import REFRESH
+from lakehouse_engine.transforms.watermark import EVENT_TIME
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
@@ -213,7 +215,12 @@ def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
     """A job's row-wise step."""
     transform = spec.transforms[index]
     assert not isinstance(transform, Window | Aggregate | Dedupe | Combining)
-    return _step(spec, rows, transform, f"transforms[{index}].{transform.key}")
+    step = f"transforms[{index}].{transform.key}"
+    if not isinstance(transform, Watermark):
+        return _step(spec, rows, transform, step)
+    slices = isinstance(spec.sink, Delta) and spec.sink.replace_by
+    rows = transform.row(rows, f"{spec.below}{step}", None if slices else "current_timestamp()")
+    return rows.with_columns({EVENT_TIME: transform.column})
 
 
 def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
@@ -292,7 +299,7 @@ def _rowwise(spec: PipelineSpec) -> bool:
     looked_up = [index for index, transform in enumerate(spec.transforms) if isinstance(transform, Lookup)]
     if len(dedupes) > 1 or (dedupes and looked_up and looked_up[0] < dedupes[0]) or table_checks(spec):
         return False
-    return not any(isinstance(transform, Aggregate | Join | Union | Sql) for transform in spec.transforms)
+    return not any(isinstance(transform, Aggregate | Window | Join | Union | Sql) for transform in spec.transforms)
 
 
 def fingerprint(spec: PipelineSpec) -> str:

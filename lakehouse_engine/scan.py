@@ -17,6 +17,7 @@ from lakehouse_engine import rows as outcomes
 from lakehouse_engine import sql
 from lakehouse_engine.progress import Position
 from lakehouse_engine.rows import Layer, Rows, Tally, Verdict, layered, tallies
+from lakehouse_engine.sinks.sessions import FIRST, LAST
 from lakehouse_engine.transforms.window import Window
 
 #: what a struct says, in its field ``o``: the row's outcome, or a window that it counts in (sliding only)
@@ -64,7 +65,10 @@ class WindowMember:
 
 @dataclass
 class Result:
-    """What a batch did for one member. ``partials``: window start (micros), keys as text, base aggregates."""
+    """What a batch did for one member. ``partials``: window start (micros), keys as text, base aggregates.
+
+    Of sessions they are parts that begin ``gap`` apart, with their first and last event time (micros) at the end.
+    """
 
     partials: list[list[Any]] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
@@ -79,8 +83,6 @@ class ScanQuery:
     def __init__(self, members: Sequence[WindowMember]) -> None:
         self.members = tuple(members)
         self._width = max((len(m.window.by) for m in members), default=0)
-        self._measured = [member.measured(i) for i, member in enumerate(self.members)]
-        self._slots = [m for measured in self._measured for _, m in measured if m is not None]
         self._times: list[tuple[str, str]] = []  # (event time SQL, condition that a row reaches the watermark)
         self._verdicts: dict[str, str] = {}  # refused SQL -> column
         for member in self.members:
@@ -88,6 +90,8 @@ class ScanQuery:
                 self._verdicts.setdefault(verdict.refused, f"_refused{len(self._verdicts)}")
             if self._time(member) not in self._times:
                 self._times.append(self._time(member))
+        self._measured = [[*m.measured(i), *self._ends(i, m)] for i, m in enumerate(self.members)]
+        self._slots = [m for measured in self._measured for _, m in measured if m is not None]
         #: per member what is counted of its rows, beside their outcome
         self._tallies = [self._watched(index, member) for index, member in enumerate(self.members)]
         self._slots += [slot for found in self._tallies for _, slot in found]
@@ -96,6 +100,11 @@ class ScanQuery:
         columns = [*self._keys, "n", "at", *(f"t{i}" for i in range(len(self._times)))]
         columns += [slot.column for slot in self._slots]
         self._place = {column: index for index, column in enumerate(columns)}  # a row's fields are slow by name
+
+    def _ends(self, index: int, member: WindowMember) -> list[tuple[str, Measured]]:
+        """What the parts of a session are put together by: the first and the last event time, in microseconds."""
+        names = ((FIRST, "min"), (LAST, "max")) if member.window.session else ()
+        return [(name, Measured(f"s{index}_{function}", function, self._micros(member))) for name, function in names]
 
     def _watched(self, index: int, member: WindowMember) -> list[tuple[Tally, Measured]]:
         """Each a count of the rows that the member did not have yet."""
@@ -156,8 +165,8 @@ class ScanQuery:
     def _outcome(self, index: int, member: WindowMember) -> str:
         codes = {outcomes.FILTERED: FILTERED, outcomes.QUARANTINED: QUARANTINED}
         cases = "".join(f" when {self._verdicts[v.refused]} then {codes[v.outcome]}" for v in member.rows.verdicts)
-        closed = f"{self._start(member)} + {member.window.size} <= {_watermark(index)}"
-        return f"case when _offset < {_floor(index)} then {SEEN}{cases} when {closed} then {LATE} else {COUNTED} end"
+        late = member.window.late(self._micros(member), self._start(member), _watermark(index))
+        return f"case when _offset < {_floor(index)} then {SEEN}{cases} when {late} then {LATE} else {COUNTED} end"
 
     def _struct(self, m: int, o: str, w: str, keys: Sequence[str], detail: str, extra: Mapping[str, str]) -> str:
         pairs = {"m": str(m), "o": o, "w": w, **{f"k{i}": "cast(null as string)" for i in range(self._width)}}
@@ -300,13 +309,6 @@ def _floor(index: int) -> str:
 def _refused(verdict: Verdict, place: str) -> str:
     return (f"to_json(named_struct({place}, 'step', {sql.string(verdict.step)}, 'reasons', {verdict.reasons},"
             " 'key', base64(_key), 'value', base64(_value)))")  # fmt: skip
-
-
-def missed_windows(window: Window, time: int, watermark: int) -> list[int]:
-    """Starts of the windows that hold ``time`` and are closed at ``watermark``, oldest first (all in micros)."""
-    newest = time - time % window.every
-    starts = range(newest - window.size + window.every, newest + 1, window.every)
-    return [start for start in starts if start + window.size <= watermark]
 
 
 def scan_floors(

@@ -30,13 +30,14 @@ from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
-from lakehouse_engine.scan import Result, ScanQuery, missed_windows, scan_floors
+from lakehouse_engine.scan import Result, ScanQuery, scan_floors
 from lakehouse_engine.sinks import Console, Delta, Postgres, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import Upsert
-from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
+from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
+from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
 
@@ -331,7 +332,7 @@ class _Windows:
             step = f"transforms[{len(member.spec.transforms) - 1}].window"
             watermark = progress.from_micros(record.watermark)
             late = [(now, record.batch_id, step, progress.from_micros(d["time"]), watermark,
-                     [progress.from_micros(w) for w in missed_windows(member.window, d["time"], record.watermark)],
+                     [progress.from_micros(w) for w in member.window.missed(d["time"], record.watermark)],
                      self._topic.name, d["p"], d["o"], d["row"]) for d in result.late]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "late"), _LATE, late)
         if result.refused:
@@ -358,8 +359,9 @@ def _delay(member: Member) -> int:
 
 def _ensure(cursor: Any, merge: postgres_sink.Merge | FinalMerge, member: Member) -> None:
     where = member.spec.where("sink")
-    if not isinstance(merge, FinalMerge) and marked(cursor, postgres_sink.side_table(merge.table, "state")):
-        raise emit_changed(merge.table, "final", where)
+    before = mark_of(cursor, postgres_sink.side_table(merge.table, "state"))
+    if before is not None and not isinstance(merge, FinalMerge):
+        raise emit_changed(merge.table, before, where)
     merge.ensure(cursor, where)
 
 
@@ -405,8 +407,9 @@ def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge | FinalMe
     measures = {name: (measure.function, types[name]) for name, measure in functions.items()}
     sink = member.spec.sink
     assert isinstance(sink, Postgres)
-    if member.window.emit == "final":
-        return FinalMerge(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append")
+    if member.window.final:
+        kind = SessionMerge if member.window.session else FinalMerge
+        return kind(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append")
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lakehouse_engine.errors import PlanError
 from lakehouse_engine.progress import to_micros
-from lakehouse_engine.sinks.final import FinalMerge, emit_changed, marked
+from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
 from lakehouse_engine.sinks.postgres import Merge, connect
 from lakehouse_engine.sinks.upsert import Upsert
 
@@ -89,12 +89,12 @@ def test_a_table_of_the_other_way_is_refused_until_it_is_gone(cursor: Any) -> No
     with pytest.raises(PlanError) as raised:
         final.ensure(cursor, "x.yaml:7")
     assert (raised.value.code, raised.value.where) == ("EMIT_CHANGED", "x.yaml:7")
-    assert not marked(cursor, "live.n__state")  # an average's state holds windows that were sent
+    assert mark_of(cursor, "live.n__state") is None  # an average's state holds windows that were sent
     cursor.execute("drop table live.n, live.n__state")
     final.ensure(cursor, "x.yaml:1")
     final.ensure(cursor, "x.yaml:1")
-    assert marked(cursor, "live.n__state")
-    assert "emit: final" in str(emit_changed("live.n", "final", ""))
+    assert mark_of(cursor, "live.n__state") == "emit final"
+    assert "emit: final" in str(emit_changed("live.n", "emit final", ""))
 
 
 ORDERED = {"id": "int", "note": "text", "version": "int", "part": "int"}

@@ -20,8 +20,8 @@ from lakehouse_engine.errors import PlanError
 from lakehouse_engine.progress import from_micros, to_micros
 from lakehouse_engine.sinks.postgres import Merge, identifier, side_table
 
-#: the comment by which a state table is known to hold open windows alone
-_MARK = "lakehouse: emit final"
+#: how the comment begins by which a state table is known to hold open windows alone; then how they are kept
+_MARK = "lakehouse: "
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,26 @@ class FinalMerge(Merge):
     def has_state(self) -> bool:
         return True
 
+    @property
+    def mark(self) -> str:
+        """Says how its open windows are kept."""
+        return "emit final"
+
     def ensure(self, cursor: Any, where: str) -> None:
         """Raises ``PlanError`` TABLE_DIFFERS, EMIT_CHANGED."""
         state = side_table(self.table, "state")
-        if exists(cursor, self.table) and not marked(cursor, state):
-            raise emit_changed(self.table, "updates", where)
+        before = mark_of(cursor, state)
+        if exists(cursor, self.table) and before != self.mark:
+            raise emit_changed(self.table, before, where)
         super().ensure(cursor, where)
-        cursor.execute(sql.SQL("comment on table {} is %s").format(identifier(state)), (_MARK,))
+        cursor.execute(sql.SQL("comment on table {} is %s").format(identifier(state)), (_MARK + self.mark,))
 
     @cached_property
     def _statement(self) -> Composable:
         return self.into_state
 
     def closed_until(self, cursor: Any) -> int | None:
-        """The end (microseconds) of the newest window that was sent, None for none: the least possible watermark."""
+        """The least watermark (microseconds) that closes every window that was sent; None for none."""
         cursor.execute(sql.SQL("select max(window_start) from {}").format(identifier(self.table)))
         start = to_micros(cursor.fetchone()[0])
         return None if start is None else start + self.size
@@ -58,7 +64,7 @@ class FinalMerge(Merge):
         time = from_micros(watermark)
         if time is None:
             return 0
-        cursor.execute(self._close, (time - timedelta(microseconds=self.size),))
+        cursor.execute(self._close, {"watermark": time, "begun": time - timedelta(microseconds=self.size)})
         return int(cursor.rowcount)
 
     @cached_property
@@ -70,12 +76,17 @@ class FinalMerge(Merge):
             again = sql.SQL(" on conflict ({}) do update set {}").format(
                 self._key_names, sql.SQL(", ").join(replaced))  # fmt: skip
         return sql.SQL(
-            "with closed as (delete from {state} where window_start <= %s returning *)"
-            " insert into {table} ({columns}) select {values} from closed order by {keys}{again}"
+            "with {closed} insert into {table} ({columns}) select {values} from closed order by {keys}{again}"
         ).format(
-            state=identifier(side_table(self.table, "state")), table=identifier(self.table), keys=self._key_names,
+            closed=self._closed, table=identifier(self.table), keys=self._key_names,
             columns=sql.SQL(", ").join(map(sql.Identifier, columns)), values=sql.SQL(", ").join(values),
             again=again)  # fmt: skip
+
+    @property
+    def _closed(self) -> Composable:
+        """Takes what is over out of the state: ``closed`` has the columns that ``results`` reads."""
+        state = identifier(side_table(self.table, "state"))
+        return sql.SQL("closed as (delete from {} where window_start <= %(begun)s returning *)").format(state)
 
 
 def exists(cursor: Any, table: str) -> bool:
@@ -84,14 +95,17 @@ def exists(cursor: Any, table: str) -> bool:
     return bool(cursor.fetchone()[0])
 
 
-def marked(cursor: Any, state: str) -> bool:
-    """Whether the table holds open windows of ``emit: final``."""
+def mark_of(cursor: Any, state: str) -> str | None:
+    """How a state table keeps open windows; None where it holds windows that were sent, or is not there."""
     schema, _, name = state.partition(".")
     cursor.execute("select obj_description(to_regclass(%s), 'pg_class')", (f'"{schema}"."{name}"',))
-    return bool(cursor.fetchone()[0] == _MARK)
+    comment = cursor.fetchone()[0]
+    return comment.removeprefix(_MARK) if comment is not None and comment.startswith(_MARK) else None
 
 
-def emit_changed(table: str, before: str, where: str) -> PlanError:
-    return PlanError("EMIT_CHANGED", f"{table} was filled with emit: {before}, and its open windows are not where the"
-                     f" other way looks for them; to begin anew: drop table {table}, {table}__state, and delete the"
+def emit_changed(table: str, before: str | None, where: str) -> PlanError:
+    """``before``: what ``mark_of`` says of its state."""
+    was = {None: "emit: updates", "emit final": "emit: final"}.get(before, before)
+    return PlanError("EMIT_CHANGED", f"{table} was filled with {was}, and its open windows are not where another"
+                     f" way looks for them; to begin anew: drop table {table}, {table}__state, and delete the"
                      " pipeline's rows of lakehouse.positions", where=where)  # fmt: skip

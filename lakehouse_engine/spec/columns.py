@@ -183,6 +183,12 @@ class Walk:
         if kind not in ("", "timestamp"):
             self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"{watermark.column} is {kind}; event time is a"
                                      f" timestamp: derive one, e.g. try_to_timestamp({watermark.column})"))  # fmt: skip
+        sink = self._spec.sink
+        by_clock = not self._spec.is_stream and "_timestamp" not in known_as(columns)
+        if by_clock and isinstance(sink, Delta) and sink.replace_by and "max_ahead" in watermark.model_fields_set:
+            self.problems.append(at(self._spec, f"{path}.max_ahead", "UNSTABLE_EXPRESSION", "these rows have no"
+                                     " _timestamp, and with replace_by a slice is recomputed at other times: the clock"
+                                     " would make it another one; leave max_ahead out"))  # fmt: skip
 
     def _one_case(self, new: Iterable[str], columns: Columns, path: str) -> None:
         for name in sorted(new):
@@ -219,7 +225,7 @@ class Walk:
                     self.problems.append(at(self._spec, place, error.code, message))
 
     def _after(self, transform: object, columns: Columns) -> Columns:
-        spec = self._spec
+        spec, made = self._spec, dict[str, str]()
         if isinstance(transform, Parse):
             found = spec.contracts.get(transform.contract)
             return {**columns, **(found.columns if found else {})}
@@ -230,10 +236,10 @@ class Walk:
             hidden = {name: kind for name, kind in columns.items() if name.startswith("_")}
             return hidden | {item.name: columns.get(item.expression, "") for item in items}
         if isinstance(transform, Window):
-            keys = {"window_start": "timestamp", **{name: columns.get(name, "") for name in transform.by}}
-            return {**keys, **dict.fromkeys(transform.measures, "")}
-        if isinstance(transform, Aggregate):
-            return {**{name: columns.get(name, "") for name in transform.by}, **dict.fromkeys(transform.measures, "")}
+            made = dict.fromkeys(transform.made, "timestamp")
+        if isinstance(transform, Window | Aggregate):
+            by = {name: columns.get(name, "") for name in transform.by}
+            return {**made, **by, **dict.fromkeys(transform.measures, "")}
         if isinstance(transform, Rename):
             renamed = dict(zip(transform.renamed(columns), columns.values(), strict=True))
             return renamed | {name: "" for name in transform.columns if name not in renamed}

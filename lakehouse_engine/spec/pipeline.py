@@ -269,7 +269,8 @@ class PipelineSpec(Head):
     @property
     def time_column(self) -> str | None:
         """What a reader asks the result by: the window's start, else the slices of a job (days)."""
-        if any(isinstance(t, Window) for t in self.transforms):
+        groups = [t for t in self.transforms if isinstance(t, Window | Aggregate)]
+        if groups and isinstance(groups[-1], Window):
             return "window_start"
         return self.sink.replace_by if isinstance(self.sink, Delta) else None
 

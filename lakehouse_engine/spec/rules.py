@@ -9,6 +9,7 @@ from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableChec
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks.sessions import FIRST, LAST
 from lakehouse_engine.spec import changes, combining
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
@@ -50,21 +51,31 @@ def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
             seen += 1
             if seen > 1:
                 yield at(spec, step_of(spec, index), "WATERMARK_TWICE", "an input has one watermark")
-        if transform.key == "window" and spec.is_stream and not seen and not unsure(spec):
+        if transform.key == "window" and not seen and not unsure(spec):
             yield at(spec, step_of(spec, index), "WATERMARK_MISSING", "a window needs a watermark before it, e.g."
                       " - watermark: {column: timestamp, delay: 2 minutes}")  # fmt: skip
+        elif isinstance(transform, Window) and not spec.is_stream:
+            groups = [step for step in spec.transforms[:index] if isinstance(step, Aggregate | Window | Watermark)]
+            if groups and not isinstance(groups[-1], Watermark):
+                yield at(spec, step_of(spec, index), "NOT_YET", f"a window over the result of {groups[-1].key} comes"
+                          " with a later version")  # fmt: skip
 
 
-def windows_have_names_of_their_own(spec: PipelineSpec) -> Iterator[Problem]:
-    """An average is kept as ``n__sum`` and ``n__count``."""
-    for index, transform in enumerate(spec.transforms):
-        if isinstance(transform, Window):
-            averages = [name for name, text in transform.measures.items() if sql.measure(text).function == "avg"]
-            kept = {f"{name}__{part}" for name in averages for part in ("sum", "count")}
-            for name in sorted(kept & {*transform.by, *transform.measures}):
-                place = f"{step_of(spec, index)}.measures.{name}"
-                yield at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps an average:"
-                          " rename yours")  # fmt: skip
+def measures_of_streams_merge(spec: PipelineSpec) -> Iterator[Problem]:
+    """And have names of their own: an average is kept as ``n__sum`` and ``n__count``, a session with its ends."""
+    for index, transform in enumerate(spec.transforms if spec.is_stream else ()):
+        if not isinstance(transform, Window):
+            continue
+        kept = {FIRST: "the ends of a session", LAST: "the ends of a session"} if transform.session else {}
+        for name, text in transform.measures.items():
+            try:
+                if sql.measure(text).function == "avg":
+                    kept |= {f"{name}__sum": "an average", f"{name}__count": "an average"}
+            except sql.ExpressionError as error:
+                yield at(spec, f"{step_of(spec, index)}.measures.{name}", error.code, str(error))
+        for name in sorted(kept.keys() & {*transform.by, *transform.measures}):
+            place = f"{step_of(spec, index)}.measures.{name}"
+            yield at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps {kept[name]}: rename yours")
 
 
 def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
@@ -74,8 +85,6 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
             yield at(spec, place, "JOB_ONLY", "aggregate is for jobs; a stream has window")
         if spec.is_stream and isinstance(transform, Dedupe):
             yield at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
-        if not spec.is_stream and isinstance(transform, Window | Watermark):
-            yield at(spec, place, "NOT_YET", f"{transform.key} in a job comes with a later version; use aggregate")
         if isinstance(transform, Window) and spec.is_stream:
             if any(before.key == Explode.key for before in spec.transforms[:index]):
                 yield at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"
@@ -89,11 +98,11 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
 def _once(spec: PipelineSpec, index: int) -> bool:
     """Whether a window is sent once, or may be meant to be."""
     window, said = spec.transforms[index], spec.lines.get(f"{step_of(spec, index)}.emit")
-    return not isinstance(window, Window) or window.emit == "final" or (said is not None and said.value != "updates")
+    return not isinstance(window, Window) or window.final or (said is not None and said.value != "updates")
 
 
 def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
-    windowed = any(transform.key == "window" for transform in spec.transforms)
+    windowed = spec.is_stream and any(transform.key == "window" for transform in spec.transforms)
     sink = spec.sink
     if isinstance(sink, Unread) or unsure(spec):
         return
@@ -291,7 +300,7 @@ STEPS: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     steps_fit_streams_and_jobs,
     check_steps_judge_rows,
     records_keep_their_place,
-    windows_have_names_of_their_own,
+    measures_of_streams_merge,
 )
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *STEPS,

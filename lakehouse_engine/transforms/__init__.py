@@ -1,7 +1,7 @@
 """What happens to rows. This list is explicit: a new transform is its file, its test and a line here.
 
 A transform is row-wise (it has ``row``: it changes the symbolic row), relational (it has ``apply``: a DataFrame in, a
-DataFrame out), or takes in other inputs (it has ``others``: their names). ``Window`` in a stream is none of these: the
+DataFrame out), or takes in other inputs (it has ``others``: their names). In a stream ``Window`` is none of these: the
 scan compiles it (``scan.py``).
 """
 

@@ -1,22 +1,34 @@
-"""``window``: event-time windows, aligned to UTC.
+"""``window``: event-time windows, aligned to UTC, and sessions.
 
 ``window: {tumbling: 1 minute, by: [event_type], measures: {event_count: count(*)}}``.
-Result: ``window_start timestamp``, then ``by``, then the measures.
+Result: ``window_start timestamp``, for sessions also ``window_end timestamp``, then ``by``, then the measures.
 
 In a stream into PostgreSQL a micro-batch computes base aggregates of its own rows, and the database merges them into
 what it holds, in the transaction that moves the position. A row is late if and only if its window's end is at or
-before the watermark of its batch.
+before the watermark of its batch; for a session, if and only if it is older than the watermark.
+
+A session is the rows of one key whose event times are, one after the other, at most ``gap`` apart (Spark's own
+``session_window``: two rows exactly ``gap`` apart are of one session). It begins at its first row and ends ``gap``
+after its last one, and is sent once, when the watermark has passed its end (see ``sinks/sessions.py``).
+
+In a job windows are the same, of all rows that the source holds: nothing is late there, every aggregate is a measure,
+``count(distinct)`` too, and ``emit`` says nothing. With ``replace_by`` its column is among ``by``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
 from lakehouse_engine.component import Aggregation, Column, Columns, Component, Duration, Model
+from lakehouse_engine.transforms.watermark import EVENT_TIME
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 
 class Sliding(Model):
@@ -34,11 +46,16 @@ class Sliding(Model):
         return self
 
 
-def _merges(text: str) -> str:
-    try:
-        sql.measure(text)
-    except sql.ExpressionError as error:
-        raise PydanticCustomError(error.code, "{message}", {"message": str(error)}) from None
+class Session(Model):
+    """Windows that last as long as rows of their key come, at most ``gap`` apart."""
+
+    #: from a session's last row to its end: a later row begins another one
+    gap: Duration
+
+
+def _aggregates(text: str) -> str:
+    if not sql.is_aggregate(text):
+        raise PydanticCustomError("BAD_MEASURE", "{text} does not aggregate", {"text": f"`{text}`"})
     return text
 
 
@@ -48,53 +65,104 @@ def _some(measures: dict[str, str]) -> dict[str, str]:
     return measures
 
 
+def _kind(name: str, **others: JsonDict) -> JsonDict:
+    """JSON Schema of a window of this kind."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}, **others}}
+
+
 class Window(Component):
-    """Exactly one of ``tumbling`` and ``sliding``. Needs a ``watermark`` before it."""
+    """Exactly one of ``tumbling``, ``sliding`` and ``session``. Needs a ``watermark`` before it."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"session", "column"})
+    later: ClassVar[frozenset[str]] = frozenset({"column"})
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [
-        {"required": [one], "properties": {one: {"not": {"type": "null"}}}}
-        for one in ("tumbling", "sliding")]})  # fmt: skip
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_kind("tumbling"), _kind("sliding"),
+                                                           _kind("session", emit={"const": "final"})]})  # fmt: skip
 
     #: windows of this size, one after the other
     tumbling: Duration | None = None
     #: windows that overlap
     sliding: Sliding | None = None
+    #: windows that last while rows come
+    session: Session | None = None
     #: columns; derive expressions first
     by: Columns = ()
-    #: each the resulting column: one of count, count_if, sum, min, max, avg
-    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_merges)]], AfterValidator(_some), Field(
+    #: each the resulting column; in a stream one of count, count_if, sum, min, max, avg
+    measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]], AfterValidator(_some), Field(
         json_schema_extra={"minProperties": 1})]  # fmt: skip
-    #: ``updates`` sends a window on each change, ``final`` once, when the watermark passes its end
+    #: ``updates`` sends a window on each change, ``final`` once, when the watermark passes its end, as sessions always
+    #: are; a job writes whole windows
     emit: Literal["updates", "final"] = "updates"
 
     @model_validator(mode="after")
     def _one_kind(self) -> Window:
-        if (self.tumbling is None) == (self.sliding is None):
-            raise PydanticCustomError("BAD_WINDOW", "a window is either tumbling or sliding")
-        if self.tumbling is not None and self.tumbling <= 0:
+        if [self.tumbling, self.sliding, self.session].count(None) != 2:
+            raise PydanticCustomError("BAD_WINDOW", "a window is one of tumbling, sliding and session")
+        if self.size <= 0:
             raise PydanticCustomError("BAD_WINDOW", "a window has a size above zero")
-        names = ["window_start", *self.by, *self.measures]
+        if self.session and self.emit == "updates" and "emit" in self.model_fields_set:
+            raise PydanticCustomError("BAD_WINDOW", "a session is sent once, when it is over: emit is final")
+        names = [*self.made, *self.by, *self.measures]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PydanticCustomError("BAD_WINDOW", "two columns of the result are named {name}", {"name": twice[0]})
         return self
 
     @property
+    def kind(self) -> str:
+        return "tumbling" if self.tumbling is not None else "sliding" if self.sliding else "session"
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The columns, timestamps, that it adds to ``by`` and the measures."""
+        return ("window_start", "window_end") if self.session else ("window_start",)
+
+    @property
+    def final(self) -> bool:
+        """Whether a stream sends it once."""
+        return self.session is not None or self.emit == "final"
+
+    @property
     def size(self) -> int:
-        """Microseconds from a window's start to its end."""
-        return self.sliding.size if self.sliding else self.tumbling or 0
+        """Microseconds from a window's start to its end; of sessions the gap."""
+        return self.sliding.size if self.sliding else self.session.gap if self.session else self.tumbling or 0
 
     @property
     def every(self) -> int:
-        """Microseconds between the starts of two windows."""
-        return self.sliding.every if self.sliding else self.tumbling or 0
+        """Microseconds between the starts of two windows; of sessions those between two parts (``sinks/sessions``)."""
+        return self.sliding.every if self.sliding else self.size
 
     @property
     def keys(self) -> tuple[str, ...]:
         return ("window_start", *self.by)
 
+    def apply(self, frame: DataFrame) -> DataFrame:
+        """In a job. ``frame`` has the event time, never null, in ``watermark.EVENT_TIME``."""
+        from pyspark.sql import functions as F
+
+        time = F.col(EVENT_TIME)
+        size, every = f"{self.size} microseconds", f"{self.every} microseconds"
+        window = F.session_window(time, size) if self.session else F.window(time, size, every)
+        measures = [F.expr(text).alias(name) for name, text in self.measures.items()]
+        made = [F.col(f"{EVENT_TIME}.{part}").alias(name)
+                for part, name in zip(("start", "end"), self.made, strict=False)]  # fmt: skip
+        by = [F.col(sql.name(name)) for name in self.by]
+        groups = frame.groupBy(window.alias(EVENT_TIME), *by)
+        return groups.agg(*measures).select(*made, *by, *(F.col(sql.name(name)) for name in self.measures))
+
+    def late(self, time: str, start: str, watermark: str) -> str:
+        """SQL: a row is late. ``start``: of the newest window that holds ``time``; all in microseconds."""
+        return f"{time} < {watermark}" if self.session else f"{start} + {self.size} <= {watermark}"
+
+    def missed(self, time: int, watermark: int) -> list[int]:
+        """Starts of the windows that hold ``time`` and are closed at ``watermark``, oldest first (all in micros).
+
+        For a session: of the one that a late row would be alone.
+        """
+        if self.session:
+            return [time]
+        newest = time - time % self.every
+        starts = range(newest - self.size + self.every, newest + 1, self.every)
+        return [start for start in starts if start + self.size <= watermark]
+
     def expressions(self) -> list[str]:
-        found = [sql.measure(text).argument for text in self.measures.values()]
-        return [*self.by, *(argument for argument in found if argument is not None)]
+        return [*self.by, *self.measures.values()]
