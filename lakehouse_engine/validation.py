@@ -12,7 +12,8 @@ from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
-from lakehouse_engine.testing import cases
+from lakehouse_engine.testing import reader
+from lakehouse_engine.testing.cases import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def validate(
     except SpecError as error:
         problems += error.problems
     try:
-        cases.find([path for path in paths if path.is_dir() or path.with_name(f"{path.stem}{cases.SUFFIX}").is_file()])
+        reader.find([path for path in paths if path.is_dir() or path.with_name(f"{path.stem}{SUFFIX}").is_file()])
     except SpecError as error:
         problems += error.problems
     return Verdict(() if problems else names, tuple(sorted(set(problems))))

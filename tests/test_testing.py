@@ -1,23 +1,31 @@
-"""The YAML tests of the reference platform pass on real services; wrong ones fail in a way that can be read."""
+"""YAML tests that are wrong fail in a way that can be read, are put right on request, and are pytest's as well."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner
 
 from lakehouse_engine import testing
-from lakehouse_engine.errors import SpecError
-from lakehouse_engine.local import jars, java, stack
+from lakehouse_engine.cli import main
+from lakehouse_engine.errors import RunError, SpecError
+from lakehouse_engine.testing import reader, update
+from lakehouse_engine.testing.bench import Bench
+from lakehouse_engine.testing.execute import Finding
+from lakehouse_engine.testing.rendering import rendered
 from lakehouse_engine.testing.values import difference, moment, same
 
-PIPELINES = Path(__file__).parent.parent / "pipelines"
-#: pipelines of components that the reference platform lacks
-CASES = Path(__file__).parent / "cases"
-EXAMPLES = Path(__file__).parent.parent / "examples" / "pipelines"
+PROJECT = Path(__file__).parent.parent
+PIPELINES = PROJECT / "pipelines"
 
 WRONG = """\
 - name: wrong rows
@@ -79,7 +87,7 @@ REFUSED = """\
 - name: two
   batches:
     - {source: [], other: []}
-  tables: {gold.x: []}
+  tables: []
   now: today
   expect:
     after:
@@ -103,41 +111,20 @@ def copied(folder: Path, content: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, testing.Result]:
-    """All YAML tests of the project and the wrong ones above, on one stack and one Spark."""
+def results(tmp_path_factory: pytest.TempPathFactory, lakehouse_bench: Bench) -> dict[str, testing.Result]:
+    """The tests above; pytest itself collects those of the project's own pipelines, of the examples and of cases/."""
     wrong = copied(tmp_path_factory.mktemp("wrong"), WRONG)
     sliding = wrong.with_name("sliding.test.yaml")
     sliding.write_text(SLIDING_TEST)
     sliding.with_name("sliding.yaml").write_text(SLIDING)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in java.find_java().environment().items():
-            patch.setenv(name, value)
-        found = testing.run([PIPELINES, CASES, EXAMPLES, sliding, wrong], jars=jars.engine_jars, stack=stack,
-                            report=print)  # fmt: skip
-    assert [r.name for r in found[-3:]] == ["wrong rows", "wrong column", "wrong code"]
-    return {result.name: result for result in found}
+    cases = reader.find([sliding, wrong])
+    return {case.name: testing.result(lakehouse_bench, case, print) for case in cases}
 
 
-def test_every_reference_pipeline_has_tests_and_all_pass(results: dict[str, testing.Result]) -> None:
-    ours = [result for result in results.values() if Path(result.file).is_relative_to(PIPELINES)]
-    failed = [str(result) for result in ours if not result.passed]
-    assert not failed, "\n".join(failed)
+def test_every_reference_pipeline_has_tests() -> None:
     pipelines = {p for p in PIPELINES.glob("*/*.yaml") if p.parent.name != "contracts" and p.name != "defaults.yaml"}
-    tested = {Path(result.file).with_name(Path(result.file).name.replace(".test.yaml", ".yaml")) for result in ours}
+    tested = {case.pipeline for case in reader.find([PIPELINES])}
     assert tested == {p for p in pipelines if not p.name.endswith(".test.yaml")}
-
-
-def test_every_other_component_does_what_its_tests_say(results: dict[str, testing.Result]) -> None:
-    ours = [result for result in results.values() if Path(result.file).is_relative_to(CASES)]
-    assert ours
-    failed = [str(result) for result in ours if not result.passed]
-    assert not failed, "\n".join(failed)
-
-
-def test_the_examples_of_the_reference_pass(results: dict[str, testing.Result]) -> None:
-    ours = [result for result in results.values() if Path(result.file).is_relative_to(EXAMPLES)]
-    assert len(ours) >= 2
-    assert not [str(result) for result in ours if not result.passed]
 
 
 def test_sliding_windows_and_averages_merge_over_batches_and_lose_late_rows_window_by_window(
@@ -151,9 +138,11 @@ def test_rows_that_differ_are_shown_as_the_test_would_write_them(results: dict[s
     assert not result.passed
     assert str(result).splitlines()[0].startswith(f"FAILED {result.file}:7: wrong rows (")
     assert result.message.splitlines() == [
-        "at the end",
-        "missing    {window_start: 2026-01-01T10:00:00Z, event_type: click, event_count: 2}",
-        "unexpected {window_start: 2026-01-01T10:00:00Z, event_type: click, event_count: 1}",
+        "at the end: 1 row differs",
+        "          window_start          event_type  event_count",
+        "expected  2026-01-01T10:00:00Z  click       2",
+        "found     2026-01-01T10:00:00Z  click       1",
+        "                                            ^",
     ]
 
 
@@ -172,20 +161,20 @@ def test_a_failure_that_does_not_come_fails_the_test(results: dict[str, testing.
 def test_every_mistake_of_a_test_file_is_refused_at_its_line_before_anything_starts(tmp_path: Path) -> None:
     file = copied(tmp_path, REFUSED)
     with pytest.raises(SpecError) as raised:
-        testing.run([file], jars=jars.engine_jars, stack=stack, report=print)
+        reader.find([file])
     assert [(problem.line, problem.code) for problem in raised.value.problems] == [
-        (2, "UNKNOWN_KEY"), (6, "NOT_YET"), (7, "NOT_YET"), (8, "BAD_VALUE"), (11, "BAD_VALUE"),
+        (2, "UNKNOWN_KEY"), (6, "UNKNOWN_INPUT"), (7, "BAD_VALUE"), (8, "BAD_VALUE"), (11, "BAD_VALUE"),
         (12, "BAD_VALUE"), (13, "BAD_VALUE"), (16, "BAD_VALUE"), (17, "MISSING_KEY"), (18, "BAD_VALUE"),
     ]  # fmt: skip
     assert f"{file}:2: UNKNOWN_KEY: bacthes is unknown; did you mean batches?" in str(raised.value)
 
 
-def test_a_pipeline_without_tests_says_so_and_a_folder_without_tests_has_no_results(tmp_path: Path) -> None:
+def test_a_pipeline_without_tests_says_so_and_a_folder_without_tests_has_none(tmp_path: Path) -> None:
     copied(tmp_path, WRONG)
     with pytest.raises(SpecError) as raised:
-        testing.run([tmp_path / "pipelines/silver/user_events.yaml"], jars=jars.engine_jars, stack=stack, report=print)
+        reader.find([tmp_path / "pipelines/silver/user_events.yaml"])
     assert raised.value.code == "NO_TESTS"
-    assert testing.run([tmp_path / "pipelines/gold"], jars=jars.engine_jars, stack=stack, report=print) == []
+    assert reader.find([tmp_path / "pipelines/gold"]) == []
 
 
 @pytest.mark.parametrize(
@@ -215,9 +204,172 @@ def test_a_row_that_fits_two_leaves_the_other_to_the_row_that_fits_only_one() ->
     assert difference([{"a": 1}, {"a": 1, "b": 1}], actual) is None
     different = difference([{"a": 1, "b": 1}, {"a": 1, "b": 1}], actual)
     assert different is not None
-    assert (different.missing, different.unexpected) == ([{"a": 1, "b": 1}], [{"a": 1, "b": 2}])
+    assert different.changed == [({"a": 1, "b": 1}, {"a": 1, "b": 2})]
+    assert (different.missing, different.unexpected) == ([], [])
 
 
 def test_text_that_only_looks_like_a_time_is_none() -> None:
     assert moment("2026-02-30T10:00:00Z") is None
     assert moment("2026-01-01") is None
+
+
+def test_rows_that_differ_stand_below_one_another_and_their_cells_are_marked() -> None:
+    different = difference(
+        [{"day": "2026-01-01", "n": 1, "rate": 0.5}, {"day": "2026-01-02", "n": 2, "rate": None}, {"day": "x", "n": 9}],
+        [{"day": "2026-01-01", "n": 12, "rate": 0.5}, {"day": "2026-01-02", "n": 2, "rate": 0.25},
+         {"day": "2026-01-03", "n": 3, "rate": 0.75}])  # fmt: skip
+    assert different is not None
+    assert rendered(different).splitlines() == [
+        "2 rows differ, 1 row is missing, 1 row is unexpected",
+        "            day         n   rate",
+        "expected    2026-01-01  1   0.5",
+        "found       2026-01-01  12  0.5",
+        "                        ^^",
+        "expected    2026-01-02  2   null",
+        "found       2026-01-02  2   0.25",
+        "                            ^^^^",
+        "missing     x           9",
+        "unexpected  2026-01-03  3   0.75",
+    ]
+    coloured = rendered(different, colour=True).splitlines()
+    assert "^" not in "".join(coloured)
+    assert coloured[3] == "found       2026-01-01  \033[31m12\033[0m  0.5"
+
+
+LAYOUT = """\
+# a head
+- name: one     # what it is
+  batches: [[], []]
+  expect:
+    # of each window
+    rows:
+      - {window_start: 2026-01-01T10:00:00Z, event_type: click, n: 2}   # two clicks
+      - {window_start: 2026-01-01T10:01:00Z, event_type: "buy", amount: "1.50"}
+      # before the last
+      - window_start: 2026-01-01T10:02:00Z
+        event_type: login
+        n: 1
+    after: {1: [{n: 1}, {n: 2}, {n: 3}], 2: []}
+    late: 1   # the fifth
+    quarantined: []   # none
+- name: two
+  expect:
+    rows:
+      - {a: 1}   # gone
+      - {a: 2}
+    silver.x: [{a: 1}]
+    fails: CHECK_FAILED
+"""
+
+
+def rewritten(folder: Path, text: str, *wrong: tuple[int, str, object]) -> str:
+    """The file after its expectations were put right: of which test, which, and what there is."""
+    file = folder / "silver" / "x.test.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.with_name("x.yaml").write_text("not: a pipeline")
+    file.write_text(text)
+    cases = reader.find([file])
+    found = []
+    for number, name, actual in wrong:
+        expect = cases[number].expect
+        asked = expect.after[int(name[6:])] if name.startswith("after.") else getattr(
+            expect, name, expect.others.get(name))  # fmt: skip
+        found.append((cases[number], Finding(f".expect.{name}", "", asked, actual)))  # type: ignore[arg-type]
+    assert update.rewrite(file, found) == len(wrong)
+    assert [path.name for path in file.parent.iterdir() if path.name.startswith(".")] == []
+    return file.read_text()
+
+
+def test_an_update_touches_the_cells_that_differ_and_keeps_comments_quotes_and_layout(tmp_path: Path) -> None:
+    at = "2026-01-01T10:0{}:00Z".format
+    text = rewritten(
+        tmp_path, LAYOUT,
+        (0, "rows", [{"window_start": at(0), "event_type": "click", "n": 3, "updated_at": at(9)},
+                     {"window_start": at(1), "event_type": "buy", "amount": Decimal("2.50"), "n": None},
+                     {"window_start": at(2), "event_type": "log out", "n": 1},
+                     {"window_start": at(5), "event_type": "new", "n": 5}]),
+        (0, "after.1", [{"n": 1}]), (0, "after.2", [{"n": 1, "updated_at": at(1)}]), (0, "late", 3),
+        (0, "quarantined", [{"id": "a, b"}, {"id": "null"}]), (1, "rows", [{"a": 2}]), (1, "silver.x", []),
+        (1, "fails", "LOCKED"))  # fmt: skip
+    was, now = LAYOUT.splitlines(), text.splitlines()
+    assert [line for line in was if line not in now] == [
+        "      - {window_start: 2026-01-01T10:00:00Z, event_type: click, n: 2}   # two clicks",
+        '      - {window_start: 2026-01-01T10:01:00Z, event_type: "buy", amount: "1.50"}',
+        "        event_type: login",
+        "    after: {1: [{n: 1}, {n: 2}, {n: 3}], 2: []}",
+        "    late: 1   # the fifth",
+        "    quarantined: []   # none",
+        "      - {a: 1}   # gone",
+        "    silver.x: [{a: 1}]",
+        "    fails: CHECK_FAILED",
+    ]
+    assert [line for line in now if line not in was] == [
+        "      - {window_start: 2026-01-01T10:00:00Z, event_type: click, n: 3}   # two clicks",
+        '      - {window_start: 2026-01-01T10:01:00Z, event_type: "buy", amount: "2.50"}',
+        '        event_type: "log out"',
+        "      - window_start: 2026-01-01T10:05:00Z",
+        "        event_type: new",
+        "        n: 5",
+        "    after: {1: [{n: 1}], 2: [{n: 1}]}",
+        "    late: 3   # the fifth",
+        "    quarantined:   # none",
+        '      - {id: "a, b"}',
+        '      - {id: "null"}',
+        "    silver.x: []",
+        "    fails: LOCKED",
+    ]
+
+
+def test_an_update_that_would_not_be_read_back_leaves_the_file(tmp_path: Path) -> None:
+    shared = "- name: one\n  batches: [[], []]\n  expect: {after: {1: &same [{n: 1}], 2: *same}}\n"
+    with pytest.raises(RunError, match="change the file by hand") as refused:
+        rewritten(tmp_path, shared, (0, "after.1", [{"n": 1}]), (0, "after.2", [{"n": 2}]))
+    assert refused.value.code == "NOT_UPDATED"
+    assert (tmp_path / "silver" / "x.test.yaml").read_text() == shared
+
+
+def test_a_failed_test_is_put_right_in_its_file(results: dict[str, testing.Result]) -> None:
+    failed = results["wrong rows"]
+    text = Path(failed.file).read_text()
+    (now,), files = testing.updated([failed])
+    assert (now.passed, files) == (True, {Path(failed.file): 1})
+    assert Path(failed.file).read_text() == text.replace("event_count: 2}", "event_count: 1}")
+
+
+BROKEN = """\
+- name: what is wrong with a pipeline is what its tests say
+  batches: []
+  expect: {rows: []}
+- name: a failure can be expected
+  batches: []
+  expect: {fails: UNKNOWN_KEY}
+"""
+
+
+def test_pytest_and_the_command_report_the_same_tests_at_the_same_lines(tmp_path: Path) -> None:
+    """No service: what is wrong shows before one is needed."""
+    file = tmp_path / "pipelines" / "silver" / "x.test.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(BROKEN)
+    file.with_name("x.yaml").write_text("source: bronze.x\nsnik: delta\nsink: delta\nschedule: daily\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "--junitxml=pytest.xml", "pipelines"]
+    ran = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120,
+                         env={**os.environ, "PYTHONPATH": str(PROJECT)})  # fmt: skip
+    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert f"{file}:1: " in ran.stdout
+    assert "x.yaml:2: UNKNOWN_KEY: snik is unknown; did you mean sink?" in ran.stdout
+    assert "Traceback" not in ran.stdout
+
+    done = CliRunner().invoke(main, ["test", str(file.parent), "--junit", str(tmp_path / "ours.xml"), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert [(one["line"], one["passed"]) for one in told] == [(1, False), (4, True)]
+    chosen = CliRunner().invoke(main, ["test", str(file.parent), "-k", "CAN be"])
+    assert (chosen.exit_code, chosen.stdout.splitlines()[-1][:18]) == (0, "1 passed, 0 failed")
+    ours, theirs = (ElementTree.parse(tmp_path / name).getroot() for name in ("ours.xml", "pytest.xml"))
+    for path in (".", "testsuite", "testsuite/testcase"):
+        assert [one.attrib.keys() for one in ours.findall(path)] == [one.attrib.keys() for one in theirs.findall(path)]
+    assert [one.get("name") for one in ours.iter("testcase")] == [one.get("name") for one in theirs.iter("testcase")]
+    (error,) = ours.iter("error")
+    assert "UNKNOWN_KEY" in (error.get("message") or "")
+    assert (error.text or "").startswith(f"{file}:1: ")

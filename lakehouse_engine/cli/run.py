@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, perform, report
+from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, engine_jars, perform, report
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.request import Request, Span, metrics_address
 
@@ -69,21 +69,33 @@ def maintain(specs: tuple[Path, ...], env: str | None, own: bool, apply: bool) -
 
 @click.command()
 @SPECS
+@click.option("-k", "words", multiple=True, metavar="TEXT", help="Only tests with this in their name or file; again: or"
+              " this.")  # fmt: skip
+@click.option("--update", is_flag=True, help="Write what there is over what tests expect, in their files.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also as JUnit's XML.")
 @JSON
-def test(specs: tuple[Path, ...], as_json: bool) -> None:
+def test(specs: tuple[Path, ...], words: tuple[str, ...], update: bool, junit: Path | None, as_json: bool) -> None:
     """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""
-    from lakehouse_engine.local import jars as local
     from lakehouse_engine.local import stack
+    from lakehouse_engine.testing import junit as xml
     from lakehouse_engine.testing import run as run_tests
+    from lakehouse_engine.testing import updated
 
     began = time.monotonic()
-    results = run_tests(list(specs or [Path("pipelines")]), jars=local.engine_jars, stack=stack, report=report)
+    results = run_tests(list(specs or [Path("pipelines")]), jars=engine_jars, stack=stack, report=report,
+                        words=words)  # fmt: skip
+    if junit is not None:
+        xml.write(junit, results, time.monotonic() - began)
+    if update:
+        results, files = updated(results)
+        for file, count in files.items():
+            report(f"{file}: {count} expectations rewritten; look at the difference before you keep it")
     failed = [result for result in results if not result.passed]
     if as_json:
-        click.echo(json.dumps([vars(result) for result in results], default=str))
+        click.echo(json.dumps([result.as_json() for result in results]))
     else:
         for result in results:
-            click.echo(str(result))
+            click.echo(result.text(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
         seconds = time.monotonic() - began
         click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed in {seconds:.0f} s")
     sys.exit(1 if failed or not results else 0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.spec.check import check_all, check_one, with_taken
@@ -17,10 +18,13 @@ from lakehouse_engine.spec.schedule import is_schedule
 _BESIDE = ("contracts", "templates")
 
 
-def load(paths: Sequence[Path], *, environment: Environment | None = None) -> tuple[PipelineSpec, ...]:
+def load(
+    paths: Sequence[Path], *, environment: Environment | None = None, params: Mapping[str, Any] | None = None
+) -> tuple[PipelineSpec, ...]:
     """The pipelines of files and folders, sorted by name. Raises ``SpecError`` with every problem of every file.
 
-    A file that is wrong in part is checked in all its other parts, as are the files that read its table.
+    ``params`` go over those of the files, as a test says. A file that is wrong in part is checked in all its other
+    parts, as are the files that read its table.
     """
     problems: list[Problem] = []
     specs: list[PipelineSpec] = []
@@ -33,7 +37,7 @@ def load(paths: Sequence[Path], *, environment: Environment | None = None) -> tu
             read_contract(contract, str(contract), problems)
     names: dict[str, str] = {}
     for file in seen:
-        reader = Reader(file, environment)
+        reader = Reader(file, environment, params)
         spec = reader.spec()
         problems += reader.problems
         secrets |= reader.content.secrets

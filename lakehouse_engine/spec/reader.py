@@ -27,10 +27,11 @@ KEYS = ("description", "use", "params", "source", "inputs", "transforms", "check
 class Reader:
     """One file."""
 
-    def __init__(self, file: Path, environment: Environment | None) -> None:
+    def __init__(self, file: Path, environment: Environment | None, params: Mapping[str, Any] | None = None) -> None:
         self.file, self.shown = file, str(file)
         variables: Mapping[str, str] = environment.variables if environment else os.environ
-        self.content: Content = assemble(file, self.shown, variables, environment.vars if environment else None)
+        self.content: Content = assemble(file, self.shown, variables, environment.vars if environment else None,
+                                         params=params or {})  # fmt: skip
         self.problems = self.content.problems
 
     def spec(self) -> PipelineSpec | None:

@@ -92,8 +92,8 @@ def did_you_mean(word: str, known: Any) -> str:
 
 
 def assemble(file: Path, shown: str, variables: Mapping[str, str], values: Mapping[str, Any] | None,
-             given: dict[str, Any] | None = None) -> Content:  # fmt: skip
-    """Everything that the file says and takes over. ``values``: the environment's ``vars``.
+             given: dict[str, Any] | None = None, params: Mapping[str, Any] | None = None) -> Content:  # fmt: skip
+    """Everything that the file says and takes over. ``values``: the environment's ``vars``; ``params`` go over its own.
 
     ``given``: what the file says, where that is known better than YAML can tell.
     """
@@ -112,7 +112,7 @@ def assemble(file: Path, shown: str, variables: Mapping[str, str], values: Mappi
     for key in document.value:
         content.take(document, key)
     scope = _Scope(content, variables, values or {})
-    _use(file, document.value, content, scope)
+    _use(file, document.value, params or {}, content, scope)
     for folder in _folders(file):
         _defaults(folder / "defaults.yaml", shown, content)
     content.value = {key: scope.substitute(value, key) for key, value in content.value.items()}
@@ -141,7 +141,7 @@ def _folders(file: Path) -> Iterator[Path]:
     yield from [here, *above][: top + 1]
 
 
-def _use(file: Path, own: Mapping[str, Any], content: Content, scope: _Scope) -> None:
+def _use(file: Path, own: Mapping[str, Any], params: Mapping[str, Any], content: Content, scope: _Scope) -> None:
     assert content.value is not None
     given = own.get("params")
     if given is not None and not isinstance(given, dict):
@@ -176,7 +176,7 @@ def _use(file: Path, own: Mapping[str, Any], content: Content, scope: _Scope) ->
         content.problems.append(Problem(document.file, line, "BAD_VALUE", "params is a map from a parameter to its"
                                         " default; null: each file gives it"))  # fmt: skip
         declared = {}
-    scope.parameters(document, declared or {}, given or {}, name)
+    scope.parameters(document, declared or {}, {**(given or {}), **params}, name)
     taken = {key: value for key, value in document.value.items() if key not in ("use", "params")}
     if _CLOCK & content.value.keys():
         taken = {key: value for key, value in taken.items() if key not in _CLOCK}

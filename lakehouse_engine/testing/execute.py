@@ -1,178 +1,189 @@
-"""Runs one test: the pipeline's own plan on real services, one start of the stream or one run of the job per batch."""
+"""Runs one test: the pipeline's own plan on real services, a step of it after each batch, and what then is there.
+
+What a pipeline reads is a feed (``feeds.py``), how it runs is a kind (``kinds.py``), what it wrote is a target
+(``target.py``): this is the walk that is the same for all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
 
-from lakehouse_engine import jobs
-from lakehouse_engine.errors import LakehouseError, Problem, RunError, SpecError
-from lakehouse_engine.plan import Plan, compile_plan
-from lakehouse_engine.sinks import Console, Postgres
-from lakehouse_engine.sources import Kafka
-from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.loader import load
+from lakehouse_engine.errors import LakehouseError, SpecError
+from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sources import Delta as TableSource
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.streams import Connections, ScanRun
-from lakehouse_engine.testing import upstream
-from lakehouse_engine.testing.bench import Bench, encoded
-from lakehouse_engine.testing.cases import Case, Row, Rows, did_you_mean
+from lakehouse_engine.testing import subject, upstream
+from lakehouse_engine.testing.bench import Bench
+from lakehouse_engine.testing.cases import SOURCE, Batch, Case, Rows, did_you_mean
+from lakehouse_engine.testing.feeds import FEEDS, Feed, Place
+from lakehouse_engine.testing.kinds import Running, running
+from lakehouse_engine.testing.rendering import rendered
 from lakehouse_engine.testing.target import Target
-from lakehouse_engine.testing.values import difference, moment
+from lakehouse_engine.testing.values import Difference, Found, difference, moment
 
 #: the clock of a test whose rows tell no time and that has no ``now``
 _CLOCK = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 class Failed(Exception):
-    """An expectation that does not hold: what, and its place below the test."""
+    """A test that does not hold in a way that no expectation can be put right: what, and its place below the test."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)
         self.path = path
 
 
-def run_case(bench: Bench, case: Case) -> None:
-    """Raises ``Failed``, and ``LakehouseError`` for what went wrong without being expected."""
+@dataclass(frozen=True)
+class Finding:
+    """One expectation and what there is. ``path``: its place below the test; rows, a number of them, or a code."""
+
+    path: str
+    what: str
+    expected: Rows | int | str
+    actual: Sequence[Found] | int | str
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """What differs between rows; None when nothing does, or when they are not compared."""
+        if not isinstance(self.expected, tuple) or isinstance(self.actual, int | str):
+            return None
+        return difference([row for row in self.expected if isinstance(row, Mapping)], self.actual)
+
+    @property
+    def holds(self) -> bool:
+        return self.difference is None if isinstance(self.expected, tuple) else self.expected == self.actual
+
+    def text(self, *, colour: bool = False) -> str:
+        """What is wrong, in a line or in a table of rows."""
+        if self.difference is not None:
+            return f"{self.what}: {rendered(self.difference, colour=colour)}"
+        return self.what if isinstance(self.expected, str) else f"{self.actual} {self.what}, not {self.expected}"
+
+
+def findings(bench: Bench, case: Case) -> list[Finding]:
+    """Every expectation of the test with what came of it.
+
+    Raises ``Failed``, and ``LakehouseError`` for what went wrong without being expected.
+    """
     expected = case.expect.fails
+    found: list[Finding] = []
     try:
-        _run(bench, case)
+        found += _run(bench, case)
     except LakehouseError as error:
-        codes = {problem.code for problem in error.problems} if isinstance(error, SpecError) else {error.code}
+        codes = sorted({p.code for p in error.problems} if isinstance(error, SpecError) else {error.code})
         if expected is None:
             raise
-        if expected not in codes:
-            raise Failed(".expect.fails", f"it fails, but not with {expected}: {error}") from error
-        return
+        wrong = "" if expected in codes else f"it fails, but not with {expected}: {error}"
+        return [*found, Finding(".expect.fails", wrong, expected, expected if expected in codes else codes[0])]
     if expected is not None:
         raise Failed(".expect.fails", f"it does not fail with {expected}")
+    return found
 
 
-def _run(bench: Bench, case: Case) -> None:
+def _run(bench: Bench, case: Case) -> Iterator[Finding]:
     storage = bench.storage()
-    environment = Environment(storage=str(storage), vars=dict(case.vars))
-    spec = load([case.pipeline], environment=environment)[0]
-    needs_postgres = isinstance(spec.sink, Postgres)
+    spec = subject.loaded(case, str(storage))
+    compile_plan([spec])  # a wrong step shows before anything is made
+    needs_postgres = any(isinstance(sink, Postgres) for sink in subject.sinks(spec).values())
     database: AbstractContextManager[str | None] = bench.database() if needs_postgres else nullcontext(None)
     with database as dsn:
-        run = _Stream(bench, case, spec, storage, dsn) if spec.is_stream else _Job(bench, case, spec, storage, dsn)
-        target = Target(bench, spec, storage, dsn)
-        if isinstance(spec.sink, Console) and set(vars(case.expect)) - {"fails"}:
+        if isinstance(spec.sink, Console) and case.expect.looks:
             raise Failed(".expect", "the console keeps nothing that could be compared")
-        for number, batch in enumerate(case.batches, start=1):
-            run.batch(batch, number - 1)
-            if number in case.expect.after:
-                _compare(case.expect.after[number], target.rows(), f".expect.after.{number}", f"after batch {number}")
-        if case.expect.rows is not None:
-            _compare(case.expect.rows, target.rows(), ".expect.rows", "at the end")
-        for kind, wanted in (("late", case.expect.late), ("quarantined", case.expect.quarantined)):
-            path = f".expect.{kind}"
-            if isinstance(wanted, tuple):
-                _compare(wanted, target.aside(kind), path, f"{kind} rows")
-            elif wanted is not None and target.counted(kind) != wanted:
-                raise Failed(path, f"{target.counted(kind)} rows are {kind}, not {wanted}")
+        place = Place(bench, case, spec, storage, dsn)
+        walk = _Walk(place)
+        with closing(walk.running):
+            yield from walk.through(Target(bench, spec, storage, dsn))
 
 
-def _compare(expected: Rows, actual: Sequence[Mapping[str, Any]], path: str, what: str) -> None:
-    rows = [row for row in expected if isinstance(row, Mapping)]
-    known = list(dict.fromkeys(column for row in actual for column in row))
-    for index, row in enumerate(rows):
-        unknown = [column for column in row if known and column not in known]
-        if unknown:
-            column = unknown[0]
-            raise Failed(f"{path}[{index}].{column}", f"there is no column {column}; {did_you_mean(column, known)}")
-    different = difference(rows, actual)
-    if different is not None:
-        raise Failed(path, f"{what}\n{different}")
-
-
-def _greatest(rows: Sequence[Row], columns: Sequence[str], before: datetime) -> datetime:
-    """The test's clock: so late that no row of the batch lies in the future."""
-    times = [moment(row.get(column)) for row in rows if isinstance(row, Mapping) for column in columns]
-    return max((time for time in times if time is not None), default=before)
-
-
-class _Stream:
-    def __init__(self, bench: Bench, case: Case, spec: PipelineSpec, storage: Path, dsn: str | None) -> None:
-        assert isinstance(spec.source, Kafka)
-        self._bench, self._case = bench, case
-        self._times = [c for made in spec.contracts.values() for c, kind in made.columns.items() if kind == "timestamp"]
+class _Walk:
+    def __init__(self, place: Place) -> None:
+        self._place, self._case = place, place.case
+        self._feeds, spec = _fed(place)
+        self.running: Running = running(place, spec)
         self._clock = _CLOCK
-        compile_plan([spec])  # a wrong step shows before a topic is made
-        self._topic = bench.topic(spec.name)
-        source = spec.source.model_copy(update={"topic": self._topic})
-        plan: Plan = compile_plan([spec.model_copy(update={"source": source})])
-        self._scan = plan.scans[0]
-        self._to = Connections(bench.services.bootstrap_servers, dsn, storage, "test")
 
-    def batch(self, rows: Rows, _: int) -> None:
-        """Sends the rows, then starts the stream once and waits until it has read them."""
-        filled = [self._case.filled(row) for row in rows]
-        self._clock = self._case.now or _greatest(filled, self._times, self._clock)
-        millis = int(self._clock.timestamp() * 1000)
-        self._bench.send(self._topic, [(encoded(row), millis) for row in filled])
-        run = ScanRun(self._bench.spark, self._scan, self._to, lambda _: None)
-        run.start(available_now=True)
-        assert run.query is not None
-        try:
-            run.query.awaitTermination()
-        except Exception as error:
-            if isinstance(run.error, LakehouseError):
-                raise run.error from error
-            raise RunError("STREAM_FAILED", first_line(run.error or error), where=self._scan.name) from error
-        finally:
-            run.stop()
-            run.release()
-        for reason in run.detached.values():
-            raise RunError("STREAM_FAILED", reason)
+    def through(self, target: Target) -> Iterator[Finding]:
+        case, expect = self._case, self._case.expect
+        self._tables(target)
+        self._give(case.inputs, lambda name: f".inputs.{name}", whole=True)
+        self._empty()
+        for number, batch in enumerate(case.batches):
+            self._give({SOURCE: (), **batch}, partial(case.batch_path, number))
+            self.running.step(self._clock)
+            if number + 1 in expect.after:
+                yield self._rows(f".expect.after.{number + 1}", f"after batch {number + 1}",
+                                 expect.after[number + 1], target.rows())  # fmt: skip
+        if expect.rows is not None:
+            yield self._rows(".expect.rows", "at the end", expect.rows, target.rows())
+        for name, wanted in expect.others.items():
+            yield self._rows(f".expect.{name}", name, wanted, target.named(name))
+        for kind, asked in (("late", expect.late), ("quarantined", expect.quarantined)):
+            if isinstance(asked, tuple):
+                yield self._rows(f".expect.{kind}", f"{kind} rows", asked, target.aside(kind))
+            elif asked is not None:
+                yield Finding(f".expect.{kind}", f"rows are {kind}", asked, target.counted(kind))
 
+    def _tables(self, target: Target) -> None:
+        """What the pipeline's own tables hold before."""
+        for name, rows in self._case.tables.items():
+            sink, place = subject.sinks(self._place.spec)[name], self._place
+            plain = [row for row in rows if isinstance(row, Mapping)]
+            if isinstance(sink, Delta):
+                table = upstream.written(place.bench, place.spec, place.case.vars, place.storage)
+                for index, row in enumerate(plain):
+                    self._known(row, list(table.columns), f".tables.{name}[{index}]")
+                table.write(place.bench.spark, plain)
+            else:
+                self.running.step(self._clock)  # which makes the table
+                target.insert(name, plain)
 
-class _Job:
-    def __init__(self, bench: Bench, case: Case, spec: PipelineSpec, storage: Path, dsn: str | None) -> None:
-        self._bench, self._case, self._storage, self._dsn = bench, case, storage, dsn
-        self._job = compile_plan([spec]).jobs[0]
-        self._source = upstream.source(bench, spec, case.vars, storage)
-        self._clock = _CLOCK
-        self._sent = 0
+    def _give(self, batch: Batch, path: Callable[[str], str], *, whole: bool = False) -> None:
+        """Rows to their inputs; those that ``inputs`` gives whole are given whole again."""
+        filled = {name: [self._feeds[name].filled(row, f"{path(name)}[{index}]") for index, row in enumerate(rows)]
+                  for name, rows in batch.items()}  # fmt: skip
+        told = [moment(row.get(column)) for name, rows in filled.items() for column in self._feeds[name].times()
+                for row in rows if isinstance(row, Mapping)]  # fmt: skip
+        # the clock: ``now``, else so late that no row of the batch lies in the future
+        self._clock = self._case.now or max((time for time in told if time is not None), default=self._clock)
+        for name, rows in filled.items():
+            self._feeds[name].give(rows, self._clock, whole=whole or (bool(rows) and name in self._case.inputs))
 
-    def batch(self, rows: Rows, index: int) -> None:
-        """Appends the rows to the source's table, then runs the job if it finds anything new."""
-        self._source.append(self._bench.spark, list(self._landed(rows, index)))
-        jobs.run(self._bench.spark, self._job, self._storage, self._dsn, now=self._clock)
+    def _empty(self) -> None:
+        """A table that the test says nothing of is there, and empty."""
+        said = {id(self._feeds[name]) for name in (SOURCE, *self._case.inputs)}
+        for feed in self._feeds.values():
+            if id(feed) not in said:
+                said.add(id(feed))
+                feed.give((), self._clock, whole=False)
 
-    def _landed(self, rows: Rows, batch: int) -> Iterator[dict[str, Any]]:
-        """Rows with defaults, and with the record's place and time where the source has them."""
-        columns = self._source.columns
-        filled = []
-        self._check_columns(self._case.defaults, ".defaults")
-        for position, row in enumerate(rows):
-            path = f".batches[{batch}][{position}]"
-            if not isinstance(row, Mapping):
-                raise self._problem(path, "BAD_VALUE", "a row of a table is a map; text and null are for Kafka")
-            self._check_columns(row, path)
-            filled.append({**self._case.defaults, **row})
-        times = [c for c, kind in columns.items() if kind == "timestamp" and c not in ("_timestamp", "updated_at")]
-        self._clock = self._case.now or _greatest(filled, times, self._clock)
-        for row in filled:
-            place = {"_topic": self._job.source, "_partition": 0, "_offset": self._sent,
-                     "_timestamp": self._clock.isoformat()}  # fmt: skip
-            self._sent += 1
-            yield {**{column: value for column, value in place.items() if column in columns}, **row}
+    def _rows(self, path: str, what: str, expected: Rows, actual: Sequence[Found]) -> Finding:
+        known = list(dict.fromkeys(column for row in actual for column in row))
+        for index, row in enumerate(expected):
+            if known and isinstance(row, Mapping):
+                self._known(row, known, f"{path}[{index}]")
+        return Finding(path, what, expected, actual)
 
-    def _check_columns(self, row: Mapping[str, Any], path: str) -> None:
-        known = list(self._source.columns)
+    def _known(self, row: Found, known: Sequence[str], path: str) -> None:
         for column in row:
             if column not in known:
-                raise self._problem(f"{path}.{column}", "UNKNOWN_COLUMN",
-                                    f"the source has no column {column}; {did_you_mean(column, known)}")  # fmt: skip
-
-    def _problem(self, path: str, code: str, message: str) -> SpecError:
-        return SpecError([Problem(self._case.file, self._case.line(path), code, message)])
+                raise Failed(f"{path}.{column}", f"there is no column {column}; {did_you_mean(column, known)}")
 
 
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _fed(place: Place) -> tuple[dict[str, Feed], PipelineSpec]:
+    """A feed for each name that the test may give rows to, and the pipeline that reads them.
+
+    What is read under two names is one feed.
+    """
+    spec, feeds, made = place.spec, dict[str, Feed](), dict[object, Feed]()
+    for name, source in subject.sources(spec).items():
+        same = (source.key, source.table if isinstance(source, TableSource) else getattr(source, "topic", name))
+        if same not in made:
+            made[same] = FEEDS[type(source)](replace(place, name=name, main=name == SOURCE), source)
+        feeds[name] = made[same]
+    inputs = {name: one.model_copy(update={"source": feeds[name].source}) for name, one in spec.inputs.items()}
+    return feeds, spec.model_copy(update={"source": feeds[SOURCE].source, "inputs": inputs})

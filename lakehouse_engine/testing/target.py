@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.sinks import Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.testing import subject
 from lakehouse_engine.testing.bench import Bench
 
 Found = Mapping[str, Any]
@@ -24,12 +25,29 @@ _JSON = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.
 class Target:
     def __init__(self, bench: Bench, spec: PipelineSpec, storage: Path, dsn: str | None) -> None:
         self._bench, self._spec, self._storage, self._dsn = bench, spec, storage, dsn
-        sink = spec.sink
-        self._table = sink.table if isinstance(sink, Postgres) and sink.table else spec.name
+        self._table = subject.table_of(spec, spec.sink)
 
     def rows(self) -> list[Found]:
         """The table; empty while there is none."""
         return self._read(self._table)
+
+    def named(self, name: str) -> list[Found]:
+        """Another table that the pipeline writes, or one beside it, by its name."""
+        return [_flat(row) if "__" in name else row for row in self._read(name)]
+
+    def insert(self, table: str, rows: Sequence[Found]) -> None:
+        """Adds rows to a table that is there."""
+        from psycopg2 import sql as pg
+        from psycopg2.extras import Json
+
+        assert self._dsn is not None
+        name = pg.Identifier(*table.split("."))
+        with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
+            for row in rows:
+                values = [Json(value) if isinstance(value, dict) else value for value in row.values()]
+                cursor.execute(pg.SQL("insert into {} ({}) values ({})").format(
+                    name, pg.SQL(", ").join(map(pg.Identifier, row)),
+                    pg.SQL(", ").join(pg.Placeholder() * len(row))), values)  # fmt: skip
 
     def aside(self, kind: str) -> list[Found]:
         """Rows kept as ``late`` or ``quarantined``: the side table's columns, and the fields of the row itself."""

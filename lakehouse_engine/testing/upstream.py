@@ -1,4 +1,4 @@
-"""The table that a job reads, with the columns, types and partitions that the pipeline writing it would give it."""
+"""The tables that pipelines read and write, with the columns, types and partitions that the one writing it gives it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import jobs
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.plan import LANDING_COLUMNS, Member, compile_plan
 from lakehouse_engine.rows import layered
 from lakehouse_engine.sinks import Delta, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
-from lakehouse_engine.sources import Kafka, kafka
+from lakehouse_engine.sources import Delta as DeltaSource
+from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -27,12 +29,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A Delta table at ``path`` that a test appends to.
+class Table:
+    """A Delta table at ``path`` that a test writes to.
 
     ``keys``, of a table whose changes are read: a row replaces that of its keys, or deletes it with ``_op: delete``.
     """
 
+    name: str
     path: Path
     schema: StructType
     partition_by: tuple[str, ...]
@@ -44,24 +47,26 @@ class Source:
         op = {} if self.keys is None else {"_op": "string"}
         return {**{field.name: field.dataType.simpleString() for field in self.schema.fields}, **op}
 
-    def append(self, spark: SparkSession, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One commit of rows as YAML has them: times and dates are ISO text. No row, no commit, but for the first."""
+    def write(self, spark: SparkSession, rows: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
+        """One commit of rows as YAML has them: times and dates are ISO text. ``whole``: they are all that is left.
+
+        Without ``whole``, no row is no commit, but for the first.
+        """
         from pyspark.sql import functions as F
 
-        if not rows and DeltaLog(self.path).version() is not None:
+        if not rows and not whole and DeltaLog(self.path).version() is not None:
             return
         texts = spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
         # a value that does not fit its column is an error, not a null
         parsed = F.from_json("row", self.schema, {"mode": "FAILFAST"}).alias("row")
         frame = texts.select(parsed).select("row.*")
-        if self.keys and DeltaLog(self.path).version() is not None:
+        if self.keys and not whole and DeltaLog(self.path).version() is not None:
             op = F.get_json_object(F.col("row"), "$._op").alias("_op")
             self._change(texts.select(parsed, op).select("row.*", "_op"))
             return
         properties = {} if self.keys is None else delta_sink.FED
-        writer = frame.write.format("delta").mode("append").options(**properties)
+        writer = frame.write.format("delta").mode("overwrite" if whole else "append").options(**properties)
         (writer.partitionBy(*self.partition_by) if self.partition_by else writer).save(str(self.path))
-
 
     def _change(self, rows: DataFrame) -> None:
         same = delta_upsert.same(self.keys or ())
@@ -69,39 +74,57 @@ class Source:
                          " update set * when not matched then insert *")  # fmt: skip
 
 
-def source(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage: Path) -> Source:
-    """The source table of a job below ``storage``. Raises ``RunError`` MISSING_TABLE when no pipeline writes it."""
-    assert not isinstance(spec.source, Kafka)
-    name = spec.source.table
-    layer, _, table = name.partition(".")
-    file = Path(spec.file).resolve().parent.parent / layer / f"{table}.yaml"
+def table(bench: Bench, spec: PipelineSpec, name: str, values: Mapping[str, Any], storage: Path) -> Table:
+    """A table that a job or a lookup reads, below ``storage``, as the pipeline of its name writes it.
+
+    Raises ``RunError`` MISSING_TABLE when no pipeline does.
+    """
+    layer, _, stem = name.partition(".")
+    file = Path(spec.file).resolve().parent.parent / layer / f"{stem}.yaml"
+    where = spec.where(spec.tables.get(name, "source"))
     if not file.is_file():
-        raise RunError("MISSING_TABLE", f"no pipeline here writes {name}, so its columns are not known",
-                       where=spec.where("source"))  # fmt: skip
+        raise RunError("MISSING_TABLE", f"no pipeline here writes {name}, so its columns are not known", where=where)
     writer = load([file], environment=Environment(storage=str(storage), vars=dict(values)))[0]
     if not isinstance(writer.sink, Delta):
-        raise RunError("MISSING_TABLE", f"{name} does not write a Delta table", where=spec.where("source"))
-    key = json.dumps([str(file), dict(values)], sort_keys=True)
-    schema = bench.schema(key, lambda: _landed(bench, writer) if writer.is_stream else _computed(bench, writer, values))
-    keys = writer.key_columns if spec.reads_changes else None
-    return Source(delta_sink.table_path(storage, name), schema, tuple(writer.sink.partition_by), keys)
+        raise RunError("MISSING_TABLE", f"{name} does not write a Delta table", where=where)
+    fed = spec.reads_changes and isinstance(spec.source, DeltaSource) and spec.source.table == name
+    return written(bench, writer, values, storage, keys=writer.key_columns if fed else None)
 
 
-def _landed(bench: Bench, spec: PipelineSpec) -> StructType:
+def written(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage: Path,
+            keys: tuple[str, ...] | None = None) -> Table:  # fmt: skip
+    """The Delta table of a pipeline below ``storage``."""
+    assert isinstance(spec.sink, Delta)
+    key = json.dumps([str(Path(spec.file).resolve()), dict(values)], sort_keys=True, default=str)
+    schema = bench.schema(key, lambda: (_landed if spec.is_stream else _computed)(bench, spec, values))
+    return Table(spec.name, delta_sink.table_path(storage, spec.name), schema, tuple(spec.sink.partition_by), keys)
+
+
+def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> StructType:
     member: Member = compile_plan([spec]).scans[0].members[0]
-    landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
-    columns = {**member.rows.stored, **landed}
-    if isinstance(spec.sink, Delta) and spec.sink.valid_from:
-        columns |= dict.fromkeys(("valid_from", "valid_to"), member.rows.resolve(spec.sink.valid_from))
-    empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
-    chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
-    return bench.spark.sql(f"select {chosen} from ({layered(f'(select {empty})', member.rows.layers)})").schema
+    lookups = Lookups(bench.spark, [member], _empty(bench, spec, values), lambda _: None)
+    try:
+        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
+        columns = {**member.rows.stored, **landed}
+        if isinstance(spec.sink, Delta) and spec.sink.valid_from:
+            columns |= dict.fromkeys(("valid_from", "valid_to"), member.rows.resolve(spec.sink.valid_from))
+        empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
+        chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
+        return bench.spark.sql(f"select {chosen} from ({layered(f'(select {empty})', member.rows.layers)})").schema
+    finally:
+        lookups.close()
+
+
+def _empty(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Path:
+    """A storage in which every table that the pipeline reads is there, without a row."""
+    scratch = bench.storage()
+    for name in spec.reads:
+        table(bench, spec, name, values, scratch).write(bench.spark, [])
+    return scratch
 
 
 def _computed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> StructType:
-    """Found by running the job over an empty source: no second reading of what its steps mean."""
-    scratch = bench.storage()
-    source(bench, spec, values, scratch).append(bench.spark, [])
-    job = compile_plan([spec]).jobs[0]
-    jobs.run(bench.spark, job, scratch, None)
+    """Found by running the job over empty tables: no second reading of what its steps mean."""
+    scratch = _empty(bench, spec, values)
+    jobs.run(bench.spark, compile_plan([spec]).jobs[0], scratch, None)
     return bench.spark.read.format("delta").load(str(delta_sink.table_path(scratch, spec.name))).schema

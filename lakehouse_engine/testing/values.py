@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -11,8 +11,6 @@ from typing import Any
 
 Found = Mapping[str, Any]
 TOLERANCE = 1e-9
-#: rows that a difference shows of each kind
-SHOWN = 8
 _MOMENT = re.compile(r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:\.(\d{1,9}))?(Z|[+-]\d{2}:\d{2})?")
 
 
@@ -65,13 +63,14 @@ def _numbers(expected: Any, actual: Any) -> bool:
 
 @dataclass(frozen=True)
 class Difference:
-    """Rows that were written in the test and not found, and the other way round."""
+    """Rows that were written in the test and not found, and the other way round.
 
+    ``changed``: pairs of them that are most likely one row, the expected one first.
+    """
+
+    changed: Sequence[tuple[Found, Found]]
     missing: Sequence[Found]
     unexpected: Sequence[Found]
-
-    def __str__(self) -> str:
-        return "\n".join([*_lines("missing   ", self.missing), *_lines("unexpected", self.unexpected)])
 
 
 def difference(expected: Sequence[Found], actual: Sequence[Found]) -> Difference | None:
@@ -94,22 +93,36 @@ def difference(expected: Sequence[Found], actual: Sequence[Found]) -> Difference
     if not missing and not left:
         return None
     written = [*dict.fromkeys(column for row in expected for column in row)]
-    return Difference(missing, [_reduced(row, written) for row in left])
+    found = [_reduced(row, written) for row in left]
+    pairs = sorted(_paired(missing, found))
+    gone, new = {i for i, _ in pairs}, {j for _, j in pairs}
+    return Difference([(missing[i], found[j]) for i, j in pairs],
+                      [row for i, row in enumerate(missing) if i not in gone],
+                      [row for j, row in enumerate(found) if j not in new])  # fmt: skip
 
 
 def _agrees(expected: Found, actual: Found) -> bool:
     return all(column in actual and same(value, actual[column]) for column, value in expected.items())
 
 
+def _paired(expected: Sequence[Found], actual: Sequence[Found]) -> Iterator[tuple[int, int]]:
+    """The places of rows that agree in more columns than not, those that agree most first."""
+    scores = sorted(((sum(column in found and same(value, found[column]) for column, value in row.items()) / len(row),
+                      -i, -j) for i, row in enumerate(expected) if row for j, found in enumerate(actual)),
+                    reverse=True)  # fmt: skip
+    left, right = set[int](), set[int]()
+    for score, i, j in scores:
+        if score < 0.5 or -i in left or -j in right:
+            continue
+        left.add(-i)
+        right.add(-j)
+        yield -i, -j
+
+
 def _reduced(row: Found, written: Sequence[str]) -> Found:
+    """The columns that the test writes; where it writes none, all that a test may compare."""
     shown = [column for column in written if column in row]
     return {column: row[column] for column in shown} if shown else {k: v for k, v in row.items() if k != "updated_at"}
-
-
-def _lines(word: str, rows: Sequence[Found]) -> Iterable[str]:
-    yield from (f"{word} {shown(row)}" for row in rows[:SHOWN])
-    if len(rows) > SHOWN:
-        yield f"{word} and {len(rows) - SHOWN:,} more"
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
-from lakehouse_engine.testing import cases
+from lakehouse_engine.testing import reader
 from tests.spec.project import write
 
 FOLDER = Path(__file__).parents[1] / "gallery"
@@ -61,7 +61,7 @@ def said(case: Case, root: Path) -> list[str]:
             environment = load_environment("wrong", root)
         except SpecError as error:
             problems += error.problems
-    for read_all in (lambda: load([root / "pipelines"], environment=environment), lambda: cases.find([root])):
+    for read_all in (lambda: load([root / "pipelines"], environment=environment), lambda: reader.find([root])):
         try:
             read_all()
         except SpecError as error:

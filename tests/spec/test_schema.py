@@ -31,7 +31,7 @@ from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.pipeline import Airflow, Head, Input, Maintain, Panel, Trigger
 from lakehouse_engine.spec.reader import Reader
 from lakehouse_engine.spec.schedule import SHAPE
-from lakehouse_engine.testing import cases
+from lakehouse_engine.testing import reader
 from lakehouse_engine.transforms import TRANSFORMS
 from tests.spec.gallery import FOLDER, read
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 VALIDATORS = {name: Draft202012Validator(one) for name, one in schema.schemas().items()}
 UNSEEN = {"BAD_EXPRESSION", "UNSTABLE_EXPRESSION", "UNSAFE_EXPRESSION", "BAD_MEASURE", "MISSING_CONTRACT",
           "MISSING_TEMPLATE", "MISSING_TRIGGER", "UNSET_VARIABLE", "TOO_SHORT", "BAD_TIME", "BAD_VARIABLE",
-          "BAD_PATTERN"}  # fmt: skip
+          "BAD_PATTERN", "UNKNOWN_INPUT", "UNKNOWN_TARGET"}  # fmt: skip
 #: what a rule between values says under a code that other rules have, too
 BETWEEN = re.compile(r"a multiple of every|two columns|above zero|(source|sink) is missing|is required and not among"
                      r"|batches are numbered|two tests are called|not a regular expression|now is a time like"
@@ -125,7 +125,7 @@ def one_contract(value: Any, folder: Path) -> list[Problem]:
 def some_tests(value: Any, folder: Path) -> list[Problem]:
     (folder / "one.yaml").write_text("source: x\n")
     (folder / "one.test.yaml").write_text(json.dumps(value), encoding="utf-8")
-    return refused(lambda: cases.find([folder / "one.test.yaml"]))
+    return refused(lambda: reader.find([folder / "one.test.yaml"]))
 
 
 def refused(call: Callable[[], object]) -> list[Problem]:
@@ -214,9 +214,11 @@ GOOD: dict[str, list[Any]] = {
                         "c": {"type": "string", "pattern": "^a", "minLength": 1, "maxLength": 5},
                         "d": {"type": "string", "enum": ["a", "b"]}, "e": {"type": "boolean", "const": True}}}],
     "test.json": [
-        [{"name": "x", "defaults": {"a": 1}, "batches": [[{"a": 1}, "text", None], []], "vars": {"a": 1},
+        [{"name": "x", "defaults": {"a": 1}, "batches": [[{"a": 1}, "text", None], [], {"source": [], "a": [None]}],
+          "vars": {"a": 1}, "params": {"a": 1}, "inputs": {"a": [{"a": 1}]}, "tables": {"a.b": [{"a": 1}]},
           "now": "2026-01-01T00:00:00Z",
-          "expect": {"rows": [{"a": 1}], "after": {"1": []}, "late": 1, "quarantined": [{"a": 1}]}},
+          "expect": {"rows": [{"a": 1}], "after": {"1": []}, "late": 1, "quarantined": [{"a": 1}],
+                     "a.b": [{"a": 1}], "topic": []}},
          {"name": "y", "batches": [], "expect": {"fails": "CHECK_FAILED"}}]],
 }  # fmt: skip
 VALUES: list[Any] = [None, True, 5, -1, 2.5, "", "soon", "a.b", "a b", "day", "2 minutes", "32 MB", [], {}, ["day"],

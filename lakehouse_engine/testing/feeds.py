@@ -1,0 +1,117 @@
+"""Where a test's rows go: one feed for each thing that a pipeline reads. A new source has a class here and a line in
+``FEEDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from lakehouse_engine.component import Component
+from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.sources import Delta, Kafka, Source
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.testing import upstream
+from lakehouse_engine.testing.bench import Bench, encoded
+from lakehouse_engine.testing.cases import Case, Row, did_you_mean
+
+
+class Feed(Protocol):
+    """One input. ``source``: what the pipeline reads in place of the real one."""
+
+    source: Source
+
+    def filled(self, row: Row, path: str) -> Row:
+        """The row with the test's defaults; ``path``: its place in the test. Raises ``SpecError``."""
+
+    def times(self) -> Sequence[str]:
+        """Columns that tell event times: the test's clock never lies before one."""
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        """More rows; ``whole``: in place of those that are there."""
+
+
+@dataclass
+class Place:
+    """What feeds are made from. ``main``: the feed is that of the pipeline's own source."""
+
+    bench: Bench
+    case: Case
+    spec: PipelineSpec
+    storage: Path
+    dsn: str | None
+    name: str = ""
+    main: bool = False
+
+    def problem(self, path: str, code: str, message: str) -> SpecError:
+        return SpecError([Problem(self.case.file, self.case.line(path), code, message)])
+
+
+class TopicFeed:
+    """A topic of one partition; rows come as JSON, text as it is."""
+
+    def __init__(self, place: Place, source: Kafka) -> None:
+        self._place = place
+        self._topic = place.bench.topic(place.spec.name)
+        self.source: Source = source.model_copy(update={"topic": self._topic})
+
+    def times(self) -> Sequence[str]:
+        contracts = self._place.spec.contracts.values()
+        return [column for made in contracts for column, kind in made.columns.items() if kind == "timestamp"]
+
+    def filled(self, row: Row, path: str) -> Row:
+        return {**self._place.case.defaults, **row} if isinstance(row, Mapping) else row
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        if whole:
+            raise self._place.problem(f".inputs.{self._place.name}", "BAD_VALUE", f"{self._place.name} is a topic: its"
+                                      " rows come in batches")  # fmt: skip
+        millis = int(clock.timestamp() * 1000)
+        self._place.bench.send(self._topic, [(encoded(row), millis) for row in rows])
+
+
+class TableFeed:
+    """A Delta table with the columns that the pipeline writing it would give it, and a landing's own columns."""
+
+    def __init__(self, place: Place, source: Delta) -> None:
+        self._place = place
+        self.source: Source = source
+        self._table = upstream.table(place.bench, place.spec, source.table, place.case.vars, place.storage)
+        self._sent = 0
+
+    def times(self) -> Sequence[str]:
+        columns = self._table.columns.items()
+        return [name for name, kind in columns if kind == "timestamp" and name not in ("_timestamp", "updated_at")]
+
+    def filled(self, row: Row, path: str) -> Row:
+        if not isinstance(row, Mapping):
+            raise self._place.problem(path, "BAD_VALUE", "a row of a table is a map; text and null are for Kafka")
+        defaults, columns = self._place.case.defaults, self._table.columns
+        if self._place.main:
+            self._check_columns(defaults, ".defaults")
+        self._check_columns(row, path)
+        return {**{name: value for name, value in defaults.items() if name in columns}, **row}
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        columns, full = self._table.columns, []
+        for row in rows:
+            assert isinstance(row, Mapping)
+            place = {"_topic": self._table.name, "_partition": 0, "_offset": self._sent,
+                     "_timestamp": clock.isoformat()}  # fmt: skip
+            self._sent += 1
+            full.append({**{name: value for name, value in place.items() if name in columns}, **row})
+        self._table.write(self._place.bench.spark, full, whole=whole)
+
+    def _check_columns(self, row: Mapping[str, Any], path: str) -> None:
+        known = list(self._table.columns)
+        for column in row:
+            if column not in known:
+                what = "the source" if self._place.main else self._place.name
+                raise self._place.problem(f"{path}.{column}", "UNKNOWN_COLUMN",
+                                          f"{what} has no column {column}; {did_you_mean(column, known)}")  # fmt: skip
+
+
+FEEDS: Mapping[type[Component], Callable[[Place, Any], Feed]] = {Kafka: TopicFeed, Delta: TableFeed}

@@ -1,0 +1,79 @@
+"""How a pipeline is run under test: one class for each way that pipelines run, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from lakehouse_engine import jobs
+from lakehouse_engine.errors import LakehouseError, RunError
+from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.streams import Connections, ScanRun
+from lakehouse_engine.testing.feeds import Place
+
+
+class Running(Protocol):
+    def step(self, clock: datetime) -> None:
+        """Takes what its inputs hold now and returns when it has written. Raises ``LakehouseError``."""
+
+    def close(self) -> None:
+        """Ends whatever still runs."""
+
+
+class ByScan:
+    """A stream whose progress lies in its sink: each step is one start of it."""
+
+    def __init__(self, place: Place, spec: PipelineSpec) -> None:
+        self._spark = place.bench.spark
+        self._scan = compile_plan([spec]).scans[0]
+        self._to = Connections(place.bench.services.bootstrap_servers, place.dsn, place.storage, "test")
+
+    def step(self, clock: datetime) -> None:
+        run = ScanRun(self._spark, self._scan, self._to, lambda _: None)
+        run.start(available_now=True)
+        assert run.query is not None
+        try:
+            run.query.awaitTermination()
+        except Exception as error:
+            if isinstance(run.error, LakehouseError):
+                raise run.error from error
+            raise RunError("STREAM_FAILED", first_line(run.error or error), where=self._scan.name) from error
+        finally:
+            run.stop()
+            run.release()
+        for reason in run.detached.values():
+            raise RunError("STREAM_FAILED", reason)
+
+    def close(self) -> None:
+        """Nothing runs between steps."""
+
+
+class AsJob:
+    """A job: each step is one run, which does nothing when it finds nothing new."""
+
+    def __init__(self, place: Place, spec: PipelineSpec) -> None:
+        self._place, self._job = place, compile_plan([spec]).jobs[0]
+
+    def step(self, clock: datetime) -> None:
+        jobs.run(self._place.bench.spark, self._job, self._place.storage, self._place.dsn, now=clock)
+
+    def close(self) -> None:
+        """Nothing runs between steps."""
+
+
+#: asked in turn; the first that takes the pipeline runs it
+KINDS: Sequence[tuple[Callable[[PipelineSpec], bool], Callable[[Place, PipelineSpec], Running]]] = (
+    (lambda spec: spec.is_stream, ByScan),
+    (lambda spec: True, AsJob),
+)
+
+
+def running(place: Place, spec: PipelineSpec) -> Running:
+    return next(kind for takes, kind in KINDS if takes(spec))(place, spec)
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
