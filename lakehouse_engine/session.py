@@ -76,6 +76,8 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
             *_archived(jars), *([] if warm else [_LATE_COMPILER]),
             "-XX:-DontCompileHugeMethods",  # a scan's generated code is one large method: else it stays interpreted
             options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
+    executors = options.get("spark.executor.extraJavaOptions", "")
+    options["spark.executor.extraJavaOptions"] = f"-Duser.timezone=UTC {executors}".strip()
     for key, value in options.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
