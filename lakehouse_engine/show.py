@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psycopg2 import sql
-from rich.table import Table as Grid
 
 from lakehouse_engine.database import Database, known, plain
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import UsageError
+from lakehouse_engine.errors import LakehouseError, UsageError
 from lakehouse_engine.sinks import delta, postgres
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.sql import name as sql_name
 
 if TYPE_CHECKING:
@@ -37,15 +38,26 @@ class Shown:
         return {"table": self.table, "store": self.store, "more": self.more,
                 "rows": [dict(zip(self.columns, row, strict=True)) for row in self.rows]}  # fmt: skip
 
-    def grid(self) -> Grid:
-        made = Grid(title=f"{self.table} in {self.store}", title_justify="left")
+    def text(self) -> str:
+        """For people."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for column in self.columns:
-            made.add_column(column, overflow="fold")
+            made.add_column(column, justify="right" if self._is_number(column) else "left")
         for row in self.rows:
-            made.add_row(*(_text(value) for value in row))
-        if self.more:
-            made.caption = f"the first {len(self.rows):,} rows"
-        return made
+            made.add_row(*map(_text, row))
+        out = io.StringIO()
+        Console(file=out, width=400, color_system=None).print(made)
+        lines = [line.rstrip() for line in out.getvalue().splitlines() if line.strip()]
+        count = f"the first {len(self.rows):,} rows" if self.more else f"{len(self.rows):,} rows"
+        return "\n".join([*lines, f"{count} of {self.table} in {self.store}"])
+
+    def _is_number(self, column: str) -> bool:
+        place = self.columns.index(column)
+        return all(row[place] is None or isinstance(row[place], int | float) for row in self.rows)
 
 
 def _text(value: Any) -> str:
@@ -54,23 +66,34 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def read(table: str, dsn: str | None, storage: Path, spark: Callable[[], SparkSession], limit: int) -> Shown:
+def read(table: str, environment: Environment, limit: int, jars: Callable[[], Sequence[Path]],
+         report: Callable[[str], None]) -> Shown:  # fmt: skip
     """The first ``limit`` rows, the greatest of the first three columns first (a window's start, a day).
 
-    ``dsn`` None: there is no database. ``spark`` is asked for a session where the table is in Delta alone.
-    Raises ``UsageError`` UNKNOWN_TABLE.
+    ``jars`` are for Spark, which is started where the table is in Delta alone. Raises ``UsageError`` UNKNOWN_TABLE.
     """
-    if dsn is not None:
-        database = Database(lambda: dsn)
-        try:
-            if known(database, [table]):
-                return _of_postgres(database, table, limit)
-        finally:
-            database.close()
-    path = delta.table_path(storage, table)
-    if DeltaLog(path).version() is None:
-        raise UsageError("UNKNOWN_TABLE", f"there is no table {table} in PostgreSQL, nor at {path}; has it run?")
-    return _of_delta(spark(), table, path, limit)
+    path = delta.table_path(Path(environment.storage).resolve(), table)
+    in_delta = DeltaLog(path).version() is not None
+    database = Database(environment.postgres_dsn)
+    try:
+        if known(database, [table]):
+            return _of_postgres(database, table, limit)
+    except LakehouseError:
+        if not in_delta:
+            raise
+    finally:
+        database.close()
+    if not in_delta:
+        raise UsageError("UNKNOWN_TABLE", f"there is no table {table}, neither in PostgreSQL nor at {path}; has its"
+                         " pipeline run?")  # fmt: skip
+    from lakehouse_engine import session
+
+    report("starting Spark")
+    spark = session.start("show", jars=jars(), settings=environment.spark)
+    try:
+        return _of_delta(spark, table, path, limit)
+    finally:
+        spark.stop()
 
 
 def _of_postgres(database: Database, table: str, limit: int) -> Shown:

@@ -63,7 +63,8 @@ class Cluster:
     def submit(self, name: str, lake: Platform, *words: str) -> subprocess.Popen[bytes]:
         """The runner on this cluster, one core and the least memory for each of two executors."""
         jars = ",".join(map(str, engine_jars()))
-        settings = ["--driver-memory", "1g", "--executor-memory", "512m", "--executor-cores", "1"]
+        settings = ["--driver-memory", "1g", "--executor-memory", "512m", "--executor-cores", "1",
+                    "--conf", "spark.executor.extraJavaOptions=-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"]  # fmt: skip
         return self.start(name, "spark-submit", "--master", self.master, *settings, "--driver-class-path",
                           f"{engine_dir()}/*", "--jars", jars, "--conf", "spark.driver.host=127.0.0.1",
                           str(PROJECT / "lakehouse_engine" / "runner.py"), *words, cwd=lake.folder)  # fmt: skip
