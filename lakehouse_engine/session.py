@@ -76,12 +76,23 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
             *_archived(jars), *([] if warm else [_LATE_COMPILER]),
             "-XX:-DontCompileHugeMethods",  # a scan's generated code is one large method: else it stays interpreted
             options.get("spark.driver.extraJavaOptions", "")])  # fmt: skip
+    for_executors = _submitted_conf("spark.executor.extraJavaOptions") if submitted else ""
+    options["spark.executor.extraJavaOptions"] = " ".join([
+        "-Duser.timezone=UTC", for_executors, options.get("spark.executor.extraJavaOptions", "")])  # fmt: skip
     for key, value in options.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel(options["spark.log.level"])
     _require_delta(spark)
     return spark
+
+
+def _submitted_conf(key: str) -> str:
+    """What spark-submit was told."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()
+    return SparkConf().get(key, "") or ""
 
 
 def class_archive(jars: Sequence[Path]) -> Path | None:

@@ -119,6 +119,15 @@ def test_the_metric_of_the_readme_counts_what_it_says(lake: Platform) -> None:
     for command, rest in commands:
         ran(lake.lakehouse(command, *rest.split()))
     assert lake.query("select event_date, logout_count from gold.logouts_daily") == [(today.date(), 3)]
+    served = json.loads(lake.lakehouse("show", name, "--json").stdout)
+    assert (served["store"], served["more"]) == ("postgres", False)
+    assert [(row["event_date"], row["logout_count"]) for row in served["rows"]] == [(str(today.date()), 3)]
+    told = lake.lakehouse("show", "silver.user_events", "--rows", "2")
+    ran(told)
+    assert told.stdout.split()[:2] == ["event_id", "user_id"]
+    assert told.stdout.splitlines()[-1] == "the first 2 rows of silver.user_events in delta"
+    missing = lake.lakehouse("show", "gold.logout")
+    assert (missing.returncode, missing.stderr.split(":")[0]) == (2, "UNKNOWN_TABLE")
 
 
 def test_endless_streams_and_jobs_in_one_call_are_refused(lake: Platform) -> None:

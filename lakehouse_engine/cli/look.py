@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lakehouse_engine.cli.shared import ENV, JSON, SPECS, environment_of, names_of, plan_of, report
+from lakehouse_engine.cli.shared import (
+    ENV,
+    JSON,
+    SPECS,
+    engine_jars,
+    environment_of,
+    name_of,
+    names_of,
+    plan_of,
+    report,
+)
 from lakehouse_engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,10 +35,22 @@ def history(table: str, limit: int, env: str | None, as_json: bool) -> None:
     """Show the versions of a Delta table: LAYER.NAME, or its pipeline's file."""
     from lakehouse_engine import history as versions
 
-    if table.endswith(".yaml"):
-        table = f"{Path(table).resolve().parent.name}.{Path(table).stem}"
-    found = versions.read(Path(environment_of(env).storage), table, limit)
+    found = versions.read(Path(environment_of(env).storage), name_of(table), limit)
     click.echo(json.dumps(found) if as_json else versions.table(found))
+
+
+@click.command()
+@click.argument("table")
+@click.option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@ENV
+@JSON
+def show(table: str, rows: int, env: str | None, as_json: bool) -> None:
+    """Show rows of a table: LAYER.NAME, a side table of it (LAYER.NAME__late), or its pipeline's file."""
+    from lakehouse_engine import show as shown
+
+    environment = environment_of(env)
+    found = shown.read(name_of(table), environment, rows, lambda: engine_jars(report), report)
+    click.echo(json.dumps(found.as_json()) if as_json else found.text())
 
 
 @click.command()

@@ -30,6 +30,12 @@ def report(text: str) -> None:
     click.echo(text, err=True)
 
 
+def name_of(table: str) -> str:
+    """``layer.name`` of a table that may be given as its pipeline's file."""
+    file = Path(table)
+    return f"{file.resolve().parent.name}.{file.stem}" if file.suffix == ".yaml" else table
+
+
 def perform(request: Request, *, own: bool) -> None:
     """Has this project's engine do it, where one runs and ``own`` is not asked for; else does it here."""
     from lakehouse_engine import client
