@@ -55,6 +55,7 @@ class Computed:
         """
         spec = self.job.spec
         own = _Rows(self, spec, self.reads.source(), self.segments, self.job.source, self.job.slice_by)
+        own.current = plans.as_read(spec, own.symbolic)
         own.take_steps()
         own.current = plans.with_checks(_with_related(own.symbolic, spec), spec)
         return own.end(last=True).passed

@@ -20,7 +20,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import Model
 from lakehouse_engine.errors import Problem, SpecError
@@ -28,6 +31,16 @@ from lakehouse_engine.errors import Problem, SpecError
 Kind = Literal["string", "timestamp", "date", "integer", "number", "boolean"]
 SPARK_TYPES: dict[Kind, str] = {"string": "string", "timestamp": "timestamp", "date": "date", "integer": "bigint",
                                 "number": "double", "boolean": "boolean"}  # fmt: skip
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+        raise PydanticCustomError("BAD_NAME", "{value} is not a contract's name", {"value": repr(value)})
+    return value
+
+
+ContractName = Annotated[str, AfterValidator(_name), WithJsonSchema(
+    {"type": "string", "title": "contract", "pattern": "^[a-z][a-z0-9_]*$"})]  # fmt: skip
 
 
 class Field(Model):

@@ -11,12 +11,13 @@ from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Plan
 from lakehouse_engine.rows import QUARANTINED
 from lakehouse_engine.sinks import Delta, Postgres
-from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Cast, Check, Parse
 
 #: how a node is told apart in words and in Mermaid, where its shape is
-_WORDS = {"topic": "topic", "delta": "Delta", "postgres": "PostgreSQL", "console": "console", "panel": "panel",
+_KINDS = {"kafka": "topic"}
+_WORDS = {"topic": "topic", "files": "files",
+          "delta": "Delta", "postgres": "PostgreSQL", "console": "console", "panel": "panel",
           "aside": "kept aside"}  # fmt: skip
 _SHAPES = {"topic": ("([", "])"), "delta": ("[(", ")]"), "postgres": ("[(", ")]"), "panel": ("{{", "}}"),
            "aside": ("[/", "/]")}  # fmt: skip
@@ -68,10 +69,7 @@ def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str,
 def _reads(spec: PipelineSpec) -> Iterator[tuple[str, str, str]]:
     """What a pipeline reads: kind and title of a node, and how; its source first."""
     how = "stream" if spec.is_stream else "job"
-    if isinstance(spec.source, Kafka):
-        yield "topic", spec.source.topic, how
-    else:
-        yield "delta", spec.source.table, how
+    yield _KINDS.get(spec.source.key, spec.source.key), spec.source.origin, how
     for table in spec.related:
         yield "delta", table, "check"
 

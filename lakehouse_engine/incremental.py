@@ -15,6 +15,7 @@ from lakehouse_engine.locality import Other
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.sinks import Delta
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import Files
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
 
     Raises ``RunError`` MISSING_TABLE, AS_OF_GONE.
     """
+    if isinstance(job.spec.source, Files):
+        return _files(job, job.spec.source, storage, full=full)
     source = DeltaLog(delta_sink.table_path(storage, job.source))
     version = source_version(job, source)
     others = other_versions(job, storage, version)
@@ -103,6 +106,33 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     if any(_appends(target, value) >= arrivals.MOST_APPENDS for value in slices.slices):
         return slices
     return replace(slices, kind="rows", reason=f"{changed}, by new rows", since=before["version"], added=added)
+
+
+def _files(job: Job, source: Files, storage: Path, *, full: bool) -> Decision:
+    """A job over files: all of them, where they or another table are not as the last commit says.
+
+    Raises ``RunError`` MISSING_FILES, MISSING_TABLE, AS_OF_GONE.
+    """
+    others = other_versions(job, storage, 0)
+    read = {one.key: _as_read(storage, one.table, others[one.name]) for one in job.others} | {
+        job.source: source.listing()
+    }
+    target = DeltaLog(delta_sink.table_path(storage, job.name))
+    record = target.record() if isinstance(job.spec.sink, Delta) else None
+    everything = Decision("full", "first run", sources=read, fingerprint=job.fingerprint, others=others)
+    if full:
+        return replace(everything, reason="asked for")
+    if not isinstance(job.spec.sink, Delta):
+        return replace(everything, reason="this sink keeps no progress")
+    if target.version() is None:
+        return everything
+    if record is None or _stranger(target, record, job.name) is not None:
+        return replace(everything, reason=f"the newest commit of {job.name} is not this pipeline's")
+    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
+        return replace(everything, reason="the pipeline has changed")
+    if record["sources"] != read:
+        return replace(everything, reason="what it reads is not as it was")
+    return replace(everything, kind="nothing", reason=f"{read[job.source]['files']:,} files are as they were")
 
 
 def _changes(job: Job, storage: Path, all_of_it: Decision, *, full: bool) -> Decision:

@@ -27,6 +27,7 @@ from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import Upsert
+from lakehouse_engine.sources import Files
 from lakehouse_engine.sources import delta as changes
 from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union, Window
 
@@ -114,6 +115,8 @@ class _Run:
         self._where = self._slices()
         slices = None if decision.kind in ("full", "changes") else decision.slices
         source = self._changes if job.changes else self._new if self._only_new else self._stored
+        if isinstance(job.spec.source, Files):
+            source = self._files
         self._rows = Computed(job, Reads(source, self._other, slices, self._unseen if self._only_new else None))
 
     def execute(self) -> Outcome:
@@ -167,6 +170,11 @@ class _Run:
             return arrivals.read(self._spark, log, self._decision.added, self._decision.version).drop("updated_at")
         except PySparkException as error:  # deleted since, after a compaction
             raise MustRecompute(_reason(error)) from error
+
+    def _files(self) -> DataFrame:
+        source = self._spec.source
+        assert isinstance(source, Files)
+        return source.read(self._spark, self._spec.contracts[source.contract])
 
     def _unseen(self, once: DataFrame, before: Rows | None, dedupe: Dedupe) -> DataFrame:
         from pyspark.errors import PySparkException

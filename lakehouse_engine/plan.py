@@ -18,7 +18,7 @@ from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import Files, Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import (
@@ -211,6 +211,14 @@ def _step(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: str
         raise StepError(Problem(file, int(line), code, str(error))) from error
 
 
+def as_read(spec: PipelineSpec, rows: Rows) -> Rows | None:
+    """The rows of a source that has a contract, judged by it; None where the source has none."""
+    source = spec.source
+    if not isinstance(source, Files):
+        return None
+    return _step(spec, rows, Parse(contract=source.contract), "source.files")
+
+
 def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
     """A job's row-wise step."""
     transform = spec.transforms[index]
@@ -289,7 +297,9 @@ def _job(spec: PipelineSpec) -> Job:
     assert not isinstance(spec.source, Kafka)
     slice_by = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
     local, reason = locality(spec, slice_by)
-    return Job(spec, spec.source.table, slice_by, local, reason, fingerprint(spec), _rowwise(spec),
+    if isinstance(spec.source, Files):
+        local, reason = False, "files do not tell which rows of them changed"
+    return Job(spec, spec.source.origin, slice_by, local, reason, fingerprint(spec), _rowwise(spec),
                others(spec, slice_by))  # fmt: skip
 
 

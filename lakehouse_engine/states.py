@@ -128,10 +128,10 @@ def about(spec: PipelineSpec) -> dict[str, Any]:
     return {
         "name": spec.name, "layer": spec.layer, "kind": "stream" if spec.is_stream else "job",
         "description": spec.description.strip(), "file": spec.file,
-        "source": spec.source.topic if isinstance(spec.source, Kafka) else spec.source.table,
+        "source": spec.source.origin,
         # what breaks a contract is kept there, and not here
         "kept_by": spec.source.history if isinstance(spec.source, Kafka) else None,
-        "source_kind": "topic" if isinstance(spec.source, Kafka) else "table",
+        "source_kind": {"kafka": "topic", "delta": "table"}.get(spec.source.key, spec.source.key),
         "sink": type(spec.sink).__name__.lower(),
         "table": spec.postgres_table, "trigger_seconds": trigger,
         "schedule": f"every {format_duration(spec.trigger.every)}" if spec.trigger else spec.schedule,

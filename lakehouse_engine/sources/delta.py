@@ -50,6 +50,11 @@ class Delta(Component):
     #: the table keeps its changes where both are run, or planned, together
     changes: Flag = False
 
+    @property
+    def origin(self) -> str:
+        """What people call it."""
+        return self.table
+
 
 #: the columns of a change, by Spark type
 CHANGE = {"_op": "string", "_version": "bigint", "_time": "timestamp"}

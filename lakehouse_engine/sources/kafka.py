@@ -52,6 +52,11 @@ class Kafka(Component):
     #: records that a micro-batch takes at most
     max_per_trigger: Annotated[Whole, Field(ge=1, json_schema_extra={"minimum": 1})] = 500_000
 
+    @property
+    def origin(self) -> str:
+        """What people call it."""
+        return self.topic
+
 
 @dataclass(frozen=True)
 class TopicState:

@@ -11,7 +11,8 @@ from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Console, Delta, Postgres
-from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import Files, Kafka
+from lakehouse_engine.sources import files as files_source
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.sources.delta import CHANGE
 from lakehouse_engine.spec import combining
@@ -202,6 +203,9 @@ class Walk:
         source = self._spec.source
         if isinstance(source, Kafka | Unread):
             return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
+        if isinstance(source, Files):
+            contract = self._spec.contracts.get(source.contract)
+            return None if contract is None else {**contract.columns, **files_source.COLUMNS}
         place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
         found = self._table(source.table, place)
         return found if found is None or not source.changes else {**found, **CHANGE}

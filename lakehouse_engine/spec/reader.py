@@ -55,7 +55,7 @@ class Reader:
             "airflow": self._model(Airflow, self._map(content, "airflow"), "airflow") or Airflow(),
             "maintain": self._model(Maintain, self._map(content, "maintain"), "maintain") or Maintain(),
             "panel": self._panels(content.get("panel")),
-            "contracts": self._contracts(steps, inputs), "lines": self.content.origins,
+            "contracts": self._contracts(source, steps, inputs), "lines": self.content.origins,
         }  # fmt: skip
         head = {key: content[key] for key in Head.model_fields if content.get(key) is not None}
         made = self._model(Head, head, "")
@@ -246,9 +246,12 @@ class Reader:
             return tuple(self._model(Panel, one, f"panel[{i}]") or Unread("") for i, one in enumerate(value))
         return () if value is None else (self._model(Panel, value, "panel") or Unread(""),)
 
-    def _contracts(self, steps: Sequence[Component | Unread], inputs: Mapping[str, Input]) -> dict[str, Contract]:
-        """Those of its own steps and of its inputs'."""
+    def _contracts(self, source: Component | Unread, steps: Sequence[Component | Unread],
+                   inputs: Mapping[str, Input]) -> dict[str, Contract]:  # fmt: skip
+        """Those of its source, of its own steps and of its inputs'."""
         found: dict[str, Contract] = {}
+        if isinstance(source, sources.Files):
+            self._contract(source.contract, "source.files", found)
         for below, some in [("", steps), *((f"inputs.{name}.", one.transforms) for name, one in inputs.items())]:
             for index, step in enumerate(some):
                 if isinstance(step, transforms.Parse):

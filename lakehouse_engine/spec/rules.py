@@ -40,6 +40,8 @@ CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate
 def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
     if spec.is_stream and spec.source.key == "delta":
         yield at(spec, "source", "NOT_YET", "a stream over a Delta table comes with a later version")
+    if spec.is_stream and spec.source.key == "files":
+        yield at(spec, "source", "NOT_YET", "a stream over files comes with a later version; give it a schedule")
     if not spec.is_stream and spec.source.key == "kafka" and not spec.below:
         yield at(spec, "source", "NOT_YET", "a job over kafka comes with a later version; give it a trigger")
 

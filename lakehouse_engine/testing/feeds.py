@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from lakehouse_engine.component import Component
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.sources import Delta, Kafka, Source
+from lakehouse_engine.sources import Delta, Files, Kafka, Source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import upstream
 from lakehouse_engine.testing.bench import Bench, encoded
@@ -114,4 +115,41 @@ class TableFeed:
                                           f"{what} has no column {column}; {did_you_mean(column, known)}")  # fmt: skip
 
 
-FEEDS: Mapping[type[Component], Callable[[Place, Any], Feed]] = {Kafka: TopicFeed, Delta: TableFeed}
+class FileFeed:
+    """A folder in place of the path; each batch is a file more, rows as JSON or CSV, text as it is."""
+
+    def __init__(self, place: Place, source: Files) -> None:
+        self._place, self._folder = place, place.bench.storage()
+        self.source: Source = source.model_copy(update={"path": str(self._folder)})
+        self._format, self._columns = source.format, list(place.spec.contracts[source.contract].columns)
+
+    def times(self) -> Sequence[str]:
+        return ()
+
+    def filled(self, row: Row, path: str) -> Row:
+        if row is None or (isinstance(row, str) and self._format == "csv"):
+            raise self._place.problem(path, "BAD_VALUE", f"a row of {self._format} is a map")
+        return {**self._place.case.defaults, **row} if isinstance(row, Mapping) else row
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        there = sorted(self._folder.iterdir())
+        for old in there if whole else ():
+            old.unlink()
+        if not rows and there:
+            return
+        with (self._folder / f"{len(there):06d}").open("w", encoding="utf-8", newline="") as file:
+            if self._format == "json":
+                file.writelines((encoded(row) or b"").decode() + "\n" for row in rows)
+                return
+            table = csv.DictWriter(file, [*self._columns, *_others(rows, self._columns)], restval="")
+            table.writeheader()
+            table.writerows(row for row in rows if isinstance(row, Mapping))
+
+
+def _others(rows: Sequence[Row], known: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row if name not in known))
+
+
+FEEDS: Mapping[type[Component], Callable[[Place, Any], Feed]] = {
+    Kafka: TopicFeed, Delta: TableFeed, Files: FileFeed,
+}  # fmt: skip

@@ -17,15 +17,12 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, ClassVar
-
-from pydantic import AfterValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from typing import ClassVar
 
 from lakehouse_engine import sql
 from lakehouse_engine.checks import Share
 from lakehouse_engine.component import Column, Component
-from lakehouse_engine.contract import NOUNS, Contract, Field
+from lakehouse_engine.contract import NOUNS, Contract, ContractName, Field
 from lakehouse_engine.rows import QUARANTINED, Layer, Rows, Verdict, Watched
 
 _END = secrets.token_hex(8)
@@ -36,16 +33,6 @@ _TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
 _JSON_TYPE = {"string": "string", "timestamp": "string", "date": "string", "integer": "bigint", "number": "double",
               "boolean": "boolean"}  # fmt: skip
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
-        raise PydanticCustomError("BAD_NAME", "{value} is not a contract's name", {"value": repr(value)})
-    return value
-
-
-ContractName = Annotated[str, AfterValidator(_name), WithJsonSchema(
-    {"type": "string", "title": "contract", "pattern": "^[a-z][a-z0-9_]*$"})]  # fmt: skip
 
 
 class Parse(Component):

@@ -195,6 +195,8 @@ GOOD: dict[str, list[Any]] = {
          "sink": {"delta": {"mode": "upsert", "order_by": ["v"]}}},
         {"source": {"kafka": {"topic": "a"}}, "trigger": {"every": "1s"}, "keys": ["a"],
          "sink": {"delta": {"mode": "delete", "table": "a.b"}}},
+        {"source": {"files": {"path": "data/*.csv", "format": "csv", "contract": "a"}}, "sink": "console",
+         "schedule": "daily"},
         {"source": {"delta": {"table": "a.b", "as_of": 5}}, "sink": "console", "schedule": "0 5 * * *"},
         {"source": {"delta": {"table": "a.b", "as_of": "2026-01-01"}}, "sink": {"console": {"rows": 5}},
          "schedule": "manual", "transforms": None, "checks": None, "panel": None, "airflow": None, "keys": None},
