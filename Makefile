@@ -1,5 +1,7 @@
 # One front door. `make help` lists what there is.
 PYTHON ?= python3
+# processes that share the tests, file by file; 0: pytest alone
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := .airflow-venv
@@ -21,7 +23,7 @@ demo: setup  ## Everything real, end to end, with a reconciliation at the end
 	@$(BIN)/python demo/demo.py $(if $(KEEP),--keep)
 
 test: setup  ## Run the whole suite on real services
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 pictures: setup  ## Take the pictures in docs/images anew
 	@LAKEHOUSE_PICTURES=docs/images $(BIN)/python -m pytest -q tests/dashboard/test_pages.py -k pictures

@@ -23,8 +23,8 @@ from tests.platform import Platform, empty_database, platform
 # first alone would get room for 48 MB of code.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=192m")
 #: what takes minutes comes first, so that no worker is left alone with it at the end
-LONG = ("faults/", "test_platform.py", "orchestration/", "test_engine.py", "compose/test_entry_points.py",
-        "test_incremental.py", "local/test_classes.py")  # fmt: skip
+LONG = ("faults/", "test_platform.py", "orchestration/", "test_engine.py", "docs/", "test_cluster.py",
+        "compose/test_entry_points.py", "test_incremental.py", "local/test_classes.py")  # fmt: skip
 
 
 @pytest.hookimpl(trylast=True)  # after the order was shuffled

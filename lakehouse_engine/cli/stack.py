@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -15,14 +16,26 @@ from lakehouse_engine.errors import UsageError
 @click.command()
 @click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 def init(folder: Path) -> None:
-    """Write what containers need: random secrets and compose/.env; what is there stays."""
-    from lakehouse_engine.local import initial
+    """Make a project in a new folder: an example stream and job with tests, environments, settings for editors.
 
+    Where compose/compose.yaml is, it writes what containers need: random secrets and compose/.env. What is there stays.
+    """
+    from lakehouse_engine.local import initial, starter
+
+    compose = folder / "compose" / "compose.yaml"
+    if not compose.is_file() and not starter.is_project(folder):
+        from lakehouse_engine import schema
+
+        for path in starter.write(folder, schema.rendered()):
+            report(f"written: {path}")
+        there = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+        click.echo(f"a project in {folder}; next: {there}lakehouse validate && lakehouse test")
+        return
     written = initial.write(folder)
     for path in written.made:
         report(f"written: {path}")
     click.echo(f"{len(written.made)} files written, {len(written.kept)} were there; next: docker compose -f"
-               f" {folder / 'compose' / 'compose.yaml'} up -d")  # fmt: skip
+               f" {compose} up -d")  # fmt: skip
 
 
 @click.command()

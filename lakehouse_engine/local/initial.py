@@ -1,4 +1,5 @@
 """What `lakehouse init` writes before containers can start: .env, and a random secret for each name in compose.yaml.
+(A project in a new folder is ``starter.py``.)
 
 Compose hands a secret's file into a container as it is, with its owner and its mode. The files are their owner's alone,
 and the containers that read them run as that owner: ``LAKEHOUSE_UID`` in ``.env``.
@@ -40,7 +41,8 @@ def write(root: Path) -> Written:
     """
     compose = root / "compose" / "compose.yaml"
     if not compose.is_file():
-        raise UsageError("PROJECT_MISSING", "there is no compose/compose.yaml in this folder", where=str(root))
+        raise UsageError("PROJECT_MISSING", "this is a project without compose/compose.yaml, so there is nothing to"
+                         " make; lakehouse init NAME makes a new one", where=str(root))
     declared: Mapping[str, Mapping[str, str]] = yaml.safe_load(compose.read_text(encoding="utf-8")).get("secrets", {})
     files = [compose.parent / one["file"] for one in declared.values()]
     settings, example = compose.with_name(".env"), compose.with_name("env.example")

@@ -14,7 +14,7 @@ from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing.cases import EXPECT, SOURCE, Case, did_you_mean
 
 #: of the tables beside a pipeline's own
-_SIDES = ("late", "quarantine")
+_SIDES = ("late", "quarantine", "state", "deleted")
 
 
 def loaded(case: Case, storage: str = ".") -> PipelineSpec:

@@ -19,7 +19,9 @@ from typing import Any
 import psycopg2
 import pytest
 
+from lakehouse_engine.errors import RunError
 from lakehouse_engine.local import airflow
+from lakehouse_engine.local.files import cache_dir, locked
 from lakehouse_engine.local.stack import Services
 from tests.platform import PROJECT, Platform, platform
 
@@ -38,8 +40,11 @@ sink: {delta: {replace_by: event_date}}
 
 @pytest.fixture(scope="session")
 def airflow_venv() -> Path:
-    """Airflow's environment, built if it is not there: that takes minutes."""
-    made = subprocess.run(["make", "airflow", f"PYTHON={sys.executable}"], cwd=PROJECT, text=True, capture_output=True)
+    """Airflow's environment, built if it is not there: that takes minutes, and one worker of several does it."""
+    busy = RunError("BUSY", "another process has been building Airflow's environment for minutes")
+    with locked(cache_dir() / "airflow-venv.lock", deadline=280, busy=busy, report=print):
+        made = subprocess.run(["make", "airflow", f"PYTHON={sys.executable}"], cwd=PROJECT, text=True,
+                              capture_output=True)  # fmt: skip
     assert made.returncode == 0, made.stderr[-3000:]
     return VENV
 
