@@ -85,6 +85,8 @@ class ScanRun:
         self._windows: _Windows | None = None
         self._landings: list[_Landing | Inserts | _Print] = []
         self._lookups: Lookups | None = None
+        #: where members stand that were taken out before a batch: it may begin there
+        self._left: list[Mapping[int, Position]] = []
         self.query: StreamingQuery | None = None
 
     def start(self, *, available_now: bool) -> None:
@@ -147,6 +149,7 @@ class ScanRun:
                 self._look_up(frame.sparkSession, started_at)
                 if self._windows:
                     others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
+                    others += self._left
                     count = self._windows.write(frame, self._view, started_at, others, self._see)
                     self.detached.update(self._windows.detached)
                 for landing in self._landings:
@@ -171,9 +174,10 @@ class ScanRun:
         if failed:
             self._lookups.forget(failed)
             if self._windows:
-                self._windows.take_out(failed)
+                self._left += self._windows.take_out(failed)
             for landing in [one for one in self._landings if one.name in failed]:
                 self._landings.remove(landing)
+                self._left.append(landing.positions)
                 if isinstance(landing, Inserts):
                     landing.close()
         if len(self.detached) == len(self.scan.members):
@@ -340,14 +344,16 @@ class _Windows:
                         _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)
 
-    def take_out(self, names: Collection[str]) -> None:
-        """Failed members leave at their position; the others go on, and these catch up when mended."""
+    def take_out(self, names: Collection[str]) -> list[Mapping[int, Position]]:
+        """Failed members leave at their positions; the others go on, and these catch up when mended."""
         gone = [index for index, member in enumerate(self._members) if member.name in names]
+        left: list[Mapping[int, Position]] = [self._claims[index].positions for index in gone]
         for index in reversed(gone):
             for part in (self._members, self._merges, self._claims):
                 del part[index]
         if gone:
             self._query = ScanQuery([m.window_member() for m in self._members])
+        return left
 
     def close(self) -> None:
         self._connection.close()

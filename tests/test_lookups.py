@@ -136,6 +136,9 @@ def test_rows_get_what_the_table_says_and_a_table_that_is_wrong_stops_those_who_
         " pages has 2 rows for page = /b, and a lookup takes one: dedupe it in an input"}  # fmt: skip
     assert lake.query("select sum(n) from realtime.plain") == [(6,)]
     assert lake.query(windows) == first
+    streams.send((2, "/a", 200))
+    assert set(streams.run().detached) == {"realtime.by_section", "bronze.landed"}
+    assert lake.query("select sum(n) from realtime.plain") == [(7,)], "what those lack, the others have"
 
     streams.pages(("/a", "docs"), ("/b", "sales"), (None, "none"))
     assert streams.run().detached == {}

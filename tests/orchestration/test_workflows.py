@@ -66,6 +66,18 @@ def test_the_reference_files_make_the_reference_workflow(project: Path) -> None:
         " pipelines/gold/events_per_source_daily.yaml pipelines/gold/purchases_per_page_daily.yaml")  # fmt: skip
 
 
+def test_a_task_waits_for_all_that_its_job_reads(project: Path) -> None:
+    shutil.rmtree(project / "pipelines")
+    shutil.copytree(PROJECT / "examples" / "pipelines", project / "pipelines")
+    found = tasks(project, "shop")
+    assert {task.id: (set(task.upstream), task.inlets) for task in found.values() if len(task.inlets) > 1} == {
+        "silver.movements": ({"silver.orders"}, ("silver.orders", "bronze.refunds")),
+        "gold.net_turnover_daily": ({"silver.orders"}, ("silver.orders", "bronze.refunds")),
+        "gold.top_orders_daily": ({"silver.orders", "silver.regions"}, ("silver.orders", "silver.regions")),
+    }  # fmt: skip
+    assert not any(task.error for task in found.values())
+
+
 def test_a_new_file_is_a_new_task_under_its_own_name(project: Path) -> None:
     write(project, "gold/logouts_daily.yaml", LOGOUTS + "serve: postgres\n"
           "airflow: {retries: 5, owner: web, timeout: 10 minutes}\n")  # fmt: skip
