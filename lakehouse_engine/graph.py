@@ -11,8 +11,9 @@ from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Plan
 from lakehouse_engine.rows import QUARANTINED
 from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.transforms import Cast, Check, Parse
+from lakehouse_engine.transforms import Cast, Check, Lookup, Parse
 
 #: how a node is told apart in words and in Mermaid, where its shape is
 _KINDS = {"kafka": "topic"}
@@ -27,8 +28,8 @@ _MAIN = ("stream", "job", "serve", "panel", "late", "quarantine")
 
 def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str, Any]:
     """``nodes``: id, kind (topic, delta, postgres, console, panel, aside), title, pipeline (None: not ours), ``rank``
-    (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``, ``check`` and what else reads a
-    table beside its source, ``serve``, ``panel``, ``quarantine``, ``late``).
+    (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``; ``input`` and ``check``: what is
+    read beside the source; ``serve``, ``panel``, ``quarantine``, ``late``).
 
     ``aside``: the plan of the specs, which knows who keeps refused and late rows; without it those tables are left out.
     """
@@ -70,8 +71,12 @@ def _reads(spec: PipelineSpec) -> Iterator[tuple[str, str, str]]:
     """What a pipeline reads: kind and title of a node, and how; its source first."""
     how = "stream" if spec.is_stream else "job"
     yield _KINDS.get(spec.source.key, spec.source.key), spec.source.origin, how
-    for table in spec.related:
-        yield "delta", table, "check"
+    for one in spec.inputs.values():
+        if not isinstance(one.source, DeltaSource):
+            yield _KINDS.get(one.source.key, one.source.key), one.source.origin, "input"
+    for table in spec.reads:
+        if table != getattr(spec.source, "table", None):
+            yield "delta", table, "check" if table in spec.related else "input"
 
 
 def _kept_aside(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -82,7 +87,9 @@ def _kept_aside(plan: Plan) -> dict[str, tuple[str, ...]]:
         found[member.name] = (("quarantine",) if refuses else ()) + (("late",) if member.window else ())
     for job in plan.jobs:
         refuses = any(check.on_fail == "quarantine" for check in job.spec.checks)
-        refuses = refuses or any(isinstance(t, Cast | Check | Parse) for t in job.spec.transforms)
+        steps = [*job.spec.transforms, *(t for one in job.spec.inputs.values() for t in one.transforms)]
+        refuses = refuses or any(isinstance(t, Cast | Check | Parse) for t in steps)
+        refuses = refuses or any(isinstance(t, Lookup) and t.missing == "quarantine" for t in steps)
         found[job.name] = ("quarantine",) if refuses else ()
     return found
 

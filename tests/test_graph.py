@@ -59,6 +59,15 @@ def test_a_table_that_is_read_beside_the_source_is_told_beside_it(tmp_path: Path
     assert "silver.clicks  Delta, daily  (also: check gold.days)" in words
 
 
+def test_what_a_step_reads_beside_the_source_is_an_input(tmp_path: Path) -> None:
+    stream = changed(STREAM, "- filter", "  - lookup: {from: silver.days, keys: {id: name}, take: [n]}")
+    days = JOB.replace("  - dedupe: {keys: [day, id], order_by: [at]}", "  - derive: {name: id}").replace(
+        "by: [day]", "by: [name, day]")  # fmt: skip
+    found, words = drawn(write(tmp_path, {"realtime/clicks.yaml": stream, "silver/days.yaml": days}))
+    assert ("delta:silver.days", "postgres:realtime.clicks", "input") in edges(found)
+    assert "realtime.clicks  PostgreSQL, every 1 second  (also: input silver.days)" in words
+
+
 def test_a_pipeline_that_keeps_nothing_aside_has_no_such_table(tmp_path: Path) -> None:
     bare = changed(JOB, "- not_null", "  - not_null: [day]\n    on_fail: warn")
     found, _ = drawn(write(tmp_path, {"silver/clicks.yaml": bare}))

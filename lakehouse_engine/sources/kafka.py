@@ -88,6 +88,8 @@ def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> Top
     try:
         offsets = {p.id: consumer.get_watermark_offsets(TopicPartition(topic, p.id), timeout=timeout)
                    for p in description.partitions}  # fmt: skip
+    except KafkaException as error:  # a partition that has no leader for now
+        raise RunError("KAFKA_UNREACHABLE", f"{topic}: {error.args[0].str()}", where="connection kafka") from None
     finally:
         consumer.close()
     return TopicState(topic, str(description.topic_id), offsets)
