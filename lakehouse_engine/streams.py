@@ -22,7 +22,7 @@ import psycopg2
 from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.inserts import QUARANTINED, Inserts, typed
+from lakehouse_engine.inserts import QUARANTINED, Inserts, stored_types, typed
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
 from lakehouse_engine.locks import Lock, acquire
@@ -102,6 +102,8 @@ class ScanRun:
                     if member.fed:
                         path = delta_sink.table_path(self._to.storage, member.name)
                         delta_sink.feed(self._spark, path, DeltaLog(path).record())
+                    if member.spec.merges:
+                        stored_types(self._spark, member)  # a batch that fails would come again and again
                     landing = _Landing(member, self._topic, self.scan, self._to, self._ends)
                     landing.delete(self._spark, self._report)
                     self._landings.append(landing)
