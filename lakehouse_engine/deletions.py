@@ -93,13 +93,11 @@ def apply(spark: SparkSession, storage: Path, table: str) -> dict[str, Any] | No
     found = waiting(storage, table, reached) if log.record() is not None else []
     for one in found:
         rows = one.rows(spark.newSession()).persist()
+        reached = {**reached, one.pipeline: {"id": one.id, REQUEST: one.until}}
         try:
             if not rows.isEmpty():
                 _aside(rows, path)
-                reached = {**reached, one.pipeline: {"id": one.id, REQUEST: one.until}}
-                _delete(rows, path, same(rows.columns), {"deletes": reached})
-            else:
-                reached = {**reached, one.pipeline: {"id": one.id, REQUEST: one.until}}
+            _delete(rows, path, same(rows.columns), {"deletes": reached})  # says that it is done, without rows too
         finally:
             rows.unpersist()
     return reached if found else None

@@ -65,7 +65,12 @@ def _member(member: Member) -> dict[str, Any]:
         does += f"; looks up {copy.part.source}, at most {format_duration(copy.refresh)} old"
     sink = member.spec.sink
     target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
-    return {"pipeline": member.name, "does": does, "sink": target + ", exactly once" * (sink.key != "console")}
+    target += ", exactly once" * (sink.key != "console") + _deletes(member.spec)
+    return {"pipeline": member.name, "does": does, "sink": target}
+
+
+def _deletes(spec: PipelineSpec) -> str:
+    return f"; {spec.deletes_from} deletes its rows of these keys" if spec.deletes_from else ""
 
 
 def _job(job: Job) -> dict[str, Any]:
@@ -81,6 +86,7 @@ def _job(job: Job) -> dict[str, Any]:
         incremental += (f"; changes of {' and '.join(ignored)} are ignored, so what is there need not be what a full"
                         " run would give")  # fmt: skip
     target = f"{sink.key} {job.name}" + (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "")
+    target += _deletes(job.spec)
     return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source,
             "others": list(dict.fromkeys(one.key for one in job.others)), "sink": target, "incremental": incremental,
             "serve": job.spec.serve}  # fmt: skip

@@ -29,7 +29,7 @@ _MAIN = ("stream", "job", "serve", "panel", "late", "quarantine")
 def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str, Any]:
     """``nodes``: id, kind (topic, delta, postgres, console, panel, aside), title, pipeline (None: not ours), ``rank``
     (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``; ``input`` and ``check``: what is
-    read beside the source; ``serve``, ``panel``, ``quarantine``, ``late``).
+    read beside the source; ``serve``, ``panel``, ``quarantine``, ``late``, ``deletes``).
 
     ``aside``: the plan of the specs, which knows who keeps refused and late rows; without it those tables are left out.
     """
@@ -53,6 +53,8 @@ def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str,
         result = node(kind, title, spec.name)
         for what, name, how in _reads(spec):
             edge(node(what, name), result, how)
+        if spec.deletes_from:
+            edge(result, node("delta", spec.deletes_from), "deletes")
         for suffix in kept.get(spec.name, ()):
             edge(result, node("aside", f"{title}__{suffix}", spec.name), suffix)
         if spec.serve and spec.postgres_table:

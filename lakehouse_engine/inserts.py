@@ -41,7 +41,7 @@ class Inserts:
         self._ends, self._trigger = ends, trigger
         self._judge = Judge(member, member.merged)
         where = member.spec.where("sink")
-        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in _types(spark, member).items()}
+        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in stored_types(spark, member).items()}
         sink = member.spec.sink
         assert isinstance(sink, postgres_sink.Postgres)
         keys = member.spec.key_columns
@@ -119,13 +119,14 @@ class Inserts:
         self._connection.close()
 
 
-def _types(spark: SparkSession, member: Member) -> dict[str, str]:
-    """The Spark types of the columns that are stored."""
+def stored_types(spark: SparkSession, member: Member) -> dict[str, str]:
+    """The Spark types of the columns that are stored. Raises ``PlanError`` EXPRESSION_TYPE."""
     empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
     inner = rows.layered(f"(select {empty} where false)", member.rows.layers)
     refusals = [(verdict.refused, verdict.step) for verdict in member.rows.verdicts]
     stored = [(text, "transforms") for text in member.rows.stored.values()]
-    deletes = [(member.merged[name], "sink.postgres.delete_when") for name in member.merged.keys() - member.rows.stored]
+    place = f"sink.{member.spec.sink.key}.delete_when"
+    deletes = [(text, place) for name, text in member.merged.items() if name not in member.rows.stored]
     kinds = typed(spark, inner, [*refusals, *stored, *deletes], member)[len(refusals) :]
     return dict(zip(member.rows.stored, kinds, strict=False))
 

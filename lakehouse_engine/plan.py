@@ -243,8 +243,8 @@ def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
 
 
 def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
-    """The columns that are stored, of requests to delete the keys; rows that replace each other have ``_deletes
-    boolean``, never null.
+    """The columns that are stored, of requests to delete the keys; rows that may delete have ``_deletes boolean``,
+    never null.
 
     States have ``valid_from``, changes ``_later``: of those of a key and an order the greatest is the last.
     """
@@ -254,11 +254,11 @@ def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
     if not isinstance(sink, Delta | Postgres) or sink.mode not in ("upsert", "scd2"):
         return rows.stored
     since = {"valid_from": rows.resolve(sink.valid_from)} if isinstance(sink, Delta) and sink.valid_from else {}
-    deletes = "false" if sink.delete_when is None else f"coalesce({rows.resolve(sink.delete_when)}, false)"
+    deletes = {} if sink.delete_when is None else {"_deletes": f"coalesce({rows.resolve(sink.delete_when)}, false)"}
     later = {}
     if spec.reads_changes and {"_version", "_op"} <= rows.columns.keys():
         later = {"_later": rows.resolve("struct(_version, _op <> 'delete')")}
-    return {**rows.stored, **since, "_deletes": deletes, **later}
+    return {**rows.stored, **since, **deletes, **later}
 
 
 def table_checks(spec: PipelineSpec) -> list[tuple[str, TableCheck]]:

@@ -22,7 +22,7 @@ import psycopg2
 from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.inserts import QUARANTINED, Inserts, typed
+from lakehouse_engine.inserts import QUARANTINED, Inserts, stored_types, typed
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
 from lakehouse_engine.locks import Lock, acquire
@@ -104,8 +104,10 @@ class ScanRun:
                     if member.fed:
                         path = delta_sink.table_path(self._to.storage, member.name)
                         delta_sink.feed(self._spark, path, DeltaLog(path).record())
+                    if member.spec.merges:
+                        stored_types(self._spark, member)  # a batch that fails would come again and again
                     landing = _Landing(member, self._topic, self.scan, self._to, self._ends)
-                    landing.delete(self._spark)
+                    landing.delete(self._spark, self._report)
                     self._landings.append(landing)
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
                     assert self._to.postgres_dsn is not None
@@ -154,7 +156,7 @@ class ScanRun:
                     self.detached.update(self._windows.detached)
                 for landing in self._landings:
                     if isinstance(landing, _Landing):
-                        landing.delete(self._spark)
+                        landing.delete(self._spark, self._report)
                     count = max(count, landing.write(frame, self._view, started_at, self._see))
                 self.rows_read += count
                 self.batches += 1
@@ -190,7 +192,7 @@ class ScanRun:
         try:
             for landing in self._landings:
                 if isinstance(landing, _Landing):
-                    landing.delete(self._spark)
+                    landing.delete(self._spark, self._report)
         except Exception as error:
             self.error = error
         finally:
@@ -443,10 +445,14 @@ class _Landing:
             side = policy.model_copy(update={"zorder_by": ()})
             self._keepers.append(Keeper(delta_upsert.deleted_path(self._path), side))
 
-    def delete(self, spark: SparkSession) -> None:
+    def delete(self, spark: SparkSession, report: Report) -> None:
         """What other pipelines ask to be deleted from the table."""
-        if deletions.waiting(self._storage, self.name, self._deletes):
-            self._deletes = deletions.apply(spark, self._storage, self.name) or self._deletes
+        waiting = deletions.waiting(self._storage, self.name, self._deletes)
+        if waiting:
+            done = deletions.apply(spark, self._storage, self.name)
+            self._deletes = done or self._deletes
+            if done:
+                report(f"{self.name}: deleted what {', '.join(one.pipeline for one in waiting)} asked for")
 
     def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
         record = DeltaLog(path).record()

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 
 from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.sinks import delta
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import DELETES, Upsert
+from lakehouse_engine.spec.pipeline import Compact, Maintain
 
 EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "2"))
 #: id, order, value, whether it deletes
@@ -148,6 +150,20 @@ def test_a_merge_looks_into_the_partitions_of_its_rows_alone(spark: SparkSession
     info = DeltaLog(tmp_path / "one").info(2)
     assert info["operationMetrics"]["numTargetFilesRemoved"] == "1"
     assert "2026-01-01" in info["operationParameters"]["predicate"]
+
+
+def test_compaction_between_the_batches_changes_neither_the_rows_nor_the_record(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    table = upserted(spark, tmp_path / "one")
+    keeper = Keeper(table.path, Maintain(compact=Compact(files=2), zorder_by=("id",)))
+    for number in range(3):
+        table.write([(f"{number}", 1, "new", False), ("a", number, f"{number}", False), ("0", 2, "gone", number > 0)])
+        keeper.after(spark)
+    log = DeltaLog(table.path)
+    assert "OPTIMIZE" in [log.info(version)["operation"] for version in log.versions()]
+    assert (log.record() or {})["batch_id"] == 3
+    assert table.rows("id", "value") == [("1", "new"), ("2", "new"), ("a", "2")]
 
 
 # one row per state of a key

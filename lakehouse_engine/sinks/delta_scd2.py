@@ -45,12 +45,12 @@ class Scd2:
     def write(self, frame: DataFrame, record: str, at: datetime) -> None:
         """Fits the rows in, in one commit that carries ``record`` in ``userMetadata``.
 
-        ``frame``: the columns to store, ``valid_from`` (never null), ``_deletes boolean``. ``at``: the commit's time
-        for ``updated_at``.
+        ``frame``: the columns to store, ``valid_from`` (never null), ``_deletes boolean`` if there is anything that
+        may. ``at``: the commit's time for ``updated_at``.
         """
         from pyspark.sql import functions as F
 
-        rows = frame.persist()
+        rows = (frame if DELETES in frame.columns else frame.withColumn(DELETES, F.lit(False))).persist()
         try:
             known = list(dict.fromkeys([*self.keys, *self.order_by, FROM]))
             gone = rows.filter(DELETES).select(*map(sql.name, known)).distinct()

@@ -17,7 +17,7 @@ from psycopg2.sql import Composable
 from lakehouse_engine.sinks.postgres import copy, ensure_table, identifier, side_table
 
 #: whether a row deletes and where its record stands, beside its columns in what is staged
-_BESIDE = {"_deletes": "boolean", "_partition": "int", "_offset": "bigint"}
+_BESIDE = {"_deletes": "boolean default false", "_partition": "int", "_offset": "bigint"}
 _STAGE, _NEWEST = sql.Identifier("lakehouse_upsert"), sql.Identifier("lakehouse_newest")
 
 
@@ -48,12 +48,12 @@ class Upsert:
     def write(self, cursor: Any, rows: Iterable[Sequence[Any]]) -> int:
         """Merges rows in the caller's transaction; how many rows of the table have changed.
 
-        A row: ``columns``, then whether it deletes, its partition and its offset.
+        A row: ``columns``, where rows may delete whether it does, its partition and its offset.
         """
         staged = {**self.columns, **_BESIDE}
         parts = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in staged.items()]
         cursor.execute(sql.SQL("create temp table {} ({}) on commit drop").format(_STAGE, sql.SQL(", ").join(parts)))
-        copy(cursor, _STAGE, staged, rows)
+        copy(cursor, _STAGE, [name for name in staged if self.deletes or name != "_deletes"], rows)
         cursor.execute(self._newest)
         changed = 0
         if self._remembers(cursor):

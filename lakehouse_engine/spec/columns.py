@@ -272,6 +272,12 @@ class Walk:
             place = leaf(self._spec, path, name, name)
             self.problems.append(at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
 
+    def _boolean(self, text: str | None, columns: Columns, path: str) -> None:
+        kind = sql.kind(text, known_as(columns)) if text else ""
+        if kind not in ("", "boolean"):
+            self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"`{text}` is {kind}; whether a row deletes, a"
+                                     " boolean says"))  # fmt: skip
+
     def _states(self, since: str, columns: Columns, kept: Columns) -> Columns:
         """What a table of states holds."""
         self._read([since], columns, "sink.delta.valid_from")
@@ -305,6 +311,7 @@ class Walk:
                                         " of a key has to be: derive a column from it"))  # fmt: skip
             self._read([n for n in sink.order_by if n not in hidden], kept, f"sink.{sink.key}.order_by")
             self._read([sink.delete_when] if sink.delete_when else [], columns, f"sink.{sink.key}.delete_when")
+            self._boolean(sink.delete_when, columns, f"sink.{sink.key}.delete_when")
         if isinstance(sink, Delta) and sink.mode == "delete":
             self._read(spec.keys or (), kept, "keys")
             known = {name: kept.get(name, "") for name in spec.key_columns}

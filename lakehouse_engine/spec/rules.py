@@ -8,9 +8,9 @@ from lakehouse_engine import queries, sql
 from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Console, Delta
 from lakehouse_engine.sinks.sessions import FIRST, LAST
-from lakehouse_engine.spec import changes, combining
+from lakehouse_engine.spec import changes, combining, modes
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -122,61 +122,16 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
         hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
-        modes = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
-        yield at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode {modes}, not"
+        either = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+        yield at(spec, f"sink.{sink.key}.mode", "ILLEGAL_MODE", f"{kind} into {sink.key} writes with mode {either}, not"
                   f" {sink.mode}{hint}")  # fmt: skip
-    yield from _merges(spec, sink, windowed=windowed)
+    yield from modes.merges(spec, sink, windowed=windowed)
     if isinstance(sink, Delta):
-        yield from _deletes(spec, sink)
+        yield from modes.deletes(spec, sink)
     if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
         yield at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
     if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
         yield at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
-
-
-def _merges(spec: PipelineSpec, sink: Delta | Postgres, *, windowed: bool) -> Iterator[Problem]:
-    """Rows that replace each other: by what, and which of them wins."""
-    here = f"sink.{sink.key}"
-    merges = not windowed and sink.mode in ("upsert", "scd2")
-    since = sink.valid_from if isinstance(sink, Delta) else None
-    if merges and not spec.key_columns and not some_unread(spec):
-        yield at(spec, f"{here}.mode", "MISSING_KEY", "rows of which columns replace each other? say it in keys")
-    if merges and not sink.order_by:
-        yield at(spec, f"{here}.mode", "MISSING_KEY", "order_by is missing: which of two rows of a key wins, whatever"
-                 " comes first")  # fmt: skip
-    if sink.mode == "scd2" and since is None:
-        yield at(spec, f"{here}.mode", "MISSING_KEY", "valid_from is missing: the column that says since when a state"
-                 " is valid")  # fmt: skip
-    modes = "mode: upsert or scd2" if isinstance(sink, Delta) else "mode: upsert"
-    for option, value in (("order_by", sink.order_by), ("delete_when", sink.delete_when)):
-        if value and not merges:
-            yield at(spec, f"{here}.{option}", "ILLEGAL_MODE", f"{option} goes with {modes}, without a window")
-    if since is not None and sink.mode != "scd2":
-        yield at(spec, f"{here}.valid_from", "ILLEGAL_MODE", "valid_from goes with mode: scd2")
-    own = {"updated_at"} if sink.updated_at else set()
-    own |= {"valid_to", *({"valid_from"} if since != "valid_from" else ())} if sink.mode == "scd2" else set()
-    for path, names in (("keys", spec.keys or ()), (f"{here}.order_by", sink.order_by)):
-        for name in sorted(own.intersection(names)):
-            yield at(spec, path, "RESERVED_COLUMN", f"{name} is the engine's column; it neither tells rows apart nor"
-                     " orders them")  # fmt: skip
-
-
-def _deletes(spec: PipelineSpec, sink: Delta) -> Iterator[Problem]:
-    if sink.mode != "delete":
-        if sink.table is not None:
-            yield at(spec, "sink.delta.table", "ILLEGAL_MODE", "a Delta table is named as its pipeline; table is for"
-                     " mode: delete, the one whose rows are deleted")  # fmt: skip
-        return
-    if sink.table is None:
-        yield at(spec, "sink.delta.mode", "MISSING_KEY", "table is missing: the pipeline from whose table rows are"
-                 " deleted")  # fmt: skip
-    if not spec.key_columns and not some_unread(spec):
-        yield at(spec, "sink.delta.mode", "MISSING_KEY", "rows that are equal in which columns are deleted? say it in"
-                 " keys")  # fmt: skip
-    for option in ("partition_by", "cluster_by", "vacuum_after"):
-        if getattr(sink, option):
-            yield at(spec, f"sink.delta.{option}", "ILLEGAL_MODE", f"{option} says how a table is laid out or kept:"
-                     " say it where that table is written")  # fmt: skip
 
 
 def layouts_exclude_each_other(spec: PipelineSpec) -> Iterator[Problem]:
