@@ -222,6 +222,8 @@ class Runner:
     def backfill(self, plan: Plan, span: Span) -> int:
         """Recomputes the jobs' slices and the streams' windows, upstream first; the first failure ends it."""
         members = [member for scan in plan.scans for member in scan.members]
+        if not members and not plan.jobs:
+            raise UsageError("NOT_YET", "there is nothing here that can be filled back")
         for job in plan.jobs:
             backfills.check(job, span)
         for member in members:

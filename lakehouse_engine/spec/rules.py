@@ -87,6 +87,8 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
             yield at(spec, place, "JOB_ONLY", "aggregate is for jobs; a stream has window")
         if spec.is_stream and isinstance(transform, Dedupe):
             yield at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
+        if isinstance(transform, Window) and not spec.is_stream and "emit" in transform.model_fields_set:
+            yield at(spec, f"{place}.emit", "BAD_WINDOW", "emit is for streams; a job writes whole windows")
         if isinstance(transform, Window) and spec.is_stream:
             if any(before.key == Explode.key for before in spec.transforms[:index]):
                 yield at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"
