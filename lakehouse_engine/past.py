@@ -140,8 +140,11 @@ def _history(spark: SparkSession, member: Member, read: Read, lander: PipelineSp
                            f" {read.pipeline} has read up to {offset}; run {lander.name} first")  # fmt: skip
     frame = spark.read.format("delta").load(str(log.path))
     before = [f"(_partition = {partition} and _offset < {offset})" for partition, offset in read.next.items()]
-    return Past(lander.name, frame.filter(" or ".join(before) or "false"), after_landing(member, columns),
-                _landed_from(log))  # fmt: skip
+    firsts = _landed_from(log)
+    if firsts is None:  # the log does not tell any more: what lies below the least offset may be missing
+        least = frame.groupBy("_partition").agg({"_offset": "min"}).collect()
+        firsts = {row[0]: row[1] for row in least}
+    return Past(lander.name, frame.filter(" or ".join(before) or "false"), after_landing(member, columns), firsts)
 
 
 def _loses(spec: PipelineSpec, lander: PipelineSpec) -> str | None:
@@ -156,11 +159,10 @@ def _loses(spec: PipelineSpec, lander: PipelineSpec) -> str | None:
     return f"{lander.name} leaves out rows by its checks" if lander.checks else None
 
 
-def _landed_from(log: DeltaLog) -> dict[int, int]:
-    """The offset that each partition's landing began at, while the log still tells."""
-    versions = log.versions()
-    first = log.record_of(versions[0]) if versions and versions[0] == 0 else None
-    return {int(p): int(at["from"]) for p, at in first["positions"].items()} if first else {}
+def _landed_from(log: DeltaLog) -> dict[int, int] | None:
+    """The offset that each partition's landing began at, None when the log does not tell any more."""
+    first = log.record_of(0) if 0 in log.versions() else None
+    return {int(p): int(at["from"]) for p, at in first["positions"].items()} if first else None
 
 
 def _topic(spark: SparkSession, member: Member, read: Read, bootstrap_servers: str) -> Past:
