@@ -59,8 +59,7 @@ def _member(member: Member) -> dict[str, Any]:
     does = ", ".join(transform.key for transform in member.spec.transforms) or "rows as they come"
     if member.window is not None:
         of = "sessions, gap" if member.window.session else member.window.kind
-        does += f" ({of} {format_duration(member.window.size)}: exact lateness, merged in the database"
-        does += ", sent once when the watermark passes its end)" if member.window.final else ")"
+        does += f" ({of} {format_duration(member.window.size)}: exact lateness, merged in the database{_sent(member)})"
     for copy in member.copies:
         does += f"; looks up {copy.part.source}, at most {format_duration(copy.refresh)} old"
     sink = member.spec.sink
@@ -71,6 +70,17 @@ def _member(member: Member) -> dict[str, Any]:
 
 def _deletes(spec: PipelineSpec) -> str:
     return f"; {spec.deletes_from} deletes its rows of these keys" if spec.deletes_from else ""
+
+
+def _sent(member: Member) -> str:
+    """When a window's row appears."""
+    window, time = member.window, member.rows.event_time
+    assert window is not None
+    assert time is not None
+    after = format_duration(window.size + time.delay)
+    if window.session:
+        return f", sent once: when an event has come that is more than {after} newer than its last one"
+    return f", sent once: when an event has come that is {after} newer than its start" if window.final else ""
 
 
 def _job(job: Job) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The tables that PostgreSQL keeps beside the results, all of them in one place, and what makes them.
 
 ``positions`` and ``batches``: how far each stream has read (``progress.py``). ``served``: which version of a Delta
-table the copy holds (``serving.py``). ``runs``: what was seen of everything else, for people (``journal.py``).
+table the copy holds (``serving.py``). ``backfills``: the day that the last recount of a stream has reached
+(``recount.py``). ``runs``: what was seen of everything else, for people (``journal.py``).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ create table if not exists lakehouse.runs (
   started_at timestamptz not null, ended_at timestamptz not null default clock_timestamp(), outcome text not null,
   code text, message text, version bigint, rows bigint, behind bigint, quarantined bigint, filtered bigint,
   duplicate bigint, late bigint, counted bigint, files int, bytes bigint);
+create table if not exists lakehouse.backfills (
+  pipeline text primary key, epoch int not null, id text not null, done date not null, finished boolean not null,
+  at timestamptz not null default clock_timestamp());
 do $$ begin
   if to_regclass('lakehouse.batches_by_time') is null then
     create index batches_by_time on lakehouse.batches using brin (committed_at)
@@ -80,7 +84,7 @@ def make(cursor: Any) -> None:
 
 
 #: the newest of them last
-_ALL = ["positions", "batches", "served", "runs", "last_runs", "commits"]
+_ALL = ["positions", "batches", "served", "backfills", "runs", "last_runs", "commits"]
 
 
 def ensure(cursor: Any) -> None:

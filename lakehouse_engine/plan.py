@@ -196,6 +196,22 @@ def _copy(spec: PipelineSpec, step: Lookup, place: str) -> Copy:
     return Copy(view, step, place, _job(part), REFRESH if step.refresh is None else step.refresh)
 
 
+def after_landing(member: Member, columns: Mapping[str, str]) -> Rows:
+    """A window stream's rows at its window, where they come from the table that lands its topic.
+
+    They enter after ``parse``, the first step. ``columns``: the table's, with their Spark types.
+    """
+    spec, rows = member.spec, Rows.identity(columns)
+    views = {copy.place: copy.view for copy in member.copies}
+    for index, transform in enumerate(spec.transforms[1:], start=1):
+        step = f"transforms[{index}].{transform.key}"
+        if isinstance(transform, Window):
+            break
+        assert not isinstance(transform, Aggregate | Dedupe | Join | Union | Sql)
+        rows = _step(spec, rows, transform, step, views.get(step, ""))
+    return rows
+
+
 def _step(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: str, view: str = "") -> Rows:
     """``step`` is its place in the spec, or in the part of one that an input is; ``view``: the copy that it reads."""
     place = f"{spec.below}{step}"

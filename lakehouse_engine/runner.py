@@ -23,13 +23,14 @@ if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lakehouse_engine import backfill as backfills
-from lakehouse_engine import jobs, journal, maintenance, serving
+from lakehouse_engine import jobs, journal, maintenance, serving, streams
+from lakehouse_engine import recount as recounts
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.journal import Run
 from lakehouse_engine.log import Log
-from lakehouse_engine.plan import Job, Plan, Scan, always_judged, compile_plan
+from lakehouse_engine.plan import Job, Member, Plan, Scan, always_judged, compile_plan
 from lakehouse_engine.progress import now_micros
 from lakehouse_engine.request import Request, Span, metrics_address
 from lakehouse_engine.sinks import Delta, Postgres
@@ -38,6 +39,7 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
+from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.told import Told
 
 if TYPE_CHECKING:
@@ -135,13 +137,10 @@ class Runner:
         return self._spark
 
     def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:
-        from lakehouse_engine import streams
         from lakehouse_engine.supervise import Supervised
 
         needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
-        to = streams.Connections(
-            self.environment.kafka_bootstrap, self.postgres() if needs_postgres else None,
-            self.storage, f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
+        to = self._connections(self.postgres() if needs_postgres else None)
         running: dict[str, Supervised] = {}
         try:
             for scan in scans:
@@ -163,6 +162,10 @@ class Runner:
                 supervised.stop()
         for supervised in running.values():
             self.failures += supervised.failures
+
+    def _connections(self, dsn: str | None) -> streams.Connections:
+        return streams.Connections(self.environment.kafka_bootstrap, dsn, self.storage,
+                                   f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
 
     def _stream_failed(self, scan: Scan, started_at: int, error: BaseException) -> None:
         for member in scan.members:
@@ -217,13 +220,19 @@ class Runner:
         return self.postgres() if isinstance(job.spec.sink, Postgres) else None
 
     def backfill(self, plan: Plan, span: Span) -> int:
-        """Recomputes the jobs' slices, upstream first; the first failure ends it. Raises ``UsageError`` NOT_YET."""
-        if plan.scans or not plan.jobs:
-            raise UsageError("NOT_YET", "only jobs can be filled back; the backfill of a stream comes with a later"
-                             " version")  # fmt: skip
+        """Recomputes the jobs' slices and the streams' windows, upstream first; the first failure ends it."""
+        members = [member for scan in plan.scans for member in scan.members]
+        if not members and not plan.jobs:
+            raise UsageError("NOT_YET", "there is nothing here that can be filled back")
         for job in plan.jobs:
             backfills.check(job, span)
+        for member in members:
+            recounts.check(member, span)
         with _Signals(self):
+            for member in members:
+                began = time.monotonic()
+                count = self._recount(member, span)
+                self.report(f"{member.name}: {count} days of {span} in {time.monotonic() - began:.1f} s")
             for job in plan.jobs:
                 began = time.monotonic()
                 count = self._backfill(job, span)
@@ -244,6 +253,25 @@ class Runner:
         except Exception as error:
             self._told.see(journal.failed(job.name, "backfill", started_at, error))
             raise
+
+    def _recount(self, member: Member, span: Span) -> int:
+        started_at = now_micros()
+        try:
+            to = self._connections(self.postgres())
+            return recounts.recount(self.spark(), member, self._lander(member), span, to, self.report,
+                                    lambda: self._stop, self._told.see)  # fmt: skip
+        except Exception as error:
+            self._told.see(journal.failed(member.name, "backfill", started_at, error))
+            raise
+
+    def _lander(self, member: Member) -> PipelineSpec | None:
+        """The pipeline that lands the member's topic, if its source names one."""
+        source = member.spec.source
+        if not isinstance(source, kafka.Kafka) or source.history is None:
+            return None
+        layer, _, name = source.history.partition(".")
+        file = Path(member.spec.file).parent.parent / layer / f"{name}.yaml"
+        return load([file], environment=self.environment)[0] if file.is_file() else None
 
     def serve(self, plan: Plan) -> int:
         """Loads what ``serve: postgres`` asks for; tables whose copy is current are left alone."""

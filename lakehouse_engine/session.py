@@ -50,6 +50,15 @@ _LOG4J = Path(__file__).parent / "log4j2.properties"
 QUIET_ARCHIVE = "-Xlog:cds=off -Xlog:cds+dynamic=off"
 
 
+def apart(spark: SparkSession) -> SparkSession:
+    """A session of the same Spark with temporary views of its own."""
+    found = spark.newSession()
+    for name, value in _FIXED.items():
+        if found.conf.isModifiable(name):
+            found.conf.set(name, value)
+    return found
+
+
 def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | None = None,
           submitted: bool = False, warm: bool = False) -> SparkSession:  # fmt: skip
     """The session. ``submitted``: spark-submit has started the JVM and chosen master and class path. ``warm``: it will

@@ -96,6 +96,8 @@ class ScanRun:
             self._locks.append(acquire(self._spark, self._to.storage, f"scan {self.scan.name}", holder))
             self._lookups = Lookups(self._spark, self.scan.members, self._to.storage, self._report)
             windows = [m for m in self.scan.members if m.window is not None]
+            for member in windows:  # whoever counts windows of the past holds it, too
+                self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
             if windows:
                 self._windows = _Windows(self._spark, windows, self._topic, self.scan, self._to, self._ends)
             for member in self.scan.members:
@@ -237,12 +239,12 @@ class _Windows:
         self._members = list(members)
         self._to, self._topic, self._ends, self._trigger = to, topic, ends, scan.every
         self._query = ScanQuery([m.window_member() for m in members])
-        self._merges = [_merge(spark, member) for member in members]
+        self._merges = [merge_of(spark, member) for member in members]
         self._connection = postgres_sink.connect(to.postgres_dsn)
         with self._connection, self._connection.cursor() as cursor:
             ledger.make(cursor)
             for member, merge in zip(self._members, self._merges, strict=True):
-                _ensure(cursor, merge, member)
+                ensure_merge(cursor, merge, member)
                 merge.stage(cursor)
             starts = _starts(topic, scan.source)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
@@ -365,7 +367,8 @@ def _delay(member: Member) -> int:
     return member.rows.event_time.delay if member.rows.event_time else 0
 
 
-def _ensure(cursor: Any, merge: postgres_sink.Merge | FinalMerge, member: Member) -> None:
+def ensure_merge(cursor: Any, merge: postgres_sink.Merge, member: Member) -> None:
+    """The member's tables are there. Raises ``PlanError`` TABLE_DIFFERS, EMIT_CHANGED."""
     where = member.spec.where("sink")
     before = mark_of(cursor, postgres_sink.side_table(merge.table, "state"))
     if before is not None and not isinstance(merge, FinalMerge):
@@ -388,7 +391,7 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text)
 
 
-def _merge(spark: SparkSession, member: Member) -> postgres_sink.Merge | FinalMerge:
+def merge_of(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line."""
     assert member.window is not None
     compiled = member.window_member()

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from lakehouse_engine.errors import PlanError
 from lakehouse_engine.progress import Position, from_micros, next_watermark, to_micros
+from lakehouse_engine.sinks import recounted
 from lakehouse_engine.sinks.final import FinalMerge
 from lakehouse_engine.sinks.postgres import connect
 from lakehouse_engine.sinks.sessions import SessionMerge
@@ -135,6 +136,14 @@ def test_the_table_holds_the_sessions_of_all_rows_that_were_not_late_each_once(
             assert cursor.fetchall() == [("end", 1)]
     finally:
         stream.connection.close()
+
+
+@given(st.lists(EVENT, max_size=25), st.integers(1, 12))
+def test_buckets_make_the_sessions_that_the_rows_make(events: list[Row], gap: int) -> None:
+    raw = [[to_micros(p[0]), *p[1:]] for p in partials(events, gap)]
+    found = recounted.sessions(raw, 1, gap)
+    assert sorted((s.first, s.last + gap, repr(s.key[0]), sum(p[2] for p in s.parts)) for s in found) == sorted(
+        (s[0], s[1], repr(s[2]), s[3]) for s in sessions(events, gap))  # fmt: skip
 
 
 def test_sessions_of_everybody_are_one_row_after_the_other(database: str) -> None:

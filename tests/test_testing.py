@@ -80,6 +80,13 @@ SLIDING_TEST = """\
     late: 1   # the fifth; the fourth is kept aside for one window and counts in the other
 """
 
+#: what the stream wrote cannot be counted again
+CLOCK = SLIDING.replace("parse: user_event\n", "parse: user_event\n  - derive: {taken: now()}\n").replace(
+    "n: count(*),", "n: count(*), taken: max(taken),")  # fmt: skip
+CLOCK_TEST = SLIDING_TEST.partition("    - [{event_id: d")[0].replace("sliding windows and averages", "a clock") + """\
+  expect: {late: 0}
+"""
+
 REFUSED = """\
 - name: one
   bacthes: []
@@ -117,7 +124,10 @@ def results(tmp_path_factory: pytest.TempPathFactory, lakehouse_bench: Bench) ->
     sliding = wrong.with_name("sliding.test.yaml")
     sliding.write_text(SLIDING_TEST)
     sliding.with_name("sliding.yaml").write_text(SLIDING)
-    cases = reader.find([sliding, wrong])
+    clock = wrong.with_name("clock.test.yaml")
+    clock.write_text(CLOCK_TEST)
+    clock.with_name("clock.yaml").write_text(CLOCK)
+    cases = reader.find([sliding, wrong, clock])
     return {case.name: testing.result(lakehouse_bench, case, print) for case in cases}
 
 
@@ -144,6 +154,13 @@ def test_rows_that_differ_are_shown_as_the_test_would_write_them(results: dict[s
         "found     2026-01-01T10:00:00Z  click       1",
         "                                            ^",
     ]
+
+
+def test_windows_that_one_backfill_counts_otherwise_are_shown(results: dict[str, testing.Result]) -> None:
+    message = results["a clock"].message.splitlines()
+    assert message[0] == "counted anew as one backfill, closed windows are others: 2 rows differ"
+    assert [line.split()[1] for line in message if line.startswith("expected")] == [
+        "2026-01-01T09:59:00Z", "2026-01-01T10:00:00Z"]  # fmt: skip
 
 
 def test_a_column_that_is_not_there_is_named_at_its_line(results: dict[str, testing.Result]) -> None:

@@ -50,7 +50,10 @@ def serve(specs: tuple[Path, ...], env: str | None, own: bool) -> None:
 def backfill(
     specs: tuple[Path, ...], first: str | None, last: str | None, full: bool, env: str | None, own: bool
 ) -> None:
-    """Recompute slices of jobs, a commit each; the same command again goes on where it was interrupted."""
+    """Recompute slices of jobs, and closed windows of stopped streams by days of event time, a commit each.
+
+    The same command again goes on where it was interrupted.
+    """
     if not specs:
         raise UsageError("BAD_RANGE", "name the pipelines to fill back")
     span = Span(first or None, last or None, full)

@@ -9,8 +9,8 @@ from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableChec
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta
-from lakehouse_engine.sinks.sessions import FIRST, LAST
 from lakehouse_engine.spec import changes, combining, modes
+from lakehouse_engine.spec.event_time import measures_of_streams_merge, watermark_once_and_before_window
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -30,7 +30,6 @@ from lakehouse_engine.transforms import (
     Explode,
     Rename,
     Sql,
-    Watermark,
     Window,
 )
 
@@ -46,40 +45,6 @@ def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield at(spec, "source", "NOT_YET", "a job over kafka comes with a later version; give it a trigger")
 
 
-def watermark_once_and_before_window(spec: PipelineSpec) -> Iterator[Problem]:
-    seen = 0
-    for index, transform in enumerate(spec.transforms):
-        if transform.key == "watermark":
-            seen += 1
-            if seen > 1:
-                yield at(spec, step_of(spec, index), "WATERMARK_TWICE", "an input has one watermark")
-        if transform.key == "window" and not seen and not unsure(spec):
-            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", "a window needs a watermark before it, e.g."
-                      " - watermark: {column: timestamp, delay: 2 minutes}")  # fmt: skip
-        elif isinstance(transform, Window) and not spec.is_stream:
-            groups = [step for step in spec.transforms[:index] if isinstance(step, Aggregate | Window | Watermark)]
-            if groups and not isinstance(groups[-1], Watermark):
-                yield at(spec, step_of(spec, index), "NOT_YET", f"a window over the result of {groups[-1].key} comes"
-                          " with a later version")  # fmt: skip
-
-
-def measures_of_streams_merge(spec: PipelineSpec) -> Iterator[Problem]:
-    """And have names of their own: an average is kept as ``n__sum`` and ``n__count``, a session with its ends."""
-    for index, transform in enumerate(spec.transforms if spec.is_stream else ()):
-        if not isinstance(transform, Window):
-            continue
-        kept = {FIRST: "the ends of a session", LAST: "the ends of a session"} if transform.session else {}
-        for name, text in transform.measures.items():
-            try:
-                if sql.measure(text).function == "avg":
-                    kept |= {f"{name}__sum": "an average", f"{name}__count": "an average"}
-            except sql.ExpressionError as error:
-                yield at(spec, f"{step_of(spec, index)}.measures.{name}", error.code, str(error))
-        for name in sorted(kept.keys() & {*transform.by, *transform.measures}):
-            place = f"{step_of(spec, index)}.measures.{name}"
-            yield at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps {kept[name]}: rename yours")
-
-
 def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
     for index, transform in enumerate(spec.transforms):
         place = step_of(spec, index)
@@ -87,6 +52,8 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
             yield at(spec, place, "JOB_ONLY", "aggregate is for jobs; a stream has window")
         if spec.is_stream and isinstance(transform, Dedupe):
             yield at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
+        if isinstance(transform, Window) and not spec.is_stream and "emit" in transform.model_fields_set:
+            yield at(spec, f"{place}.emit", "BAD_WINDOW", "emit is for streams; a job writes whole windows")
         if isinstance(transform, Window) and spec.is_stream:
             if any(before.key == Explode.key for before in spec.transforms[:index]):
                 yield at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"

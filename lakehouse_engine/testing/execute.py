@@ -17,7 +17,7 @@ from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as TableSource
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.testing import subject, upstream
+from lakehouse_engine.testing import counted, subject, upstream
 from lakehouse_engine.testing.bench import Bench
 from lakehouse_engine.testing.cases import SOURCE, Batch, Case, Rows, did_you_mean
 from lakehouse_engine.testing.feeds import FEEDS, Feed, Place
@@ -103,8 +103,8 @@ def _run(bench: Bench, case: Case) -> Iterator[Finding]:
 class _Walk:
     def __init__(self, place: Place) -> None:
         self._place, self._case = place, place.case
-        self._feeds, spec = _fed(place)
-        self.running: Running = running(place, spec)
+        self._feeds, self._spec = _fed(place)
+        self.running: Running = running(place, self._spec)
         self._clock = _CLOCK
 
     def through(self, target: Target) -> Iterator[Finding]:
@@ -127,6 +127,10 @@ class _Walk:
                 yield self._rows(f".expect.{kind}", f"{kind} rows", asked, target.aside(kind))
             elif asked is not None:
                 yield Finding(f".expect.{kind}", f"rows are {kind}", asked, target.counted(kind))
+        if expect.fails is None and counted.asked(case, self._spec):
+            different = counted.differs(self._place, self._spec, target)
+            if different is not None:
+                raise Failed("", different)
 
     def _tables(self, target: Target) -> None:
         """What the pipeline's own tables hold before."""

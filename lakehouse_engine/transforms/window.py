@@ -12,7 +12,7 @@ A session is the rows of one key whose event times are, one after the other, at 
 after its last one, and is sent once, when the watermark has passed its end (see ``sinks/sessions.py``).
 
 In a job windows are the same, of all rows that the source holds: nothing is late there, every aggregate is a measure,
-``count(distinct)`` too, and ``emit`` says nothing. With ``replace_by`` its column is among ``by``.
+``count(distinct)`` too. With ``replace_by`` its column is among ``by``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,200 @@
+"""The rows that a stream has read already, read again: from the table that lands its topic, or from the topic itself.
+
+Whether a source still holds all of them is known exactly. The ledger tells, batch by batch, how far the stream had read
+each partition and the greatest event time that it had seen there. So what is missing below an offset has event times up
+to that of the batch which passed it, and a range that begins later misses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lakehouse_engine import rows, sql
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.plan import EPOCH, Member, after_landing
+from lakehouse_engine.progress import from_user_metadata, to_micros
+from lakehouse_engine.rows import Rows
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import Kafka, kafka
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.transforms import Derive, Parse
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+#: microseconds
+DAY = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included)."""
+
+    pipeline: str
+    topic: str
+    topic_id: str
+    next: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Past:
+    """``frame`` has the columns that ``rows`` reads, and no row that the stream has not read.
+
+    ``firsts``: the least offset of each partition that the source can hold.
+    """
+
+    name: str
+    frame: DataFrame
+    rows: Rows
+    firsts: Mapping[int, int]
+
+    @property
+    def time(self) -> str:
+        """SQL of the event time, where the layers of ``rows`` are there."""
+        assert self.rows.event_time is not None
+        return self.rows.event_time.expression
+
+    def days(self, size: int) -> list[int]:
+        """The starts (microseconds) of the days in which a window of ``size`` may begin that holds a row of these."""
+        from lakehouse_engine.segments import layered
+
+        time = f"unix_micros({self.time})"
+        either = f"explode(array({time} - pmod({time}, {DAY}), {time} - {size} - pmod({time} - {size}, {DAY}))) as day"
+        good = layered(self.frame, self.rows).filter(rows.passing(self.rows.verdicts))
+        return [row["day"] for row in good.selectExpr(either).distinct().collect()]
+
+    def within(self, first: int, end: int) -> DataFrame:
+        """Rows of these event times (microseconds; ``end`` is not included), and others where they cannot be told."""
+        if any(layer.alias.lower() in sql.columns(self.time) for layer in self.rows.layers):
+            return self.frame  # not told before the record is parsed
+        return self.frame.filter(f"{self.time} >= timestamp_micros({first}L)"
+                                 f" and {self.time} < timestamp_micros({end}L)")  # fmt: skip
+
+
+def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpec | None, storage: Path,
+            bootstrap_servers: str) -> tuple[list[Past], list[str]]:  # fmt: skip
+    """The sources that hold what the stream has read last, the best one first; and why others cannot be read.
+
+    ``lander``: the pipeline that ``history`` names.
+    """
+    found: list[Past] = []
+    reasons: list[str] = []
+    try:
+        if lander is not None:
+            found.append(_history(spark, member, read, lander, storage))
+    except RunError as error:
+        reasons.append(error.message)
+    try:
+        found.append(_topic(spark, member, read, bootstrap_servers))
+    except RunError as error:
+        reasons.append(error.message)
+    return found, reasons
+
+
+def missing(cursor: Any, past: Past, read: Read, first: int) -> str | None:
+    """What the source does not hold of the rows with event times from ``first`` (microseconds) on; None: nothing."""
+    for partition, offset in sorted(past.firsts.items()):
+        cursor.execute(_REACHED, {"p": str(partition), "offset": offset, "name": read.pipeline, "epoch": EPOCH,
+                                  "topic": read.topic_id})  # fmt: skip
+        start, passed, at_pass, ever = cursor.fetchone()
+        greatest = at_pass if passed else ever
+        if start is None or offset <= start or greatest is None or (to_micros(greatest) or 0) < first:
+            continue
+        return (f"{past.name} begins at offset {offset} of partition {partition}, and {read.pipeline} has read from"
+                f" {start} on: what is missing has event times up to {greatest:%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
+    return None
+
+
+#: of one partition: where the stream began, how many batches ended at or after an offset, the greatest event time seen
+#: by the first of them, and by any
+_REACHED = """
+select min((at ->> 'from')::bigint), count(*) filter (where (at ->> 'to')::bigint >= %(offset)s),
+  (array_agg((at ->> 'max_event_time')::timestamptz order by batch_id)
+    filter (where (at ->> 'to')::bigint >= %(offset)s))[1],
+  max((at ->> 'max_event_time')::timestamptz)
+from (select batch_id, ranges -> %(p)s as at from lakehouse.batches
+  where pipeline = %(name)s and epoch = %(epoch)s and topic_id = %(topic)s) b where at is not null"""
+
+
+def _history(spark: SparkSession, member: Member, read: Read, lander: PipelineSpec, storage: Path) -> Past:
+    """Raises ``RunError`` BAD_HISTORY, HISTORY_BEHIND."""
+    log = DeltaLog(delta_sink.table_path(storage, lander.name))
+    record, columns = log.record(), log.columns()
+    if record is None or columns is None:
+        raise RunError("BAD_HISTORY", f"there is no table {lander.name} yet")
+    problem = _loses(member.spec, lander)
+    if problem is not None:
+        raise RunError("BAD_HISTORY", problem)
+    if record.get("topic_id") != read.topic_id:
+        raise RunError("BAD_HISTORY", f"{lander.name} has read another topic {read.topic}: it was made anew")
+    _, landed = from_user_metadata(record)
+    for partition, offset in sorted(read.next.items()):
+        there = landed[partition].next_offset if partition in landed else 0
+        if there < offset:
+            raise RunError("HISTORY_BEHIND", f"{lander.name} has landed partition {partition} up to offset {there}, and"
+                           f" {read.pipeline} has read up to {offset}; run {lander.name} first")  # fmt: skip
+    frame = spark.read.format("delta").load(str(log.path))
+    before = [f"(_partition = {partition} and _offset < {offset})" for partition, offset in read.next.items()]
+    firsts = _landed_from(log)
+    if firsts is None:  # the log does not tell any more: what lies below the least offset may be missing
+        least = frame.groupBy("_partition").agg({"_offset": "min"}).collect()
+        firsts = {row[0]: row[1] for row in least}
+    return Past(lander.name, frame.filter(" or ".join(before) or "false"), after_landing(member, columns), firsts)
+
+
+def _loses(spec: PipelineSpec, lander: PipelineSpec) -> str | None:
+    """Why the landed rows are not those that the stream sees after ``parse``."""
+    if not spec.transforms or not isinstance(spec.transforms[0], Parse):
+        return f"{spec.name} does something before it parses"
+    for index, step in enumerate(lander.transforms):
+        new = isinstance(step, Derive) and not any(c in made.columns for made in lander.contracts.values()
+                                                   for c in step.columns)  # fmt: skip
+        if index and not new:
+            return f"{lander.name} changes or leaves out rows in transforms[{index}].{step.key}"
+    return f"{lander.name} leaves out rows by its checks" if lander.checks else None
+
+
+def _landed_from(log: DeltaLog) -> dict[int, int] | None:
+    """The offset that each partition's landing began at, None when the log does not tell any more."""
+    first = log.record_of(0) if 0 in log.versions() else None
+    return {int(p): int(at["from"]) for p, at in first["positions"].items()} if first else None
+
+
+def _topic(spark: SparkSession, member: Member, read: Read, bootstrap_servers: str) -> Past:
+    """Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, TOPIC_RECREATED."""
+    assert isinstance(member.spec.source, Kafka)
+    topic = kafka.describe(bootstrap_servers, read.topic)
+    if topic.id != read.topic_id:
+        raise RunError("TOPIC_RECREATED", f"the topic {read.topic} is another one than {read.pipeline} has read")
+    starts = {partition: first for partition, (first, _) in topic.offsets.items()}
+    ends = {partition: max(read.next.get(partition, 0), first) for partition, first in starts.items()}
+    frame = kafka.read_range(spark, read.topic, bootstrap_servers, starts, ends)
+    return Past(f"the topic {read.topic}", frame, member.rows, starts)
+
+
+def stream_rows(cursor: Any, pipeline: str, topic: str) -> Read:
+    """What the pipeline has read, by its ledger. Raises ``RunError`` NOT_STARTED, TOPIC_RECREATED."""
+    cursor.execute("select topic_id, topic, partition, next_offset from lakehouse.positions where pipeline = %s"
+                   " and epoch = %s", (pipeline, EPOCH))  # fmt: skip
+    found = cursor.fetchall()
+    if not found:
+        raise RunError("NOT_STARTED", f"{pipeline} has not run yet: it has closed no window; run it first",
+                       where=pipeline)  # fmt: skip
+    if len({row[0] for row in found}) > 1 or found[0][1] != topic:
+        names = ", ".join(sorted({f"{row[1]} ({row[0]})" for row in found}))
+        raise RunError("TOPIC_RECREATED", f"{pipeline} has read more than this topic: {names}; offsets of one say"
+                       " nothing of another, so its rows cannot be told apart", where=pipeline)  # fmt: skip
+    return Read(pipeline, topic, found[0][0], {row[2]: row[3] for row in found})
+
+
+def spelled(member: Member) -> list[str] | None:
+    """What the window's key columns are called among the columns that are kept of a late row."""
+    assert member.window is not None
+    stored = {name.lower(): name for name in member.rows.stored}
+    found = [stored.get(name.lower()) for name in member.window.by]
+    return None if None in found else [name for name in found if name is not None]
