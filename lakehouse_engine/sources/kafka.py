@@ -125,3 +125,9 @@ def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: s
               .option("kafka.max.poll.records", 100_000).option("kafka.max.partition.fetch.bytes", 4 << 20)
               .option("kafka.fetch.max.wait.ms", 20).option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
     return stream.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
+
+
+def nothing(spark: SparkSession) -> DataFrame:
+    """A stream without a record, with the columns of ``COLUMNS``: what a query over it would give can be asked."""
+    rate = spark.readStream.format("rate").load().filter("false")
+    return rate.selectExpr(*[f"cast(null as {kind}) as {name}" for name, kind in COLUMNS.items()])
