@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import checks, combine, rows, sql
+from lakehouse_engine import checks, combine, rows, sql, steps
 from lakehouse_engine import plan as plans
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.locality import slices_of
@@ -55,9 +55,9 @@ class Computed:
         """
         spec = self.job.spec
         own = _Rows(self, spec, self.reads.source(), self.segments, self.job.source, self.job.slice_by)
-        own.current = plans.as_read(spec, own.symbolic)
+        own.current = steps.as_read(spec, own.symbolic)
         own.take_steps()
-        own.current = plans.with_checks(_with_related(own.symbolic, spec), spec)
+        own.current = steps.with_checks(_with_related(own.symbolic, spec), spec)
         return own.end(last=True).passed
 
     def rows(self) -> DataFrame:
@@ -162,7 +162,7 @@ class _Rows:
                 self._begin(*self._computed.combined(self.end().passed, step, place))
                 self._as_many = isinstance(step, Lookup)
             else:
-                self.current = plans.row_step(self._spec, self.symbolic, index)
+                self.current = steps.row_step(self._spec, self.symbolic, index)
 
     def _begin(self, frame: DataFrame, current: Rows | None) -> None:
         self._frame, self.current, self._as_many = frame, current, False

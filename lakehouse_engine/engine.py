@@ -180,7 +180,7 @@ class _Task:
         """What the client is told in the end: the exit status, or why the engine cannot serve it."""
         environment = load_environment(self._request.env, self._root, self._request.variables)
         plan = planned(self._request.specs, environment)
-        if plan.scans:
+        if plan.streams:
             return "refused", ""  # as announced: nothing to explain
         if environment.spark != self._environment.spark:
             return "refused", "the engine was started with other Spark settings"

@@ -9,6 +9,7 @@ from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Job, Member, Plan, Scan
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.stages import Query
 
 
 class Explanation(dict[str, Any]):
@@ -17,10 +18,14 @@ class Explanation(dict[str, Any]):
     def text(self) -> str:
         lines = []
         for scan in self["scans"]:
-            lines.append(f"scan of {scan['topic']}, every {scan['every']}: read once for {len(scan['members'])}")
+            lines.append(f"scan of {scan['topic']}, {scan['when']}: read once for {len(scan['members'])}")
             for member in scan["members"]:
                 lines.append(f"  {member['pipeline']}: {member['does']}")
                 lines.append(f"    -> {member['sink']}")
+        for query in self["queries"]:
+            lines.append(f"query {query['pipeline']} over {' and '.join(query['topics'])}, {query['when']}:"
+                         f" {query['reason']}")  # fmt: skip
+            lines += [f"  {query['does']}", f"    {query['lateness']}", f"    -> {query['sink']}"]
         for job in self["jobs"]:
             read = ", ".join([job["source"], *job["others"]])
             lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {read}")
@@ -36,10 +41,10 @@ class Explanation(dict[str, Any]):
 
 def explain(plan: Plan, *, origins: bool = False) -> Explanation:
     """``origins``: also each pipeline's values with the place that each comes from; secrets are masked."""
-    made = Explanation(scans=[_scan(scan) for scan in plan.scans], jobs=[_job(job) for job in plan.jobs])
+    made = Explanation(scans=[_scan(scan) for scan in plan.scans], jobs=[_job(job) for job in plan.jobs],
+                       queries=[_query(query) for query in plan.queries])  # fmt: skip
     if origins:
-        specs = [member.spec for scan in plan.scans for member in scan.members] + [job.spec for job in plan.jobs]
-        made["origins"] = {spec.name: _origins(spec) for spec in sorted(specs, key=lambda spec: spec.name)}
+        made["origins"] = {spec.name: _origins(spec) for spec in sorted(plan.specs, key=lambda spec: spec.name)}
     return made
 
 
@@ -51,8 +56,27 @@ def _origins(spec: PipelineSpec) -> list[dict[str, Any]]:
 
 
 def _scan(scan: Scan) -> dict[str, Any]:
-    return {"name": scan.name, "topic": scan.source.topic, "every": format_duration(scan.every),
+    return {"name": scan.name, "topic": scan.source.topic, "every": format_duration(scan.every), "when": _when(scan),
             "members": [_member(member) for member in scan.members]}  # fmt: skip
+
+
+def _when(stream: Scan | Query) -> str:
+    if stream.ends:
+        return f"started {stream.members[0].spec.schedule}, until it has taken what is there"
+    return f"every {format_duration(stream.every)}"
+
+
+def _query(query: Query) -> dict[str, Any]:
+    """A stream whose state is Spark's; its lateness is Spark's too."""
+    does = ", ".join(transform.key for transform in query.spec.transforms)
+    sink = query.spec.sink
+    target = f"postgres {query.table}" if isinstance(sink, Postgres) else f"{sink.key} {query.name}"
+    return {"pipeline": query.name, "topics": list(dict.fromkeys(b.source.topic for b in query.branches)),
+            "every": format_duration(query.every), "when": _when(query), "reason": query.reason, "does": does,
+            "lateness": "a query of its own on Spark's state, with a checkpoint that must be kept: late is what Spark's"
+                        " watermark says when a row comes, the slowest input's; the number of late rows is a lower"
+                        " bound",
+            "sink": target + ", exactly once" * (sink.key != "console")}  # fmt: skip
 
 
 def _member(member: Member) -> dict[str, Any]:

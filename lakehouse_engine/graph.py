@@ -87,6 +87,11 @@ def _kept_aside(plan: Plan) -> dict[str, tuple[str, ...]]:
     for member in (member for scan in plan.scans for member in scan.members):
         refuses = any(v.outcome == QUARANTINED and v.step in member.keeps for v in member.rows.verdicts)
         found[member.name] = (("quarantine",) if refuses else ()) + (("late",) if member.window else ())
+    for query in plan.queries:
+        judged = [(branch.rows, branch.keeps) for branch in query.branches]
+        refuses = any(v.outcome == QUARANTINED and v.step in keeps for rows, keeps in judged for v in rows.verdicts)
+        refuses = refuses or any(v.outcome == QUARANTINED for v in query.rows.verdicts)
+        found[query.name] = (("quarantine",) if refuses else ()) + ("late",)
     for job in plan.jobs:
         refuses = any(check.on_fail == "quarantine" for check in job.spec.checks)
         steps = [*job.spec.transforms, *(t for one in job.spec.inputs.values() for t in one.transforms)]
@@ -99,8 +104,8 @@ def _kept_aside(plan: Plan) -> dict[str, tuple[str, ...]]:
 def text(found: dict[str, Any], specs: Sequence[PipelineSpec]) -> str:
     """A tree from the sources down; what else a table reads is told beside it."""
     nodes = {node["id"]: node for node in found["nodes"]}
-    clocks = {spec.name: f"every {format_duration(spec.trigger.every)}" if spec.trigger else spec.schedule or ""
-              for spec in specs}  # fmt: skip
+    clocks = {spec.name: spec.schedule or "" if spec.ends or spec.trigger is None
+              else f"every {format_duration(spec.trigger.every)}" for spec in specs}  # fmt: skip
     below: dict[str, list[str]] = defaultdict(list)
     beside: dict[str, list[str]] = defaultdict(list)
     owned: set[str] = set()

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import arrivals, checks, deletions, rows, sql, table_checks
+from lakehouse_engine import arrivals, checks, deletions, rows, sql, steps, table_checks
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.computed import Computed, Reads, projected
@@ -145,7 +145,7 @@ class _Run:
             result.schema  # noqa: B018  (analysis happens here, before anything is written)
         except PySparkException as error:
             raise PlanError("EXPRESSION_TYPE", _reason(error), where=self._spec.where("transforms")) from None
-        except plans.StepError as error:  # the columns of a table that no file here writes are known only now
+        except steps.StepError as error:  # the columns of a table that no file here writes are known only now
             raise SpecError([error.problem]) from None
         return result
 
@@ -250,7 +250,7 @@ class _Run:
         return RunError("CHECK_FAILED", f"{message}; nothing was written", where=self._spec.where(place))
 
     def _table_checks(self, result: DataFrame) -> None:
-        for place, check in plans.table_checks(self._spec):
+        for place, check in steps.table_checks(self._spec):
             name, number, message = table_checks.judge(check, self._spec.key_columns, result, self._stays, self._now)
             self._warnings[name] = number
             if number and check.on_fail == "fail":
@@ -266,7 +266,7 @@ class _Run:
 
     def judge_what_is_there(self) -> Outcome:
         """A run that has nothing to do: how fresh the table is. Raises ``RunError`` CHECK_FAILED."""
-        for place, check in plans.table_checks(self._spec):
+        for place, check in steps.table_checks(self._spec):
             stays = self._stays()
             if isinstance(check, checks.Freshness) and stays is not None:
                 name, number, message = table_checks.judge(check, (), stays, lambda: None, self._now)

@@ -70,6 +70,8 @@ class Run:
     #: microseconds between two micro-batches
     trigger: int | None = None
     step: Step | None = None
+    #: rows and bytes of a query's state, before it
+    state: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:

@@ -46,8 +46,10 @@ class Judge:
         inner = rows.layered(view, self._member.rows.layers)
         return frame.sparkSession.sql(f"select {self._chosen} from ({inner}) where {not_before(held)}")
 
-    def count(self, judged: DataFrame) -> Counts:
-        return _count(judged, len(self._tallies), len(self._fresh), expanded=self._member.rows.expanded)
+    def count(self, judged: DataFrame, *, placed: bool = True) -> Counts:
+        """``placed``: a row has a record that it comes of; else each row counts for itself."""
+        expanded = placed and self._member.rows.expanded
+        return _count(judged, len(self._tallies), len(self._fresh), expanded=expanded)
 
     def warnings(self, counts: Counts, started_at: int) -> dict[str, int]:
         """Rows that fail, by the warning's name. Raises ``RunError`` CHECK_FAILED."""
@@ -106,7 +108,8 @@ def _count(parsed: DataFrame, tallies: int, fresh: int, *, expanded: bool) -> Co
     tallied, seen, refused = [0] * tallies, 0, 0
     newest: list[int | None] = [None] * fresh
     for row in grouped.collect():
-        ends[row["_at_partition"]] = max(row["last"] + 1, ends.get(row["_at_partition"], 0))
+        if row["_at_partition"] is not None:
+            ends[row["_at_partition"]] = max(row["last"] + 1, ends.get(row["_at_partition"], 0))
         outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
         tallied = [total + row[f"w{i}"] for i, total in enumerate(tallied)]
         newest = [_later(time, row[f"t{i}"]) for i, time in enumerate(newest)]

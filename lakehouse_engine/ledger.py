@@ -1,8 +1,9 @@
 """The tables that PostgreSQL keeps beside the results, all of them in one place, and what makes them.
 
-``positions`` and ``batches``: how far each stream has read (``progress.py``). ``served``: which version of a Delta
-table the copy holds (``serving.py``). ``backfills``: the day that the last recount of a stream has reached
-(``recount.py``). ``runs``: what was seen of everything else, for people (``journal.py``).
+``positions`` and ``batches``: how far each stream has read (``progress.py``). ``queries``: up to which batch of which
+checkpoint a stream with state of Spark's is here (``endings.py``). ``served``: which version of a Delta table the copy
+holds (``serving.py``). ``backfills``: the day that the last recount of a stream has reached (``recount.py``).
+``runs``: what was seen of everything else, for people (``journal.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ create table if not exists lakehouse.batches (
   watermark timestamptz, quarantined bigint not null, filtered bigint not null, duplicate bigint not null,
   late bigint not null, counted bigint not null, warnings jsonb not null default '{}', behind bigint,
   primary key (pipeline, epoch, batch_id));
+create table if not exists lakehouse.queries (
+  pipeline text not null, epoch int not null, checkpoint text not null, batch bigint not null, writer text not null,
+  state_rows bigint, state_bytes bigint, primary key (pipeline, epoch));
 create table if not exists lakehouse.served (pipeline text primary key, table_id text, version bigint not null,
   served_at timestamptz not null default clock_timestamp(), rows bigint not null, commit_id text, checksum bigint);
 create table if not exists lakehouse.runs (
@@ -84,7 +88,7 @@ def make(cursor: Any) -> None:
 
 
 #: the newest of them last
-_ALL = ["positions", "batches", "served", "backfills", "runs", "last_runs", "commits"]
+_ALL = ["positions", "batches", "served", "backfills", "runs", "last_runs", "commits", "queries"]
 
 
 def ensure(cursor: Any) -> None:

@@ -62,9 +62,12 @@ FILES = Metric("lakehouse_table_files", "gauge", "Live files of the Delta table.
 BYTES = Metric("lakehouse_table_bytes", "gauge", "Bytes of those files.", _OF)
 STATE = Metric("lakehouse_state_bytes", "gauge", "PostgreSQL's tables <pipeline>__state, with their indexes.", _OF,
                runner=False)  # fmt: skip
+HELD_ROWS = Metric("lakehouse_query_state_rows", "gauge", "Rows that a stream on Spark's state holds.", _OF,
+                   ledger=False)  # fmt: skip
+HELD_BYTES = Metric("lakehouse_query_state_bytes", "gauge", "Memory of that state.", _OF, ledger=False)
 ANSWERS = Metric("lakehouse_ledger_up", "gauge", "1 when PostgreSQL's ledger could be read.", runner=False)
 METRICS = (ROWS, RUNS, FAILURES, RESTARTS, BATCH_SECONDS, JOB_SECONDS, TRIGGER, BEHIND, WATERMARK, COMMITTED,
-           SUCCEEDED, FAILED, POSITION, FILES, BYTES, STATE, ANSWERS)  # fmt: skip
+           SUCCEEDED, FAILED, POSITION, FILES, BYTES, STATE, HELD_ROWS, HELD_BYTES, ANSWERS)  # fmt: skip
 
 _BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
@@ -113,7 +116,9 @@ class Metrics:
             of[COMMITTED].labels(name).set(run.ended_at / 1e6)
         if run.watermark is not None:
             of[WATERMARK].labels(name).set((run.ended_at - run.watermark) / 1e6)
-        for metric, value in ((BEHIND, run.behind), (FILES, run.files), (BYTES, run.bytes)):
+        held_rows, held_bytes = run.state or (None, None)
+        for metric, value in ((BEHIND, run.behind), (FILES, run.files), (BYTES, run.bytes), (HELD_ROWS, held_rows),
+                              (HELD_BYTES, held_bytes)):  # fmt: skip
             if value is not None:
                 of[metric].labels(name).set(value)
         for partition, offset in run.positions.items():

@@ -54,7 +54,8 @@ class Alert:
 
 def streams(specs: Iterable[PipelineSpec]) -> list[tuple[str, float]]:
     """Streams whose commits are seen, with their trigger in seconds."""
-    return [(s.name, s.trigger.every / 1e6) for s in specs if s.trigger and isinstance(s.sink, Postgres | Delta)]
+    return [(s.name, s.trigger.every / 1e6) for s in specs
+            if s.trigger and not s.ends and isinstance(s.sink, Postgres | Delta)]  # fmt: skip
 
 
 def stale_after(trigger: float) -> float:

@@ -94,7 +94,7 @@ def workflows(project: Path, command: Sequence[str]) -> tuple[Workflow, ...]:
     if not folder.is_dir():
         raise UsageError("PROJECT_MISSING", "no folder pipelines is here; set LAKEHOUSE_PROJECT", where=str(project))
     specs, broken = _read(folder)
-    jobs = [spec for spec in specs if not spec.is_stream]
+    jobs = [spec for spec in specs if not spec.is_stream or spec.ends]
     words = _Words(project, command)
     dags: dict[str, tuple[list[PipelineSpec], list[_Broken]]] = defaultdict(lambda: ([], []))
     for job in jobs:
@@ -106,7 +106,7 @@ def workflows(project: Path, command: Sequence[str]) -> tuple[Workflow, ...]:
     for name in sorted(dags):
         elsewhere = {table for table, dag in writers.items() if dag != name}
         made.append(_workflow(name, *dags[name], elsewhere, words))
-    return (*made, *_maintenance(jobs, words))
+    return (*made, *_maintenance([spec for spec in jobs if not spec.is_stream], words))
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ class _Words:
         return shlex.join([*self.engine, verb, *map(self.file, specs), *options])
 
     def run(self, spec: PipelineSpec) -> str:
+        if spec.is_stream:
+            return f"exec {self.plain('run', [spec])}"
         backfill = self.plain("backfill", [spec])
         options = f'${{{FROM}:+--from "${FROM}"}} ${{{TO}:+--to "${TO}"}} ${{{FULL}:+--full}}'
         return (f'if [ -n "${FROM}${TO}${FULL}" ]; then exec {backfill} {options}; fi\n'

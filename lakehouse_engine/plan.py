@@ -10,37 +10,34 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lakehouse_engine import sql
-from lakehouse_engine.checks import Freshness, RowCheck, TableCheck, judge
+from lakehouse_engine.checks import Freshness
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.locality import Other, locality, others
-from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
+from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Files, Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.streaming import needs_state
+from lakehouse_engine.stages import Query
+from lakehouse_engine.stages import query as query_of
+from lakehouse_engine.steps import VALID_FROM, StepError, row_wise, table_checks, with_checks
 from lakehouse_engine.transforms import (
     Aggregate,
-    Combining,
     Dedupe,
     Join,
     Lookup,
     Parse,
-    RowWise,
     Sql,
     Union,
-    Watermark,
     Window,
 )
 from lakehouse_engine.transforms.lookup import REFRESH
-from lakehouse_engine.transforms.watermark import EVENT_TIME
 
 #: raised by a reset or an incompatible change; both come with a later version
 EPOCH = 1
-#: where a state that does not say since when is refused
-VALID_FROM = "sink.delta.valid_from"
 LANDING_COLUMNS = ("_topic", "_partition", "_offset", "_timestamp")
 
 
@@ -99,6 +96,11 @@ class Scan:
     every: int
     members: tuple[Member, ...]
 
+    @property
+    def ends(self) -> bool:
+        """Whether it ends when it has taken what is there."""
+        return self.members[0].spec.ends
+
 
 @dataclass(frozen=True)
 class Job:
@@ -133,17 +135,32 @@ class Plan:
     scans: tuple[Scan, ...] = ()
     jobs: tuple[Job, ...] = ()
     served: tuple[PipelineSpec, ...] = field(default=())
+    #: streams whose state is Spark's, each on its own
+    queries: tuple[Query, ...] = ()
+
+    @property
+    def streams(self) -> tuple[Scan | Query, ...]:
+        return (*self.scans, *self.queries)
+
+    @property
+    def specs(self) -> tuple[PipelineSpec, ...]:
+        """The streams' pipelines, then the jobs'."""
+        members = [member.spec for stream in self.streams for member in stream.members]
+        return (*members, *(job.spec for job in self.jobs))
 
 
 def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     """Raises ``SpecError`` with every step that does not fit its rows."""
     problems: list[Problem] = []
-    members = []
+    members, queries = [], []
     landed = {(s.source.topic, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
     for spec in specs:
         if spec.is_stream:
             try:
-                members.append(_member(spec, landed))
+                if needs_state(spec):
+                    queries.append(query_of(spec, lambda part: _keeper(part, landed)))
+                else:
+                    members.append(_member(spec, landed))
             except StepError as error:
                 problems.append(error.problem)
     if problems:
@@ -151,13 +168,14 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     fed = {spec.source.table for spec in specs if isinstance(spec.source, DeltaSource) and spec.source.changes}
     members = [replace(member, fed=member.name in fed) for member in members]
     jobs = [replace(_job(spec), fed=spec.name in fed) for spec in _ordered([s for s in specs if not s.is_stream])]
-    return Plan(_scans(members), tuple(jobs), tuple(job.spec for job in jobs if job.spec.serve))
+    served = tuple(job.spec for job in jobs if job.spec.serve)
+    return Plan(_scans(members), tuple(jobs), served, tuple(sorted(queries, key=lambda query: query.name)))
 
 
-class StepError(ValueError):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
-        self.problem = problem
+def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> str:
+    """The pipeline that keeps the records which ``parse`` refuses."""
+    assert isinstance(spec.source, Kafka)
+    return spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
 
 
 def _contract(spec: PipelineSpec) -> str | None:
@@ -170,7 +188,7 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     window = None
     keeps = set()
     copies: list[Copy] = []
-    keeper = spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
+    keeper = _keeper(spec, landed)
     for index, transform in enumerate(spec.transforms):
         step = f"transforms[{index}].{transform.key}"
         if isinstance(transform, Window):
@@ -179,7 +197,7 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
         assert not isinstance(transform, Aggregate | Dedupe | Join | Union | Sql), "the loader refuses it in a stream"
         if isinstance(transform, Lookup):
             copies.append(_copy(spec, transform, step))
-        rows = _step(spec, rows, transform, step, copies[-1].view if copies else "")
+        rows = row_wise(spec, rows, transform, step, copies[-1].view if copies else "")
         if not isinstance(transform, Parse) or keeper == spec.name:
             keeps.add(step)
     rows = with_checks(rows, spec)
@@ -208,54 +226,8 @@ def after_landing(member: Member, columns: Mapping[str, str]) -> Rows:
         if isinstance(transform, Window):
             break
         assert not isinstance(transform, Aggregate | Dedupe | Join | Union | Sql)
-        rows = _step(spec, rows, transform, step, views.get(step, ""))
+        rows = row_wise(spec, rows, transform, step, views.get(step, ""))
     return rows
-
-
-def _step(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: str, view: str = "") -> Rows:
-    """``step`` is its place in the spec, or in the part of one that an input is; ``view``: the copy that it reads."""
-    place = f"{spec.below}{step}"
-    try:
-        if isinstance(transform, Lookup):
-            return transform.row(rows, place, view)
-        if isinstance(transform, Parse):
-            return transform.row(rows, place, spec.contracts[transform.contract])
-        return transform.row(rows, place)
-    except ValueError as error:  # a column or an expression that does not fit the rows
-        file, _, line = spec.where(step).rpartition(":")
-        code = str(getattr(error, "code", "BAD_EXPRESSION"))
-        raise StepError(Problem(file, int(line), code, str(error))) from error
-
-
-def as_read(spec: PipelineSpec, rows: Rows) -> Rows | None:
-    """The rows of a source that has a contract, judged by it; None where the source has none."""
-    source = spec.source
-    if not isinstance(source, Files):
-        return None
-    return _step(spec, rows, Parse(contract=source.contract), "source.files")
-
-
-def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:
-    """A job's row-wise step."""
-    transform = spec.transforms[index]
-    assert not isinstance(transform, Window | Aggregate | Dedupe | Combining)
-    step = f"transforms[{index}].{transform.key}"
-    if not isinstance(transform, Watermark):
-        return _step(spec, rows, transform, step)
-    slices = isinstance(spec.sink, Delta) and spec.sink.replace_by
-    rows = transform.row(rows, f"{spec.below}{step}", None if slices else "current_timestamp()")
-    return rows.with_columns({EVENT_TIME: transform.column})
-
-
-def with_checks(rows: Rows, spec: PipelineSpec) -> Rows:
-    """The row checks of ``checks`` as one step."""
-    checks = [(f"checks[{i}]", check) for i, check in enumerate(spec.checks) if isinstance(check, RowCheck)]
-    rows = judge(rows, checks, "checks")
-    if not (isinstance(spec.sink, Delta) and spec.sink.valid_from):
-        return rows
-    column = spec.sink.valid_from
-    reasons = f"array({sql.string(f'{column} is null: from when on is this valid?')})"
-    return rows.refuse(Verdict(VALID_FROM, QUARANTINED, f"({rows.resolve(column)}) is null", reasons))
 
 
 def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
@@ -277,11 +249,6 @@ def merged(spec: PipelineSpec, rows: Rows) -> dict[str, str]:
     return {**rows.stored, **since, **deletes, **later}
 
 
-def table_checks(spec: PipelineSpec) -> list[tuple[str, TableCheck]]:
-    """Each with its place in the file."""
-    return [(f"checks[{i}]", check) for i, check in enumerate(spec.checks) if isinstance(check, TableCheck)]
-
-
 def always_judged(spec: PipelineSpec) -> bool:
     """Whether a run that finds nothing to do has something to judge all the same."""
     return any(isinstance(check, Freshness) for check in spec.checks)
@@ -289,13 +256,13 @@ def always_judged(spec: PipelineSpec) -> bool:
 
 def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
     """Members with the same source (``history`` aside) and trigger share a scan."""
-    grouped: dict[tuple[str, str, int, int, bool], list[Member]] = {}
+    grouped: dict[tuple[str, str, int, int, bool, bool], list[Member]] = {}
     for member in members:
         source, trigger = member.spec.source, member.spec.trigger
         assert isinstance(source, Kafka)
         assert trigger is not None
         console = isinstance(member.spec.sink, Console)
-        key = (source.topic, source.start, source.max_per_trigger, trigger.every, console)
+        key = (source.topic, source.start, source.max_per_trigger, trigger.every, trigger.ends, console)
         grouped.setdefault(key, []).append(member)
     scans = []
     for (topic, *_), found in sorted(grouped.items(), key=lambda item: item[0]):

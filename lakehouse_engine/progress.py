@@ -21,7 +21,7 @@ from typing import Any
 
 from psycopg2.extras import execute_values
 
-from lakehouse_engine.errors import FencedError
+from lakehouse_engine.errors import FencedError, RunError
 
 #: a partition that has given no row for so long does not hold the watermark back (microseconds)
 IDLE_AFTER = 30_000_000
@@ -117,9 +117,10 @@ class Record:
                                      "max_event_time": time.isoformat() if time else None}  # fmt: skip
         return found
 
-    def user_metadata(self) -> str:
-        """The record as a Delta commit carries it."""
+    def user_metadata(self, **more: Any) -> str:
+        """The record as a Delta commit carries it, with what else it has to say."""
         return json.dumps({
+            **more,
             "pipeline": self.pipeline, "epoch": self.epoch, "batch_id": self.batch_id, "kind": "stream",
             "started_at": from_micros(self.started_at).isoformat(),  # type: ignore[union-attr]
             "topic_id": self.topic_id, "topic": self.topic, "positions": self.ranges(),
@@ -137,14 +138,27 @@ class Claim:
     watermark: int | None
 
 
+def state_differs(pipeline: str, reset: str) -> RunError:
+    return RunError("STATE_DIFFERS", f"{pipeline} was a stream on Spark's state until now, and what that holds is not"
+                    f" in its table. Nothing was changed; to begin anew: {reset}", where=pipeline)  # fmt: skip
+
+
 def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, starts: Mapping[int, int],
-          writer: str) -> Claim:  # fmt: skip
+          writer: str, *, on_state: bool = False) -> Claim:  # fmt: skip
     """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``.
 
-    From its commit on, a batch of any other writer fails on the fence. No batch commits until then: its positions and
-    these would be locked in two orders.
+    ``on_state``: it is a query with a checkpoint; what such a one has written goes on as one. From its commit on, a
+    batch of any other writer fails on the fence. No batch commits until then: its positions and these would be locked
+    in two orders.
+
+    Raises ``RunError`` STATE_DIFFERS.
     """
     cursor.execute("lock table lakehouse.positions in share row exclusive mode")
+    cursor.execute("select 1 from lakehouse.queries where (pipeline, epoch) = (%s, %s) and batch >= 0",
+                   (pipeline, epoch))  # fmt: skip
+    if not on_state and cursor.fetchone() is not None:
+        raise state_differs(pipeline, "drop its table and those beside it, and delete its rows of lakehouse.queries,"
+                            " lakehouse.positions and lakehouse.batches")  # fmt: skip
     for partition, offset in sorted(starts.items()):
         cursor.execute(
             "insert into lakehouse.positions (pipeline, epoch, topic_id, partition, topic, next_offset, writer)"
@@ -188,6 +202,16 @@ def commit(cursor: Any, records: Sequence[Record], writer: str) -> None:
 
     Raises ``FencedError`` FENCED when a position is not where this writer left it: another process reads on.
     """
+    move(cursor, records, writer)
+    _write(cursor, _APPEND, [
+        (r.pipeline, r.epoch, r.batch_id, from_micros(r.started_at), r.topic_id, json.dumps(r.ranges()),
+         from_micros(r.watermark), *(r.counters.get(name, 0) for name in COUNTERS), json.dumps(dict(r.warnings)),
+         r.behind)
+        for r in records])  # fmt: skip
+
+
+def move(cursor: Any, records: Sequence[Record], writer: str) -> None:
+    """Moves the positions alone. Raises ``FencedError`` FENCED."""
     moved: list[tuple[Any, ...]] = []
     added: list[tuple[Any, ...]] = []
     for record in records:
@@ -205,11 +229,6 @@ def commit(cursor: Any, records: Sequence[Record], writer: str) -> None:
     if fenced:
         raise FencedError("FENCED", f"{', '.join(fenced)}: written by another process; this one stops."
                           " Nothing was lost or doubled", where="connection postgres")  # fmt: skip
-    _write(cursor, _APPEND, [
-        (r.pipeline, r.epoch, r.batch_id, from_micros(r.started_at), r.topic_id, json.dumps(r.ranges()),
-         from_micros(r.watermark), *(r.counters.get(name, 0) for name in COUNTERS), json.dumps(dict(r.warnings)),
-         r.behind)
-        for r in records])  # fmt: skip
 
 
 def _write(cursor: Any, statement: str, values: Sequence[Sequence[Any]], template: str | None = None) -> Any:
@@ -227,4 +246,4 @@ def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Positi
 
 
 __all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit",
-           "from_micros", "from_user_metadata", "next_watermark", "now_micros", "to_micros"]  # fmt: skip
+           "from_micros", "from_user_metadata", "move", "next_watermark", "now_micros", "to_micros"]  # fmt: skip

@@ -26,6 +26,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import ledger, progress
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import FencedError, PlanError, RunError
 from lakehouse_engine.journal import Run, See
 from lakehouse_engine.locks import acquire
@@ -42,7 +43,7 @@ from lakehouse_engine.sinks.final import FinalMerge
 from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.streams import Connections, ensure_merge, merge_of
+from lakehouse_engine.streams import ensure_merge, merge_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -23,8 +23,9 @@ if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lakehouse_engine import backfill as backfills
-from lakehouse_engine import jobs, journal, maintenance, serving, streams
+from lakehouse_engine import jobs, journal, maintenance, serving
 from lakehouse_engine import recount as recounts
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, RunError, UsageError
 from lakehouse_engine.incremental import Decision, decide
@@ -40,6 +41,7 @@ from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.stages import Query
 from lakehouse_engine.told import Told
 
 if TYPE_CHECKING:
@@ -91,18 +93,18 @@ class Runner:
 
         Raises ``UsageError`` STREAMS_AND_JOBS for endless streams and jobs in one call.
         """
-        if plan.scans and plan.jobs and not available_now:
+        if any(not stream.ends for stream in plan.streams) and plan.jobs and not available_now:
             raise UsageError("STREAMS_AND_JOBS", "endless streams and jobs cannot run in one call: jobs would never"
                              " begin; say --available-now, or name them apart")  # fmt: skip
         started_at = now_micros()
         try:
             self._preflight(plan)
         except LakehouseError as error:
-            for scan in plan.scans:
+            for scan in plan.streams:
                 self._stream_failed(scan, started_at, error)
             raise
-        if plan.scans:
-            self._streams(plan.scans, available_now=available_now)
+        if plan.streams:
+            self._streams(plan.streams, available_now=available_now)
         failed = {failure.partition(":")[0] for failure in self.failures}
         for job in plan.jobs:
             if self._stop:
@@ -114,10 +116,10 @@ class Runner:
 
     def _preflight(self, plan: Plan) -> None:
         """Services that this run needs answer, or it ends here, before Spark starts and anything is touched."""
-        for topic in sorted({scan.source.topic for scan in plan.scans}):
+        topics = {scan.source.topic for scan in plan.scans}
+        for topic in sorted(topics | {branch.source.topic for query in plan.queries for branch in query.branches}):
             kafka.describe(self.environment.kafka_bootstrap, topic)
-        sinks = [m.spec.sink for scan in plan.scans for m in scan.members] + [job.spec.sink for job in plan.jobs]
-        if any(isinstance(sink, Postgres) for sink in sinks):
+        if any(isinstance(spec.sink, Postgres) for spec in plan.specs):
             postgres_sink.connect(self.postgres()).close()
 
     def postgres(self) -> str:
@@ -136,7 +138,7 @@ class Runner:
                                         submitted=self.submitted, warm=self.warm)  # fmt: skip
         return self._spark
 
-    def _streams(self, scans: Sequence[Scan], *, available_now: bool) -> None:
+    def _streams(self, scans: Sequence[Scan | Query], *, available_now: bool) -> None:
         from lakehouse_engine.supervise import Supervised
 
         needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
@@ -145,13 +147,13 @@ class Runner:
         try:
             for scan in scans:
                 started_at = now_micros()
-                running[scan.name] = Supervised(scan, self.spark(), to, self._told, available_now)
+                running[scan.name] = Supervised(scan, self.spark(), to, self._told, available_now or scan.ends)
                 try:
                     running[scan.name].start()
                 except Exception as error:
                     self._stream_failed(scan, started_at, error)
                     raise
-                self.report(f"{scan.name}: reading {scan.source.topic} for {', '.join(m.name for m in scan.members)}")
+                self.report(f"{scan.name}: reading {_source(scan)} for {', '.join(m.name for m in scan.members)}")
             with _Signals(self):
                 while not self._stop and any(not s.done for s in running.values()):
                     for supervised in running.values():
@@ -163,11 +165,11 @@ class Runner:
         for supervised in running.values():
             self.failures += supervised.failures
 
-    def _connections(self, dsn: str | None) -> streams.Connections:
-        return streams.Connections(self.environment.kafka_bootstrap, dsn, self.storage,
-                                   f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
+    def _connections(self, dsn: str | None) -> Connections:
+        return Connections(self.environment.kafka_bootstrap, dsn, self.storage,
+                           f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
 
-    def _stream_failed(self, scan: Scan, started_at: int, error: BaseException) -> None:
+    def _stream_failed(self, scan: Scan | Query, started_at: int, error: BaseException) -> None:
         for member in scan.members:
             self._told.see(journal.failed(member.name, "stream", started_at, error, step="given_up"))
 
@@ -220,7 +222,13 @@ class Runner:
         return self.postgres() if isinstance(job.spec.sink, Postgres) else None
 
     def backfill(self, plan: Plan, span: Span) -> int:
-        """Recomputes the jobs' slices and the streams' windows, upstream first; the first failure ends it."""
+        """Recomputes the jobs' slices and the streams' windows, upstream first; the first failure ends it.
+
+        Raises ``UsageError`` NOT_YET.
+        """
+        if plan.queries:
+            raise UsageError("NOT_YET", f"{plan.queries[0].name} has its state in Spark; its backfill comes with a"
+                             " later version")  # fmt: skip
         members = [member for scan in plan.scans for member in scan.members]
         if not members and not plan.jobs:
             raise UsageError("NOT_YET", "there is nothing here that can be filled back")
@@ -321,8 +329,7 @@ class Runner:
 
     def maintain(self, plan: Plan, *, apply: bool) -> int:
         """Compacts, orders, checkpoints and vacuums the plan's tables; without ``apply`` says what it would do."""
-        specs = [member.spec for scan in plan.scans for member in scan.members] + [job.spec for job in plan.jobs]
-        kept = [s for s in specs if isinstance(s.sink, Delta)]
+        kept = [s for s in plan.specs if isinstance(s.sink, Delta)]
         for spec in kept:
             if DeltaLog(delta_sink.table_path(self.storage, spec.name)).version() is not None:
                 maintenance.maintain(self.spark(), spec, self.storage, self.report, apply=apply)
@@ -334,6 +341,12 @@ class Runner:
         if self._spark is not None:
             self._spark.stop()
         self._told.close()
+
+
+def _source(scan: Scan | Query) -> str:
+    if isinstance(scan, Scan):
+        return scan.source.topic
+    return " and ".join(dict.fromkeys(branch.source.topic for branch in scan.branches))
 
 
 def planned(specs: Sequence[Path], environment: Environment) -> Plan:

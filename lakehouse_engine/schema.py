@@ -308,7 +308,8 @@ def _pipeline() -> Schema:
         "keys": head["keys"],
         "sink": _said(item(sinks.SINKS), "Where the rows land."),
         "serve": head["serve"],
-        "trigger": {**model(Trigger), "description": summary(Trigger)},
+        "trigger": {**model(Trigger), "type": ["object", "string"], "pattern": "^available_now$",
+                    "description": summary(Trigger)},
         "schedule": {"type": "string", "pattern": f"^({'|'.join(SCHEDULES)})$|{SHAPE}", "description": "Makes the"
                      " pipeline a job, and says when it runs: a word, or a cron line; upstream is after its inputs."},
         "airflow": {**model(Airflow), "description": summary(Airflow)},
@@ -323,7 +324,7 @@ def _pipeline() -> Schema:
                        for name, one in properties.items()},
         "additionalProperties": False,
         "allOf": [
-            {"if": {"required": ["trigger"], "properties": {"trigger": {"not": {"type": "null"}}}},
+            {"if": {"required": ["trigger"], "properties": {"trigger": {"not": {"enum": [None, "available_now"]}}}},
              "then": {"properties": {"schedule": {"type": "null"}}}},
             {"if": {"not": {"required": ["use"]}}, "then": {"properties": {"params": {"type": "null"}}}},
         ],
@@ -332,8 +333,8 @@ def _pipeline() -> Schema:
 
 def _input(source: Schema) -> Schema:
     texts = described(Input)
-    properties = {"source": _said(source, texts["source"]), "transforms": {
-        "type": "array", "items": item(transforms.TRANSFORMS), "description": texts["transforms"]}}  # fmt: skip
+    properties = {"source": _said(source, texts["source"]), "transforms": _nullable({
+        "type": "array", "items": item(transforms.TRANSFORMS), "description": texts["transforms"]})}  # fmt: skip
     return {"type": ["object", "string"], "pattern": f"^{TABLE.pattern}$", "properties": properties,
             "required": ["source"], "additionalProperties": False}  # fmt: skip
 

@@ -341,16 +341,47 @@ def measure(text: str) -> Measure:
     return Measure(function, inner)
 
 
+def aggregation(text: str) -> None:
+    """Refuses a measure that is none. Raises ``ExpressionError`` BAD_MEASURE."""
+    tree = _tree(text)
+    if not _aggregates(tree):
+        raise ExpressionError("BAD_MEASURE", f"`{text}` does not aggregate")
+    for node in tree.walk():
+        if not _is_aggregate(node):
+            continue
+        if any(_aggregates(below) for below in node.iter_expressions()):
+            raise ExpressionError("BAD_MEASURE", f"`{text}` aggregates what is aggregated already")
+        if type(node) in _MERGEABLE and (node.args.get("expressions") or node.this is None):
+            raise ExpressionError("BAD_MEASURE", f"`{text}`: {_MERGEABLE[type(node)]} takes one argument here")
+
+
+def merges(text: str) -> bool:
+    """Whether a measure is one of those that ``measure`` takes apart."""
+    try:
+        measure(text)
+    except ExpressionError:
+        return False
+    return True
+
+
+def is_distinct(text: str) -> bool:
+    """Whether the expression aggregates distinct values."""
+    return _tree(text).find(exp.Distinct) is not None
+
+
 def is_aggregate(text: str) -> bool:
     """Whether the expression aggregates at its top or below (as a job's measure must)."""
     return _aggregates(_tree(text))
 
 
 def _aggregates(tree: exp.Expr) -> bool:
-    return any(
+    return any(map(_is_aggregate, tree.walk()))
+
+
+def _is_aggregate(node: exp.Expr) -> bool:
+    return (
         isinstance(node, exp.AggFunc | exp.AnonymousAggFunc) or _calls_one(node) in _AGGREGATES
         or (isinstance(node, exp.Any) and not isinstance(node.parent, exp.Binary))  # not of `like any`
-        for node in tree.walk()
     )  # fmt: skip
 
 

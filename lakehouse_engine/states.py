@@ -109,7 +109,7 @@ def _state(spec: PipelineSpec, ledger: dict[str, Any] | None, done: dict[str, An
     stale = entry["stale_after_seconds"] is not None and age is not None and age > entry["stale_after_seconds"]
     overdue = due is not None and copied is not None and copied > due * 3600
     entry["state"] = ("failed" if failure else "never" if last is None else "stale" if stale else
-                      "overdue" if overdue else "running" if spec.is_stream else "ok")  # fmt: skip
+                      "overdue" if overdue else "running" if spec.is_stream and not spec.ends else "ok")  # fmt: skip
     return entry
 
 
@@ -124,7 +124,7 @@ def _failure(runs: Sequence[dict[str, Any]], committed: datetime | None) -> dict
 
 def about(spec: PipelineSpec) -> dict[str, Any]:
     """What the file itself says."""
-    trigger = spec.trigger.every / 1e6 if spec.trigger else None
+    trigger = spec.trigger.every / 1e6 if spec.trigger and not spec.ends else None
     return {
         "name": spec.name, "layer": spec.layer, "kind": "stream" if spec.is_stream else "job",
         "description": spec.description.strip(), "file": spec.file,
@@ -134,7 +134,8 @@ def about(spec: PipelineSpec) -> dict[str, Any]:
         "source_kind": {"kafka": "topic", "delta": "table"}.get(spec.source.key, spec.source.key),
         "sink": type(spec.sink).__name__.lower(),
         "table": spec.postgres_table, "trigger_seconds": trigger,
-        "schedule": f"every {format_duration(spec.trigger.every)}" if spec.trigger else spec.schedule,
+        "schedule": (spec.schedule if spec.ends or spec.trigger is None else
+                     f"every {format_duration(spec.trigger.every)}"),
         "stale_after_seconds": None if trigger is None else grafana.stale_after(trigger),
         "version": None, "counters": None,
     }  # fmt: skip

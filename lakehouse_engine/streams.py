@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.inserts import QUARANTINED, Inserts, stored_types, typed
@@ -50,16 +51,6 @@ Report = Callable[[str], None]
 REST = 1.0
 #: rows up to which a Delta batch is written as one file per partition value
 ONE_FILE_ROWS = 100_000
-
-
-@dataclass(frozen=True)
-class Connections:
-    """What a run reaches: the broker, the database, the storage folder. ``writer`` names this process in the ledger."""
-
-    bootstrap_servers: str
-    postgres_dsn: str | None
-    storage: Path
-    writer: str
 
 
 class ScanRun:
@@ -461,6 +452,8 @@ class _Landing:
         record = DeltaLog(path).record()
         if record is None:
             return 0, starts
+        if "checkpoint" in record:
+            raise progress.state_differs(self.name, f"delete {path} and the tables beside it")
         batch_id, positions = progress.from_user_metadata(record)
         return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
 

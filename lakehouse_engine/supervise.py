@@ -6,10 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from lakehouse_engine import journal
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import FencedError, LakehouseError, RunError
 from lakehouse_engine.plan import Scan
 from lakehouse_engine.progress import now_micros
-from lakehouse_engine.streams import Connections, ScanRun
+from lakehouse_engine.stages import Query
+from lakehouse_engine.staterun import StateRun
+from lakehouse_engine.streams import ScanRun
 from lakehouse_engine.told import Told
 
 if TYPE_CHECKING:
@@ -22,12 +25,12 @@ MAX_RESTARTS = 5
 class Supervised:
     """A scan that is started again when it fails, with growing pauses, and given up when that does not help."""
 
-    def __init__(self, scan: Scan, spark: SparkSession, to: Connections, told: Told,
+    def __init__(self, scan: Scan | Query, spark: SparkSession, to: Connections, told: Told,
                  available_now: bool) -> None:  # fmt: skip
         self._scan, self._spark, self._to, self._told = scan, spark, to, told
         self._since = now_micros()
         self._available_now = available_now
-        self._run: ScanRun | None = None
+        self._run: ScanRun | StateRun | None = None
         self._restarts = 0
         self._again_at: float | None = None
         self.failures: list[str] = []
@@ -37,7 +40,11 @@ class Supervised:
         self._since = now_micros()
         for member in self._scan.members:
             self._told.began(member.name, "stream")
-        self._run = ScanRun(self._spark, self._scan, self._to, self._told.progress, self._told.see)
+        told = (self._told.progress, self._told.see)
+        if isinstance(self._scan, Scan):
+            self._run = ScanRun(self._spark, self._scan, self._to, *told)
+        else:
+            self._run = StateRun(self._spark, self._scan, self._to, *told)
         self._run.start(available_now=self._available_now)
 
     def look(self) -> None:

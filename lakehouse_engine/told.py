@@ -35,7 +35,8 @@ class Told:
             self._journal = Journal(dsn, self._log)
             self._watchers.append(self._journal.see)
         if lineage.configured(Path.cwd()):
-            self._tell_lineage(plan, lineage.Places(environment.kafka_bootstrap if plan.scans else None, dsn, storage))
+            broker = environment.kafka_bootstrap if plan.streams else None
+            self._tell_lineage(plan, lineage.Places(broker, dsn, storage))
         if request.metrics is not None:
             self._show_metrics(plan, *request.metrics)
 
@@ -49,9 +50,8 @@ class Told:
             return None
 
     def _tell_lineage(self, plan: Plan, places: lineage.Places) -> None:
-        specs = [member.spec for scan in plan.scans for member in scan.members] + [job.spec for job in plan.jobs]
         try:
-            self._lineage = lineage.Lineage([*specs, *plan.served], places, self._log)
+            self._lineage = lineage.Lineage([*plan.specs, *plan.served], places, self._log)
         except ImportError:
             self._log("lineage is asked for and openlineage-python is not installed; install lakehouse-yaml[lineage]")
             return
@@ -61,7 +61,8 @@ class Told:
         from lakehouse_engine.metrics import Metrics
 
         metrics = Metrics()
-        metrics.expect({member.name: scan.every for scan in plan.scans for member in scan.members})
+        metrics.expect({member.name: scan.every for scan in plan.streams if not scan.ends
+                        for member in scan.members})  # fmt: skip
         self._endpoint, port = metrics.serve(host, port)
         self._watchers.append(metrics.see)
         self._log(f"metrics at http://{host}:{port}/metrics")

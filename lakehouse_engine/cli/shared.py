@@ -88,4 +88,4 @@ def plan_of(specs: Sequence[Path], env: str | None) -> Plan:
 
 
 def names_of(plan: Plan) -> list[str]:
-    return sorted([m.name for scan in plan.scans for m in scan.members] + [job.name for job in plan.jobs])
+    return sorted(spec.name for spec in plan.specs)

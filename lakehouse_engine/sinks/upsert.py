@@ -1,8 +1,9 @@
 """Rows that replace those of their keys: ``mode: upsert`` of a stream without a window into PostgreSQL.
 
-The greatest ``order_by`` of a key wins, whatever the order of arrival; of equal ones the one that arrives later (in a
-micro-batch: the greater offset). Null is least in ``order_by``, and a key like any other in ``keys``. What a row
-deletes is remembered with its ``order_by`` in ``<table>__deleted``: an older row that comes later brings nothing back.
+The greatest ``order_by`` of a key wins, whatever the order of arrival; of equal ones, or without an order, the one
+that arrives later (in a micro-batch: the greater offset). Null is least in ``order_by``, and a key like any other in
+``keys``. What a row deletes is remembered with its ``order_by`` in ``<table>__deleted``: an older row that comes later
+brings nothing back.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ class Upsert:
     @property
     def _newest(self) -> Composable:
         """One row of each key."""
-        by = sql.SQL(", ").join(sql.SQL("{} desc nulls last").format(sql.Identifier(name)) for name in self.order_by)
+        by = sql.SQL("").join(sql.SQL("{} desc nulls last, ").format(sql.Identifier(name)) for name in self.order_by)
         return sql.SQL(
             "create temp table {newest} on commit drop as select distinct on ({keys}) * from {stage}"
-            " order by {keys}, {by}, _offset desc, _partition desc"
+            " order by {keys}, {by}_offset desc, _partition desc"
         ).format(newest=_NEWEST, keys=_list(self.keys), stage=_STAGE, by=by)
 
     @property

@@ -137,3 +137,9 @@ def read_range(spark: SparkSession, topic: str, bootstrap_servers: str, starts: 
              .option("endingOffsets", json.dumps({topic: {str(p): o for p, o in ends.items()}}))
              .option("kafka.isolation.level", "read_committed").option("failOnDataLoss", "true").load())  # fmt: skip
     return frame.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
+
+
+def nothing(spark: SparkSession) -> DataFrame:
+    """A stream without a record, with the columns of ``COLUMNS``: what a query over it would give can be asked."""
+    rate = spark.readStream.format("rate").load().filter("false")
+    return rate.selectExpr(*[f"cast(null as {kind}) as {name}" for name, kind in COLUMNS.items()])

@@ -17,6 +17,7 @@ from lakehouse_engine.spec.problems import (
     step_of,
 )
 from lakehouse_engine.spec.rules import ONE, STEPS
+from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.transforms import Lookup
 
 
@@ -77,6 +78,10 @@ def _deleted(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
     if owner.complete and (owner.deletes_from or not isinstance(owner.sink, Delta)):
         kind = "asks for rows to be deleted itself" if owner.deletes_from else f"writes to {owner.sink.key}"
         yield at(spec, place, "MISSING_TABLE", f"{table} {kind}; mode: delete deletes from tables of Delta")
+        return
+    if owner.complete and owner.is_stream and needs_state(owner):
+        yield at(spec, place, "NOT_YET", f"{table} is written by a stream on Spark's state ({needs_state(owner)}), from"
+                 " which deleting comes with a later version")  # fmt: skip
         return
     theirs, ours = Walk(owner, upstream).result(), Walk(spec, upstream).result()
     if theirs is None:

@@ -39,19 +39,23 @@ def _new_rows(step: object) -> bool:
         isinstance(step, Join) and step.how in ("right", "full"))  # fmt: skip
 
 
-
-def measures_of_streams_merge(spec: PipelineSpec) -> Iterator[Problem]:
-    """And have names of their own: an average is kept as ``n__sum`` and ``n__count``, a session with its ends."""
+def measures_of_streams(spec: PipelineSpec) -> Iterator[Problem]:
+    """They have names of their own: an average is kept as ``n__sum`` and ``n__count``, a session with its ends."""
     for index, transform in enumerate(spec.transforms if spec.is_stream else ()):
         if not isinstance(transform, Window):
             continue
         kept = {FIRST: "the ends of a session", LAST: "the ends of a session"} if transform.session else {}
         for name, text in transform.measures.items():
+            place = f"{step_of(spec, index)}.measures.{name}"
+            if sql.is_distinct(text):
+                yield at(spec, place, "BAD_MEASURE", f"`{text}`: distinct values are for jobs; a stream has"
+                         " approx_count_distinct")  # fmt: skip
             try:
-                if sql.measure(text).function == "avg":
-                    kept |= {f"{name}__sum": "an average", f"{name}__count": "an average"}
+                sql.aggregation(text)
             except sql.ExpressionError as error:
-                yield at(spec, f"{step_of(spec, index)}.measures.{name}", error.code, str(error))
+                yield at(spec, place, error.code, str(error))
+            if sql.merges(text) and sql.measure(text).function == "avg":
+                kept |= {f"{name}__sum": "an average", f"{name}__count": "an average"}
         for name in sorted(kept.keys() & {*transform.by, *transform.measures}):
             place = f"{step_of(spec, index)}.measures.{name}"
             yield at(spec, place, "RESERVED_COLUMN", f"{name} is where the engine keeps {kept[name]}: rename yours")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -33,10 +33,23 @@ from lakehouse_engine.transforms import (
 
 
 class Trigger(Model):
-    """Makes the pipeline a stream, which takes one micro-batch after the other."""
+    """Makes the pipeline a stream, which takes one micro-batch after the other.
+
+    ``available_now`` instead of a map, with a ``schedule``: it is started, takes what is there and ends.
+    """
+
+    #: whether it ends when it has taken what is there
+    ends: ClassVar[bool] = False
 
     #: from the start of one micro-batch to the next; ``0 s`` is back to back
     every: Duration
+
+
+class AvailableNow(Trigger):
+    """``trigger: available_now``."""
+
+    ends: ClassVar[bool] = True
+    every: Duration = 0
 
 
 #: what stands in Airflow beside the jobs: the task that copies gold into PostgreSQL, its group, the DAG of maintenance
@@ -174,6 +187,11 @@ class PipelineSpec(Head):
     @property
     def is_stream(self) -> bool:
         return self.trigger is not None
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is a stream that ends when it has taken what is there."""
+        return self.trigger is not None and self.trigger.ends
 
     @property
     def parsed(self) -> frozenset[str]:

@@ -80,4 +80,5 @@ def some_unread(spec: PipelineSpec) -> bool:
 def appends(spec: PipelineSpec) -> bool:
     """Rows are added and never changed, so nothing says when they were."""
     upserts = isinstance(spec.sink, Delta | Postgres) and spec.sink.mode == "upsert"
-    return spec.is_stream and not upserts and not any(transform.key == "window" for transform in spec.transforms)
+    windows = isinstance(spec.sink, Postgres) and any(transform.key == "window" for transform in spec.transforms)
+    return spec.is_stream and not upserts and not windows

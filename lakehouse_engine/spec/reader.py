@@ -15,7 +15,17 @@ from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
-from lakehouse_engine.spec.pipeline import INPUT_NAME, Airflow, Head, Input, Maintain, Panel, PipelineSpec, Trigger
+from lakehouse_engine.spec.pipeline import (
+    INPUT_NAME,
+    Airflow,
+    AvailableNow,
+    Head,
+    Input,
+    Maintain,
+    Panel,
+    PipelineSpec,
+    Trigger,
+)
 from lakehouse_engine.spec.reuse import Content, assemble, did_you_mean, display, named_folder, unknown
 from lakehouse_engine.spec.schedule import SCHEDULES, is_schedule
 from lakehouse_engine.spec.validated import said
@@ -222,7 +232,13 @@ class Reader:
         guess: dict[str, Any] = {"trigger": Trigger(every="1 second") if stream else None,  # type: ignore[arg-type]
                                  "schedule": None if stream else "manual"}  # fmt: skip
         if trigger == "available_now":
-            self._problem("trigger", "NOT_YET", "trigger: available_now comes with a later version")
+            guess["trigger"] = AvailableNow()
+            if schedule is None:
+                self._problem("trigger", "MISSING_TRIGGER", "when does a stream begin that ends? say it in schedule")
+            elif is_schedule(schedule):
+                guess["schedule"] = schedule
+            else:
+                self._bad_schedule(schedule)
         elif trigger is not None and schedule is not None:
             self._problem("schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two")
         elif trigger is not None:
@@ -234,11 +250,14 @@ class Reader:
         elif is_schedule(schedule):
             guess["schedule"] = schedule
         else:
-            hint = did_you_mean(str(schedule), SCHEDULES)
-            hint = f"; {hint}" if hint.startswith("did") else ""
-            self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not {', '.join(SCHEDULES)} or a cron line of five"
-                          f" fields{hint}")  # fmt: skip
+            self._bad_schedule(schedule)
         return guess
+
+    def _bad_schedule(self, schedule: object) -> None:
+        hint = did_you_mean(str(schedule), SCHEDULES)
+        hint = f"; {hint}" if hint.startswith("did") else ""
+        self._problem("schedule", "BAD_SCHEDULE", f"{schedule} is not {', '.join(SCHEDULES)} or a cron line of five"
+                      f" fields{hint}")  # fmt: skip
 
     def _panels(self, value: Any) -> tuple[Model | Unread, ...]:
         """One panel, or a list of them."""

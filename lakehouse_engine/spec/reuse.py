@@ -178,12 +178,18 @@ def _use(file: Path, own: Mapping[str, Any], params: Mapping[str, Any], content:
         declared = {}
     scope.parameters(document, declared or {}, {**(given or {}), **params}, name)
     taken = {key: value for key, value in document.value.items() if key not in ("use", "params")}
-    if _CLOCK & content.value.keys():
-        taken = {key: value for key, value in taken.items() if key not in _CLOCK}
+    taken = {key: value for key, value in taken.items() if key not in _clock(content.value)}
     for key in [key for key in taken if key not in content.value]:
         content.value[key] = taken[key]
         content.take(document, key)
         content.broken |= {one for one in document.broken if one == key or one.startswith((f"{key}.", f"{key}["))}
+
+
+def _clock(said: Mapping[str, Any]) -> set[str]:
+    """The keys that are not taken from elsewhere: a trigger excludes a schedule, but of a stream that ends."""
+    if said.get("trigger") == "available_now":
+        return {"trigger"}
+    return _CLOCK if _CLOCK & said.keys() else set()
 
 
 def _defaults(file: Path, beside: str, content: Content) -> None:
@@ -197,12 +203,12 @@ def _defaults(file: Path, beside: str, content: Content) -> None:
     if not isinstance(document.value, dict):
         content.problems.append(Problem(document.file, 1, "BAD_VALUE", "defaults are a map"))
         return
-    clock = bool(_CLOCK & content.value.keys())
+    clock = _clock(content.value)
     for key, value in document.value.items():
         if key in ("use", "params"):
             content.problems.append(Problem(document.file, document.lines[key], "ILLEGAL_USE",
                                             f"{key} stands in a pipeline's own file"))  # fmt: skip
-        elif key in _CLOCK and clock:
+        elif key in clock:
             continue
         elif key == "airflow" and isinstance(value, dict) and isinstance(content.value.get(key), dict):
             for inner in value.keys() - content.value[key].keys():

@@ -9,8 +9,8 @@ from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableChec
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta
-from lakehouse_engine.spec import changes, combining, modes
-from lakehouse_engine.spec.event_time import measures_of_streams_merge, watermark_once_and_before_window
+from lakehouse_engine.spec import changes, combining, modes, streaming
+from lakehouse_engine.spec.event_time import measures_of_streams, watermark_once_and_before_window
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -24,7 +24,6 @@ from lakehouse_engine.transforms import (
     Aggregate,
     Cast,
     Check,
-    Dedupe,
     Derive,
     Drop,
     Explode,
@@ -50,18 +49,8 @@ def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
         place = step_of(spec, index)
         if spec.is_stream and isinstance(transform, Aggregate):
             yield at(spec, place, "JOB_ONLY", "aggregate is for jobs; a stream has window")
-        if spec.is_stream and isinstance(transform, Dedupe):
-            yield at(spec, place, "NOT_YET", "dedupe in a stream comes with a later version; use it in a job")
         if isinstance(transform, Window) and not spec.is_stream and "emit" in transform.model_fields_set:
             yield at(spec, f"{place}.emit", "BAD_WINDOW", "emit is for streams; a job writes whole windows")
-        if isinstance(transform, Window) and spec.is_stream:
-            if any(before.key == Explode.key for before in spec.transforms[:index]):
-                yield at(spec, place, "NOT_YET", "a window over exploded rows comes with a later version; land the"
-                          " rows with explode in one pipeline and aggregate them in a job")  # fmt: skip
-            if index != len(spec.transforms) - 1:
-                yield at(spec, place, "NOT_YET", "steps after a window come with a later version")
-            if spec.checks:
-                yield at(spec, "checks", "NOT_YET", "checks of a window's result come with a later version")
 
 
 def _once(spec: PipelineSpec, index: int) -> bool:
@@ -71,21 +60,20 @@ def _once(spec: PipelineSpec, index: int) -> bool:
 
 
 def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
-    windowed = spec.is_stream and any(transform.key == "window" for transform in spec.transforms)
+    windowed = spec.is_stream and streaming.ends_in_windows(spec)
     sink = spec.sink
     if isinstance(sink, Unread) or unsure(spec):
         return
     if isinstance(sink, Console):
-        if windowed:
-            yield at(spec, "sink", "NOT_YET", "a window into this sink comes with a later version; use postgres")
         return
     final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
-    window = ("upsert", "append") if final else ("upsert",)
+    window = ("append",) if isinstance(sink, Delta) else ("upsert", "append") if final else ("upsert",)
     rowwise = ("append", "upsert", "scd2", "delete") if isinstance(sink, Delta) else ("append", "upsert")
     jobs = ("replace", "upsert", "scd2", "delete") if isinstance(sink, Delta) else ("replace",)
     allowed = window if windowed else rowwise if spec.is_stream else jobs
-    if isinstance(sink, Delta) and windowed:
-        yield at(spec, "sink", "NOT_YET", "a window into delta comes with a later version; use postgres")
+    if isinstance(sink, Delta) and windowed and not final:
+        yield at(spec, "sink", "ILLEGAL_MODE", "a Delta table takes a window once, when it is over: say emit: final in"
+                 " the window, or use postgres")  # fmt: skip
     elif sink.mode is not None and sink.mode not in allowed:
         kind = "a stream with a window" if windowed else "a stream" if spec.is_stream else "a job"
         hint = "; a window that is added once needs emit: final" if windowed and sink.mode == "append" else ""
@@ -224,7 +212,8 @@ STEPS: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     steps_fit_streams_and_jobs,
     check_steps_judge_rows,
     records_keep_their_place,
-    measures_of_streams_merge,
+    measures_of_streams,
+    *streaming.STEPS,
 )
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *STEPS,
@@ -234,5 +223,7 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     checks_fit_streams_and_jobs,
     panels_show_what_is_there,
     *combining.RULES,
+    streaming.state_ends_where_it_can,
+    streaming.what_ends_begins_at_a_time,
     *changes.RULES,
 )

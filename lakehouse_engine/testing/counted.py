@@ -7,12 +7,12 @@ that has changed since; where the test put rows into the table; and where it has
 
 from __future__ import annotations
 
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.recount import recount
 from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.streams import Connections
 from lakehouse_engine.testing.cases import SOURCE, Case
 from lakehouse_engine.testing.feeds import Place
 from lakehouse_engine.testing.rendering import rendered

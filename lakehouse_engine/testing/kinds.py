@@ -7,10 +7,13 @@ from datetime import datetime
 from typing import Protocol
 
 from lakehouse_engine import jobs
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import LakehouseError, RunError
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.streams import Connections, ScanRun
+from lakehouse_engine.spec.streaming import needs_state
+from lakehouse_engine.staterun import StateRun
+from lakehouse_engine.streams import ScanRun
 from lakehouse_engine.testing.feeds import Place
 
 
@@ -50,6 +53,37 @@ class ByScan:
         """Nothing runs between steps."""
 
 
+class OnState:
+    """A stream whose state is Spark's: one query that runs on, and is waited for after each batch.
+
+    Started anew for each it would judge lateness in another way than a stream that runs.
+    """
+
+    def __init__(self, place: Place, spec: PipelineSpec) -> None:
+        self._spark, self._query = place.bench.spark, compile_plan([spec]).queries[0]
+        self._to = Connections(place.bench.services.bootstrap_servers, place.dsn, place.storage, "test")
+        self._run: StateRun | None = None
+
+    def step(self, clock: datetime) -> None:
+        if self._run is None:
+            self._run = StateRun(self._spark, self._query, self._to, lambda _: None)
+            self._run.start(available_now=False, every=0)
+        query = self._run.query
+        assert query is not None
+        try:
+            query.processAllAvailable()
+        except Exception as error:
+            if isinstance(self._run.error, LakehouseError):
+                raise self._run.error from error
+            text = first_line(self._run.error or error)
+            raise RunError("STREAM_FAILED", text, where=self._query.name) from error
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.stop()
+            self._run.release()
+
+
 class AsJob:
     """A job: each step is one run, which does nothing when it finds nothing new."""
 
@@ -65,6 +99,7 @@ class AsJob:
 
 #: asked in turn; the first that takes the pipeline runs it
 KINDS: Sequence[tuple[Callable[[PipelineSpec], bool], Callable[[Place, PipelineSpec], Running]]] = (
+    (lambda spec: spec.is_stream and bool(needs_state(spec)), OnState),
     (lambda spec: spec.is_stream, ByScan),
     (lambda spec: True, AsJob),
 )

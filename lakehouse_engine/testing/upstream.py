@@ -21,6 +21,7 @@ from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.stateful import Frames
 from lakehouse_engine.testing.bench import Bench
 
 if TYPE_CHECKING:
@@ -101,7 +102,13 @@ def written(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any], storage
 
 
 def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> StructType:
-    member: Member = compile_plan([spec]).scans[0].members[0]
+    plan = compile_plan([spec])
+    if plan.queries:
+        (query,) = plan.queries
+        kinds = Frames(query, {branch.name: kafka.nothing(bench.spark) for branch in query.branches}).kinds
+        chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items())
+        return bench.spark.sql(f"select {chosen}").schema
+    member: Member = plan.scans[0].members[0]
     lookups = Lookups(bench.spark, [member], _empty(bench, spec, values), lambda _: None)
     try:
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}

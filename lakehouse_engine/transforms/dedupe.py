@@ -1,6 +1,8 @@
-"""``dedupe``: one row per key, in jobs. ``dedupe: {keys: [event_id], keep: first, order_by: [timestamp]}``.
+"""``dedupe``: one row per key. ``dedupe: {keys: [event_id], keep: first, order_by: [timestamp]}``.
 
-Ties are broken by all other columns in their order, so that a re-run keeps the same row. Null is a key like any other.
+In a job ties are broken by all other columns in their order, so that a re-run keeps the same row. A stream keeps the
+row that arrives first, and knows its key until the watermark is its ``delay`` past the row; a later row of the key that
+is not late counts anew. Null is a key like any other.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ _PLACE = ("_topic", "_partition", "_offset")
 
 
 class Dedupe(Component):
-    """``keep: first`` keeps the least ``order_by``, ``last`` the greatest; rows dropped count as ``duplicate``."""
+    """``keep: first`` keeps the least ``order_by``, ``last`` the greatest; rows dropped count as ``duplicate``.
+
+    In a stream it stands after a ``watermark``, and ``keep`` and ``order_by`` are for jobs.
+    """
 
     #: one row for each of their values
     keys: Annotated[Columns, Field(json_schema_extra={"minItems": 1})]

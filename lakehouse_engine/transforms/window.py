@@ -3,9 +3,11 @@
 ``window: {tumbling: 1 minute, by: [event_type], measures: {event_count: count(*)}}``.
 Result: ``window_start timestamp``, for sessions also ``window_end timestamp``, then ``by``, then the measures.
 
-In a stream into PostgreSQL a micro-batch computes base aggregates of its own rows, and the database merges them into
-what it holds, in the transaction that moves the position. A row is late if and only if its window's end is at or
-before the watermark of its batch; for a session, if and only if it is older than the watermark.
+In a stream into PostgreSQL whose measures merge (count, count_if, sum, min, max and avg, alone) a micro-batch computes
+base aggregates of its own rows, and the database merges them into what it holds, in the transaction that moves the
+position. There a row is late if and only if its window's end is at or
+before the watermark of its batch; for a session, if and only if it is older than the watermark. Other windows
+of streams are Spark's own, in a query beside the scans (``stages.py``).
 
 A session is the rows of one key whose event times are, one after the other, at most ``gap`` apart (Spark's own
 ``session_window``: two rows exactly ``gap`` apart are of one session). It begins at its first row and ends ``gap``
@@ -86,7 +88,8 @@ class Window(Component):
     session: Session | None = None
     #: columns; derive expressions first
     by: Columns = ()
-    #: each the resulting column; in a stream one of count, count_if, sum, min, max, avg
+    #: each the resulting column. In a stream count, count_if, sum, min, max and avg, alone, merge in PostgreSQL; with
+    #: another one the window is a query of its own, and ``count(distinct)`` is for jobs
     measures: Annotated[dict[Column, Annotated[Aggregation, AfterValidator(_aggregates)]], AfterValidator(_some), Field(
         json_schema_extra={"minProperties": 1})]  # fmt: skip
     #: ``updates`` sends a window on each change, ``final`` once, when the watermark passes its end, as sessions always
@@ -148,6 +151,11 @@ class Window(Component):
         by = [F.col(sql.name(name)) for name in self.by]
         groups = frame.groupBy(window.alias(EVENT_TIME), *by)
         return groups.agg(*measures).select(*made, *by, *(F.col(sql.name(name)) for name in self.measures))
+
+    @property
+    def merges(self) -> bool:
+        """Whether the measures of two parts of a window give those of the whole."""
+        return all(map(sql.merges, self.measures.values()))
 
     def late(self, time: str, start: str, watermark: str) -> str:
         """SQL: a row is late. ``start``: of the newest window that holds ``time``; all in microseconds."""

@@ -195,6 +195,7 @@ GOOD: dict[str, list[Any]] = {
          "sink": {"delta": {"mode": "upsert", "order_by": ["v"]}}},
         {"source": {"kafka": {"topic": "a"}}, "trigger": {"every": "1s"}, "keys": ["a"],
          "sink": {"delta": {"mode": "delete", "table": "a.b"}}},
+        {"source": {"kafka": {"topic": "a"}}, "trigger": "available_now", "schedule": "hourly", "sink": "delta"},
         {"source": {"files": {"path": "data/*.csv", "format": "csv", "contract": "a"}}, "sink": "console",
          "schedule": "daily"},
         {"source": {"delta": {"table": "a.b", "as_of": 5}}, "sink": "console", "schedule": "0 5 * * *"},

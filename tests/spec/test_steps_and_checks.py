@@ -78,7 +78,6 @@ WRONG = [
      "3 SAME_COLUMN"),
     ("what to do with an empty array", "silver", "- dedupe", "  - explode: {column: id, empty: fail}", "3 BAD_VALUE"),
     ("an unknown option of explode", "silver", "- dedupe", "  - explode: {column: id, name: x}", "3 UNKNOWN_KEY"),
-    ("a window over exploded rows", "realtime", "- filter", "  - explode: amount", "6 NOT_YET"),
     ("unique of exploded rows", "silver", "checks", "  - explode: n\nchecks:\n  - unique", "7 MISSING_KEY"),
     # tolerance, where, name, on_fail
     ("a tolerance that is a number", "silver", "- not_null", "  - not_null: [day]\n    tolerance: 0.01", "7 BAD_SHARE"),

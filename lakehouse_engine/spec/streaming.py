@@ -1,0 +1,135 @@
+"""What a stream may say of steps with state: each has a bound, and Spark must be able to chain them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+
+from lakehouse_engine import sql
+from lakehouse_engine.component import Unread
+from lakehouse_engine.errors import Problem
+from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.problems import at, step_of, unsure
+from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Window
+
+#: steps of a stream that keep state
+STATEFUL = ("dedupe", "window", "join")
+
+
+def needs_state(spec: PipelineSpec) -> str:
+    """Why a stream is a query of its own on Spark's state: the first step that asks for it; '' for none."""
+    for index, step in enumerate(spec.transforms):
+        if isinstance(step, Dedupe | Join):
+            return f"{step.key} keeps rows or keys"
+        if isinstance(step, Window):
+            if not step.merges:
+                other = next(name for name, text in step.measures.items() if not sql.merges(text))
+                return f"the measure {other} does not merge"
+            if not isinstance(spec.sink, Postgres):
+                return f"a window into {spec.sink.key} is kept by Spark until it is over"
+            if index < len(spec.transforms) - 1 or spec.checks:
+                return "steps or checks follow the window"
+            if any(before.key == "explode" for before in spec.transforms[:index]):
+                return "a record of exploded rows may be in many windows"
+    return ""
+
+
+def ends_in_windows(spec: PipelineSpec) -> bool:
+    """Whether the rows of the result are windows: no later step with state makes others of them."""
+    states = [step.key for step in spec.transforms if step.key in STATEFUL]
+    return states[-1:] == ["window"]
+
+
+def dedupe_has_a_bound(spec: PipelineSpec) -> Iterator[Problem]:
+    """A key that is kept for ever is a disk that fills."""
+    seen = False
+    for index, step in enumerate(spec.transforms if spec.is_stream else ()):
+        seen = seen or step.key == "watermark"
+        if isinstance(step, Dedupe) and not seen and not unsure(spec):
+            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", "a stream's dedupe knows a key for the"
+                     " watermark's delay and needs one before it, e.g. - watermark: {column: timestamp, delay: 1 hour}")
+
+
+def dedupe_keeps_the_first(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, step in enumerate(spec.transforms if spec.is_stream else ()):
+        if not isinstance(step, Dedupe):
+            continue
+        for key, said in (("keep", step.keep != "first"), ("order_by", bool(step.order_by))):
+            if said:
+                yield at(spec, f"{step_of(spec, index)}.{key}", "JOB_ONLY", "a stream keeps the row that arrives first;"
+                         f" {key} is for jobs")  # fmt: skip
+
+
+def watermarks_stand_before_the_state(spec: PipelineSpec) -> Iterator[Problem]:
+    before: str | None = None
+    for index, step in enumerate(spec.transforms if spec.is_stream else ()):
+        if step.key == "watermark" and before is not None:
+            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", f"the watermark stands after {before}, which"
+                     " needs it: move it up")  # fmt: skip
+        if step.key in STATEFUL:
+            before = before or step.key
+
+
+def chains_are_possible(spec: PipelineSpec) -> Iterator[Problem]:
+    """What Spark refuses, or would answer wrongly, where one step with state follows another.
+
+    A stream's input goes into a join.
+    """
+    if not spec.is_stream:
+        return
+    states = [index for index, step in enumerate(spec.transforms) if step.key in STATEFUL]
+    ends = [*states, len(spec.transforms)] if spec.below and states else states
+    for index, following in pairwise(ends):
+        step, place = spec.transforms[index], step_of(spec, index)
+        after = spec.transforms[following] if following < len(spec.transforms) else None
+        name = after.key if after else "a join"
+        if isinstance(step, Window) and not step.final:
+            yield at(spec, place, "ILLEGAL_CHAIN", f"{name} after a window would see it again on each change: say"
+                     " emit: final in the window")  # fmt: skip
+        if isinstance(step, Join) and step.how == "full":
+            yield at(spec, f"{place}.how", "ILLEGAL_CHAIN", f"{name} after a full join meets rows without event"
+                     " time: join left or right, or end with the join")  # fmt: skip
+        elif isinstance(step, Join) and step.how != "inner" and isinstance(after, Window) and not after.final:
+            yield at(spec, step_of(spec, following), "ILLEGAL_CHAIN", f"after a {step.how} join a window is sent once:"
+                     " a row that matches nothing comes late. Say emit: final")  # fmt: skip
+        for between in range(index + 1, following):  # a row that is refused there is in no result, and no record
+            refusing = spec.transforms[between]
+            if isinstance(refusing, Parse | Cast | Check):
+                yield at(spec, step_of(spec, between), "ILLEGAL_CHAIN", f"{refusing.key} between {step.key} and {name}"
+                         " could not keep aside what it refuses: put it before the first of them, or after the"
+                         " last")  # fmt: skip
+
+
+def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
+    if not spec.is_stream or isinstance(spec.sink, Unread):
+        return
+    why = needs_state(spec)
+    if not why:
+        return
+    sink = spec.sink
+    if isinstance(sink, Delta) and sink.mode not in (None, "append"):
+        yield at(spec, "sink.delta.mode", "NOT_YET", f"mode: {sink.mode} of a stream on Spark's state ({why}) comes"
+                 " with a later version: append, and replace rows in a job")  # fmt: skip
+    if isinstance(sink, Postgres) and sink.delete_when is not None:
+        yield at(spec, "sink.postgres.delete_when", "NOT_YET", f"delete_when of a stream on Spark's state ({why}) comes"
+                 " with a later version")  # fmt: skip
+    for index, step in enumerate(spec.transforms):
+        if isinstance(step, Lookup):
+            yield at(spec, step_of(spec, index), "NOT_YET", f"lookup in a stream on Spark's state ({why}) comes with a"
+                     " later version")  # fmt: skip
+
+
+def what_ends_begins_at_a_time(spec: PipelineSpec) -> Iterator[Problem]:
+    if spec.ends and spec.schedule == "upstream" and not spec.reads:
+        yield at(spec, "schedule", "BAD_SCHEDULE", "no job writes what this stream reads: say hourly, daily or a cron"
+                 " line")  # fmt: skip
+
+
+#: of inputs too
+STEPS: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
+    dedupe_has_a_bound,
+    dedupe_keeps_the_first,
+    watermarks_stand_before_the_state,
+    chains_are_possible,
+)

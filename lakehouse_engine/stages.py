@@ -1,0 +1,200 @@
+"""A stream whose state is Spark's, cut where the state is: rows before it, a step that keeps state, rows after it.
+
+``dedupe`` and ``join`` of a stream, windows that cannot be merged in PostgreSQL, and whatever follows a window make a
+query of their own beside the scans. Rows before the first such step (its ``Branch``) and after each one (its
+``Stage``) are symbolic, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lakehouse_engine import sql
+from lakehouse_engine.rows import Rows
+from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.streaming import needs_state
+from lakehouse_engine.steps import row_wise, with_checks
+from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Join, Parse, Transform, Window
+from lakehouse_engine.transforms.taken import taken
+from lakehouse_engine.transforms.watermark import EVENT_TIME as TIME
+
+Stateful = Dedupe | Window | Join
+#: what a record weighs most; a step with state does not carry it unless a later step reads it
+_RAW = ("_key", "_value", "_headers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step with state, and the row-wise steps between it and the next one, or the end."""
+
+    transform: Stateful
+    place: str
+    #: the columns that reach it, the event time aside
+    into: tuple[str, ...]
+    rows: Rows
+    #: join only: theirs by their new name
+    taken: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An input: read, judged row by row (``rows``), then through its own ``stages``. The main one has no name."""
+
+    name: str
+    spec: PipelineSpec
+    rows: Rows
+    stages: tuple[Stage, ...]
+    keeps: frozenset[str]
+
+    @property
+    def source(self) -> Kafka:
+        assert isinstance(self.spec.source, Kafka)
+        return self.spec.source
+
+    @property
+    def end(self) -> Rows:
+        return self.stages[-1].rows if self.stages else self.rows
+
+
+@dataclass(frozen=True)
+class Query:
+    """One streaming query of its own. ``reason``: the step that needs Spark's state, and why."""
+
+    spec: PipelineSpec
+    #: the main one first
+    branches: tuple[Branch, ...]
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def members(self) -> tuple[Query, ...]:
+        """As a scan has them: the query is the only one."""
+        return (self,)
+
+    @property
+    def every(self) -> int:
+        assert self.spec.trigger is not None
+        return self.spec.trigger.every
+
+    @property
+    def ends(self) -> bool:
+        return self.spec.ends
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.branches[0].stages
+
+    @property
+    def rows(self) -> Rows:
+        """What follows the last step with state."""
+        return self.branches[0].end
+
+    @property
+    def table(self) -> str:
+        sink = self.spec.sink
+        return sink.table if isinstance(sink, Postgres) and sink.table else self.name
+
+    @property
+    def window(self) -> Window | None:
+        """The window that the result's rows are of; None when a later step with state makes others of them."""
+        last = self.stages[-1].transform
+        return last if isinstance(last, Window) else None
+
+    @property
+    def mode(self) -> Literal["append", "update"]:
+        """Spark's output mode."""
+        return "append" if self.window is None or self.window.final else "update"
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What the state was made by: sources and steps up to the last one with state, by their places."""
+        found = {}
+        for branch in self.branches:
+            below = branch.spec.below
+            source = branch.source
+            found[f"{below}source"] = f"kafka {source.topic}"
+            last = len(branch.spec.transforms)
+            if not below:
+                last = 1 + max(i for i, t in enumerate(branch.spec.transforms) if isinstance(t, Stateful))
+            for index, step in enumerate(branch.spec.transforms[:last]):
+                text = step.model_dump_json(exclude={"tolerance"})
+                if isinstance(step, Parse):
+                    text += branch.spec.contracts[step.contract].model_dump_json(exclude={"file", "lines"})
+                found[f"{below}transforms[{index}].{step.key}"] = text
+        return found
+
+
+def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str]) -> Query:
+    """``keeper`` names the pipeline that keeps what ``parse`` refuses. Raises ``StepError``."""
+    branches = [_branch(spec, "", spec, keeper)]
+    for stage in branches[0].stages:
+        if isinstance(stage.transform, Join):
+            name = stage.transform.with_
+            branches.append(_branch(spec, name, spec.part(name, stream=True), keeper))
+    main = branches[0]
+    stages = list(main.stages)
+    rows = with_checks(main.end, spec)
+    stages[-1] = replace(stages[-1], rows=rows)
+    return Query(spec, (replace(main, stages=tuple(stages)), *branches[1:]), needs_state(spec))
+
+
+def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec,
+            keeper: Callable[[PipelineSpec], str]) -> Branch:  # fmt: skip
+    first: Rows | None = None
+    current = Rows.identity(kafka_source.COLUMNS)
+    stages: list[Stage] = []
+    keeps = set()
+    for index, transform in enumerate(spec.transforms):
+        step = f"transforms[{index}].{transform.key}"
+        if isinstance(transform, Stateful):
+            if stages:
+                stages[-1] = replace(stages[-1], rows=current)
+            else:
+                first = current
+            carried = _carried(current, spec.transforms[index:])
+            theirs = _theirs(pipeline, transform, keeper) if isinstance(transform, Join) else None
+            current = Rows.identity(_after(transform, carried, theirs, last=_last(spec, index)))
+            stages.append(Stage(transform, step, tuple(carried), current, theirs))
+            continue
+        assert not isinstance(transform, Aggregate | Combining), "the loader refuses these in a stream"
+        current = row_wise(spec, current, transform, step)
+        if not isinstance(transform, Parse) or keeper(spec) == spec.name:
+            keeps.add(f"{spec.below}{step}")
+    if stages:
+        stages[-1] = replace(stages[-1], rows=current)
+    return Branch(name, spec, first or current, tuple(stages), frozenset(keeps))
+
+
+def _last(spec: PipelineSpec, index: int) -> bool:
+    return not any(isinstance(step, Stateful) for step in spec.transforms[index + 1 :]) and not spec.below
+
+
+def _theirs(pipeline: PipelineSpec, join: Join, keeper: Callable[[PipelineSpec], str]) -> dict[str, str]:
+    other = _branch(pipeline, join.with_, pipeline.part(join.with_, stream=True), keeper)
+    return taken(join.take, join.keys, other.end.columns)
+
+
+def _carried(rows: Rows, later: tuple[Transform, ...]) -> dict[str, str]:
+    """The columns that reach a step with state, with their types."""
+    read = {column for step in later for text in step.expressions() for column in sql.columns(text)}
+    names = [name for name in rows.columns if name != TIME and (name not in _RAW or name in read)]
+    return {name: rows.types.get(name, "") for name in names}
+
+
+def _after(transform: Stateful, columns: Mapping[str, str], theirs: Mapping[str, str] | None, *,
+           last: bool) -> dict[str, str]:  # fmt: skip
+    time = {TIME: "timestamp"}
+    if isinstance(transform, Window):
+        known = {name.lower(): kind for name, kind in columns.items()}
+        made = dict.fromkeys(transform.made, "timestamp")
+        by = {name: known.get(name.lower(), "") for name in transform.by}
+        return {**made, **by, **dict.fromkeys(transform.measures, ""), **({} if last else time)}
+    return {**columns, **dict.fromkeys(theirs or {}, ""), **time}

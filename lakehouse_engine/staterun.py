@@ -1,0 +1,293 @@
+"""Runs a query whose state is Spark's: one Structured Streaming query with a checkpoint that is kept.
+
+Each micro-batch ends in one commit of the sink (``endings.py``). A batch that the sink has already comes again after a
+crash between that commit and Spark's own note of it: it is computed, for the state's sake, and not written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lakehouse_engine import progress, rows, sql
+from lakehouse_engine.checkpoints import Checkpoint, Held, Made
+from lakehouse_engine.connections import Connections
+from lakehouse_engine.endings import Batch, Ending, IntoDelta, IntoPostgres, Shown
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.journal import See, seen
+from lakehouse_engine.judged import Counts
+from lakehouse_engine.locks import Lock, acquire
+from lakehouse_engine.plan import EPOCH
+from lakehouse_engine.progress import Position, Record
+from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.stages import Branch, Query
+from lakehouse_engine.stateful import Frames, Parts
+from lakehouse_engine.transforms import Dedupe, Window
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+
+class StateRun:
+    """One start of a query, from its claim to its end. Seen from outside as a ``ScanRun``."""
+
+    def __init__(self, spark: SparkSession, query: Query, connections: Connections, report: Callable[[str], None],
+                 see: See = lambda _: None) -> None:  # fmt: skip
+        self.plan = query
+        self.error: BaseException | None = None
+        self.detached: dict[str, str] = {}
+        self.rows_read = 0
+        self.batches = 0
+        self.query: StreamingQuery | None = None
+        self._spark, self._to, self._report, self._see = spark, connections, report, see
+        self._busy = threading.Lock()
+        self._stopping = False
+        self._locks: list[Lock] = []
+        self._topics = {branch.name: kafka.describe(connections.bootstrap_servers, branch.source.topic)
+                        for branch in query.branches}  # fmt: skip
+        self._ends = Ends(connections.bootstrap_servers, self._topics[""])
+        folder = connections.storage / "_checkpoints" / query.name
+        reset = _reset(query, connections)
+        self._checkpoint = Checkpoint(folder, query.spec.where("transforms"), reset)
+        self._positions: dict[str, Mapping[int, Position]] = {}
+        self._ending = self._ends_in(reset)
+        self._held: Held | None = None
+
+    def _ends_in(self, reset: str) -> Ending:
+        sink = self.plan.spec.sink
+        if isinstance(sink, Postgres):
+            assert self._to.postgres_dsn is not None
+            return IntoPostgres(self.plan, self._to.postgres_dsn, self._to.writer, reset)
+        return IntoDelta(self.plan, self._to.storage, reset) if isinstance(sink, Delta) else Shown(self.plan)
+
+    def start(self, *, available_now: bool, every: int | None = None) -> None:
+        """Checks that sink and checkpoint belong together and starts. Nothing has been written when this raises.
+
+        ``every``: microseconds between two micro-batches, instead of the plan's.
+        """
+        from pyspark import __version__ as version
+
+        try:
+            for name in (self.plan.name, f"query {self.plan.name}"):
+                self._locks.append(acquire(self._spark, self._to.storage, name, self.plan.name))
+            self._held = self._ending.held()
+            topics = {topic.name: topic.id for topic in self._topics.values()}
+            kept = isinstance(self._ending, IntoPostgres | IntoDelta)
+            starts = {name: _starts(topic, self._branch(name)) for name, topic in self._topics.items()}
+            frames = Frames(self.plan, {name: self._read(name, at) for name, at in starts.items()})
+            made = Made(self.plan.name, EPOCH, self.plan.fingerprint, topics, version)
+            made = self._checkpoint.open(made, self._held) if kept else self._checkpoint.scratch(made)
+            self._ending.claim(made.id, frames.kinds)
+            self._claim_positions(starts)
+            self._frames = frames
+            pause = self.plan.every if every is None else every
+            writer = frames.frame.writeStream.queryName(self.plan.name).foreachBatch(self._batch)
+            writer = writer.outputMode(self.plan.mode).option("checkpointLocation", str(self._checkpoint.folder))
+            writer = (writer.trigger(availableNow=True) if available_now else
+                      writer.trigger(processingTime=f"{pause // 1000} milliseconds"))  # fmt: skip
+            self._ends.start()
+            self.query = writer.start()
+        except BaseException:
+            self.release()
+            raise
+
+    def _branch(self, name: str) -> Branch:
+        return next(branch for branch in self.plan.branches if branch.name == name)
+
+    def _read(self, name: str, starts: Mapping[int, int]) -> DataFrame:
+        starting = kafka.starting_offsets(self._topics[name], [starts])  # Spark asks once: then its checkpoint says
+        return kafka.read(self._spark, self._branch(name).source, self._to.bootstrap_servers, starting)
+
+    def _claim_positions(self, starts: Mapping[str, Mapping[int, int]]) -> None:
+        """Those of a topic that two inputs read are the first one's."""
+        seen_topics = set()
+        for name, topic in self._topics.items():
+            if topic.id in seen_topics:
+                continue
+            seen_topics.add(topic.id)
+            self._positions[name] = self._ending.positions(topic.id, topic.name, starts[name])
+            kafka.check_held(topic, {p: q.next_offset for p, q in self._positions[name].items()}, self.plan.name)
+
+    def _batch(self, frame: DataFrame, number: int) -> None:
+        with self._busy:
+            if self._stopping:
+                raise RunError("STOPPED", "this run was asked to stop")
+            frame.persist()
+            try:
+                started_at = progress.now_micros()
+                self._ends.ask()
+                count = self._write(frame, number, started_at)
+                self.rows_read += count
+                self.batches += 1
+                seconds = (progress.now_micros() - started_at) / 1e6
+                self._report(f"{self.plan.name}: batch {self.batches}, {count:,} rows in {seconds:.2f} s")
+            except BaseException as error:
+                self.error = error
+                raise
+            finally:
+                frame.unpersist()
+
+    def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
+        if self._held is not None and number <= self._held.batch:
+            frame.count()  # the state has to be there for the next one
+            return 0
+        parts = self._frames.apart(frame)
+        counts = [judge.count(part) for judge, part in zip(self._frames.records, parts.records, strict=True)]
+        watermark = self._checkpoint.watermark_before(number)
+        late, n_late = self._late(parts, watermark) if watermark is not None else (None, 0)
+        result = self._frames.judged(parts.result)
+        made = self._frames.judge.count(result, placed=False)
+        warnings = self._warnings(counts, made, started_at)
+        record, others = self._records(counts, self._counters(counts, made, n_late), warnings, started_at, watermark)
+        good = result.filter(f"_outcome = '{rows.COUNTED}'")
+        batch = Batch(number, record, others, self._frames.stored, good, made.outcomes.get(rows.COUNTED, 0),
+                      self._refused(parts, result, counts, made), late, self._state())  # fmt: skip
+        more = self._ending.write(batch)
+        for branch, positions in self._after(counts).items():
+            self._positions[branch] = positions
+        run = seen(replace(record, behind=self._ends.behind(record.offsets)), self.plan.every, self.plan.spec.sink.key,
+                   **more)  # fmt: skip
+        self._see(replace(run, rows=batch.rows, state=batch.state))
+        return sum(sum(count.outcomes.values()) for count in counts)
+
+    def _warnings(self, counts: list[Counts], made: Counts, started_at: int) -> dict[str, int]:
+        """By name, of the records and of the result. Raises ``RunError`` CHECK_FAILED."""
+        found: dict[str, int] = {}
+        for judge, count in zip([*self._frames.records, self._frames.judge], [*counts, made], strict=True):
+            for name, failing in judge.warnings(count, started_at).items():
+                found[name] = found.get(name, 0) + failing
+        return found
+
+    def _counters(self, counts: list[Counts], made: Counts, late: int) -> dict[str, int]:
+        """Of source records, by what became of them; a row of the result that is refused counts as quarantined.
+
+        ``counted``: those that the state was given. Where a dedupe alone keeps state they are rows of the result.
+        """
+        found = dict.fromkeys(progress.COUNTERS, 0)
+        for count in counts:
+            for outcome, number in count.outcomes.items():
+                found[outcome] += number
+        found[rows.LATE] += late
+        found[rows.COUNTED] -= late
+        alone = all(isinstance(stage.transform, Dedupe) for stage in self.plan.stages)
+        if alone and not self.plan.branches[0].rows.expanded and not self.plan.rows.expanded:
+            found[rows.DUPLICATE] = found[rows.COUNTED] - made.rows
+            found[rows.COUNTED] = made.outcomes.get(rows.COUNTED, 0)
+            found[rows.FILTERED] += made.outcomes.get(rows.FILTERED, 0)
+        found[rows.QUARANTINED] += made.outcomes.get(rows.QUARANTINED, 0)
+        return found
+
+    def _after(self, counts: list[Counts]) -> dict[str, Mapping[int, Position]]:
+        by_name = dict(zip(self._topics, counts, strict=True))
+        return {name: progress.reached(before, by_name[name].ends) for name, before in self._positions.items()}
+
+    def _records(self, counts: list[Counts], counters: Mapping[str, int], warnings: Mapping[str, int], started_at: int,
+                 watermark: int | None) -> tuple[Record, tuple[Record, ...]]:  # fmt: skip
+        after = self._after(counts)
+        made = []
+        for name, before in self._positions.items():
+            topic = self._topics[name]
+            behind = None if name else self._ends.behind({p: q.next_offset for p, q in after[name].items()})
+            made.append(Record(self.plan.name, EPOCH, self._ending.batch_id + 1, started_at, topic.id, topic.name,
+                               before, after[name], watermark, counters, warnings, behind))  # fmt: skip
+        return made[0], tuple(made[1:])
+
+    def _late(self, parts: Parts, watermark: int) -> tuple[DataFrame | None, int]:
+        """The rows that the first step with state drops, as it judges them: by the watermark of the batch before.
+
+        Also those that are late for some of their windows alone; the number is of those that count nowhere.
+        """
+        found: DataFrame | None = None
+        for branch, records in zip(self.plan.branches, parts.records, strict=True):
+            first = branch.stages[0].transform if branch.stages else None
+            place = f"{branch.spec.below}{branch.stages[0].place}" if branch.stages else self._joins(branch.name)
+            oldest = end = "_time"
+            missed = "cast(null as array<bigint>)"
+            if isinstance(first, Window) and first.session:
+                missed, oldest, end = "array(_time)", *[f"_time + {first.size}L"] * 2
+            elif isinstance(first, Window):
+                newest = f"(_time - pmod(_time, {first.every}L))"
+                back = f"sequence(0L, {first.size // first.every - 1}L)"
+                starts = f"transform({back}, i -> {newest} - i * {first.every}L)"
+                missed = f"array_sort(filter({starts}, s -> s + {first.size}L <= {watermark}L))"
+                oldest, end = f"{newest} + {first.every}L", f"{newest} + {first.size}L"
+            chosen = records.filter(f"_outcome = '{rows.COUNTED}' and {oldest} <= {watermark}L").selectExpr(
+                f"{sql.string(place)} as step", "_at_topic as origin", "_at_partition as partition",
+                "_at_offset as offset", "to_json(_row) as row", "_time as time", f"{missed} as missed",
+                f"{end} <= {watermark}L as lost")  # fmt: skip
+            found = chosen if found is None else found.unionAll(chosen)
+        assert found is not None
+        (some, lost) = found.selectExpr("count(*)", "count_if(lost)").collect()[0]
+        return (found.drop("lost") if some else None), lost
+
+    def _joins(self, name: str) -> str:
+        return next(s.place for s in self.plan.stages if getattr(s.transform, "with_", None) == name)
+
+    def _refused(self, parts: Parts, result: DataFrame, counts: list[Counts], made: Counts) -> DataFrame | None:
+        """What ``parse`` and checks refuse, before the state and after it, where this pipeline keeps it."""
+        aside = f"_outcome = '{rows.QUARANTINED}' and _step is not null"
+        found: list[DataFrame] = []
+        for branch, records, count in zip(self.plan.branches, parts.records, counts, strict=True):
+            if count.refused and branch.keeps:
+                found.append(records.filter(aside).selectExpr(
+                    "_step as step", "_reasons as reasons", "_at_topic as origin", "_at_partition as partition",
+                    "_at_offset as offset", "_key as key", "_value as value",
+                    "cast(null as string) as row"))  # fmt: skip
+        if made.refused:
+            found.append(result.filter(aside).selectExpr(
+                "_step as step", "_reasons as reasons",
+                f"coalesce(_at_topic, {sql.string(self.plan.table)}) as origin", "_at_partition as partition",
+                "_at_offset as offset", "cast(null as binary) as key", "cast(null as binary) as value",
+                "_refused_row as row"))  # fmt: skip
+        whole: DataFrame | None = None
+        for frame in found:
+            whole = frame if whole is None else whole.unionAll(frame)
+        return whole
+
+    def _state(self) -> tuple[int, int] | None:
+        """Rows and bytes of state after the batch before, as Spark tells them."""
+        last: Any = self.query.lastProgress if self.query is not None else None
+        operators = last["stateOperators"] if last is not None else []
+        if not operators:
+            return None
+        return (sum(o["numRowsTotal"] for o in operators), sum(o["memoryUsedBytes"] for o in operators))
+
+    def rest(self) -> None:
+        """Between two batches there is nothing to do."""
+
+    def stop(self) -> None:
+        """Lets the current batch commit and refuses the next."""
+        self._stopping = True
+        with self._busy:
+            pass
+        if self.query is not None:
+            self.query.stop()
+
+    def release(self) -> None:
+        self._ends.close()
+        self._ending.close()
+        for lock in self._locks:
+            lock.close()
+        self._locks.clear()
+
+
+def _starts(topic: kafka.TopicState, branch: Branch) -> dict[int, int]:
+    earliest = branch.source.start == "earliest"
+    return {p: first if earliest else after for p, (first, after) in topic.offsets.items()}
+
+
+def _reset(query: Query, to: Connections) -> str:
+    """What to do to begin anew, in words."""
+    folder = to.storage / "_checkpoints" / query.name
+    if isinstance(query.spec.sink, Postgres):
+        beside = ", ".join(f"{query.table}__{suffix}" for suffix in ("quarantine", "late"))
+        return (f"drop table {query.table}, {beside}; delete the pipeline's rows of lakehouse.queries,"
+                f" lakehouse.positions and lakehouse.batches; and delete {folder}")  # fmt: skip
+    path = delta_sink.table_path(to.storage, query.name)
+    return f"delete {path}, {path}__quarantine, {path}__late and {folder}"
