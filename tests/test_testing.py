@@ -360,6 +360,8 @@ BROKEN = """\
 - name: a failure can be expected
   batches: []
   expect: {fails: UNKNOWN_KEY}
+- name: and then nothing else of what never ran
+  expect: {fails: UNKNOWN_KEY, rows: []}
 """
 
 
@@ -372,7 +374,7 @@ def test_pytest_and_the_command_report_the_same_tests_at_the_same_lines(tmp_path
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "--junitxml=pytest.xml", "pipelines"]
     ran = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120,
                          env={**os.environ, "PYTHONPATH": str(PROJECT)})  # fmt: skip
-    assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "2 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
     assert f"{file}:1: " in ran.stdout
     assert "x.yaml:2: UNKNOWN_KEY: snik is unknown; did you mean sink?" in ran.stdout
     assert "Traceback" not in ran.stdout
@@ -380,7 +382,7 @@ def test_pytest_and_the_command_report_the_same_tests_at_the_same_lines(tmp_path
     done = CliRunner().invoke(main, ["test", str(file.parent), "--junit", str(tmp_path / "ours.xml"), "--json"])
     assert done.exit_code == 1
     told = json.loads(done.stdout)
-    assert [(one["line"], one["passed"]) for one in told] == [(1, False), (4, True)]
+    assert [(one["line"], one["passed"]) for one in told] == [(1, False), (4, True), (8, False)]
     chosen = CliRunner().invoke(main, ["test", str(file.parent), "-k", "CAN be"])
     assert (chosen.exit_code, chosen.stdout.splitlines()[-1][:18]) == (0, "1 passed, 0 failed")
     ours, theirs = (ElementTree.parse(tmp_path / name).getroot() for name in ("ours.xml", "pytest.xml"))

@@ -36,7 +36,7 @@ def file_schema() -> dict[str, Any]:
         "late": {**count, "description": "Late rows, or how many."},
         "quarantined": {**count, "description": "Quarantined rows; a number is the pipeline's own counter."},
         "fails": {"type": ["string", "null"], "pattern": "^([A-Z_]+|-)$",
-                  "description": "The code of the error it ends with."},
+                  "description": "The code of the error it ends with; what else is expected is what is there then."},
     }  # fmt: skip
     given = {"type": "object", "additionalProperties": rows}
     case = {

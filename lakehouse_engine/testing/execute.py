@@ -28,6 +28,7 @@ from lakehouse_engine.testing.values import Difference, Found, difference, momen
 
 #: the clock of a test whose rows tell no time and that has no ``now``
 _CLOCK = datetime(2026, 1, 1, tzinfo=timezone.utc)
+_FAILS = ".expect.fails"
 
 
 class Failed(Exception):
@@ -70,19 +71,24 @@ def findings(bench: Bench, case: Case) -> list[Finding]:
 
     Raises ``Failed``, and ``LakehouseError`` for what went wrong without being expected.
     """
-    expected = case.expect.fails
     found: list[Finding] = []
     try:
         found += _run(bench, case)
     except LakehouseError as error:
-        codes = sorted({p.code for p in error.problems} if isinstance(error, SpecError) else {error.code})
-        if expected is None:
+        if case.expect.fails is None:
             raise
-        wrong = "" if expected in codes else f"it fails, but not with {expected}: {error}"
-        return [*found, Finding(".expect.fails", wrong, expected, expected if expected in codes else codes[0])]
-    if expected is not None:
-        raise Failed(".expect.fails", f"it does not fail with {expected}")
+        if case.expect.looks:
+            raise Failed(_FAILS, f"it fails before it could write anything, so nothing else holds: {error}") from error
+        found.append(_failure(case.expect.fails, error))
+    if case.expect.fails is not None and not any(finding.path == _FAILS for finding in found):
+        raise Failed(_FAILS, f"it does not fail with {case.expect.fails}")
     return found
+
+
+def _failure(expected: str, error: LakehouseError) -> Finding:
+    codes = sorted({p.code for p in error.problems} if isinstance(error, SpecError) else {error.code})
+    wrong = "" if expected in codes else f"it fails, but not with {expected}: {error}"
+    return Finding(_FAILS, wrong, expected, expected if expected in codes else codes[0])
 
 
 def _run(bench: Bench, case: Case) -> Iterator[Finding]:
@@ -106,18 +112,19 @@ class _Walk:
         self._feeds, self._spec = _fed(place)
         self.running: Running = running(place, self._spec)
         self._clock = _CLOCK
+        self._taken = 0
 
     def through(self, target: Target) -> Iterator[Finding]:
-        case, expect = self._case, self._case.expect
-        self._tables(target)
-        self._give(case.inputs, lambda name: f".inputs.{name}", whole=True)
-        self._empty()
-        for number, batch in enumerate(case.batches):
-            self._give({SOURCE: (), **batch}, partial(case.batch_path, number))
-            self.running.step(self._clock)
-            if number + 1 in expect.after:
-                yield self._rows(f".expect.after.{number + 1}", f"after batch {number + 1}",
-                                 expect.after[number + 1], target.rows())  # fmt: skip
+        expect = self._case.expect
+        try:
+            yield from self._batches(target)
+        except LakehouseError as error:
+            if expect.fails is None:
+                raise
+            for number in expect.after:
+                if number > self._taken:
+                    raise Failed(f".expect.after.{number}", f"it fails in batch {self._taken + 1}: {error}") from error
+            yield _failure(expect.fails, error)  # what is there then is looked at all the same
         if expect.rows is not None:
             yield self._rows(".expect.rows", "at the end", expect.rows, target.rows())
         for name, wanted in expect.others.items():
@@ -131,6 +138,19 @@ class _Walk:
             different = counted.differs(self._place, self._spec, target)
             if different is not None:
                 raise Failed("", different)
+
+    def _batches(self, target: Target) -> Iterator[Finding]:
+        case, after = self._case, self._case.expect.after
+        self._tables(target)
+        self._give(case.inputs, lambda name: f".inputs.{name}", whole=True)
+        self._empty()
+        for number, batch in enumerate(case.batches):
+            self._give({SOURCE: (), **batch}, partial(case.batch_path, number))
+            self.running.step(self._clock)
+            self._taken = number + 1
+            if number + 1 in after:
+                yield self._rows(f".expect.after.{number + 1}", f"after batch {number + 1}", after[number + 1],
+                                 target.rows())  # fmt: skip
 
     def _tables(self, target: Target) -> None:
         """What the pipeline's own tables hold before."""
