@@ -148,7 +148,8 @@ def _at(branch: Branch, place: str) -> Iterator[None]:
 
 
 def _interval(micros: int) -> str:
-    return f"make_dt_interval(0, 0, 0, {micros / 1e6:.6f})"
+    """A literal: of anything else Spark does not see how long rows wait."""
+    return f"interval {micros} microseconds"
 
 
 def _windows(frame: DataFrame, window: Window, *, last: bool) -> DataFrame:

@@ -241,8 +241,7 @@ class Reader:
                 self._bad_schedule(schedule)
         elif trigger is not None and schedule is not None:
             self._problem("schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two")
-            made = self._model(Trigger, trigger, "trigger")
-            guess["trigger"] = (made or guess["trigger"]) if stream else None
+            self._model(Trigger, trigger, "trigger")
         elif trigger is not None:
             guess["trigger"] = self._model(Trigger, trigger, "trigger") or guess["trigger"]
         elif schedule is None and slips & {"trigger", "schedule"}:

@@ -200,6 +200,18 @@ def test_a_wrong_stream_is_no_task(project: Path) -> None:
     assert not any(task.error for task in tasks(project).values())
 
 
+def test_a_stream_that_ends_is_a_task_before_the_jobs_that_read_its_table(project: Path) -> None:
+    text = (project / "pipelines" / "bronze" / "user_events.yaml").read_text()
+    endless = "trigger: {every: 10 seconds}"
+    assert endless in text
+    write(project, "bronze/user_events.yaml", text.replace(endless, "trigger: available_now\nschedule: daily"))
+    silver = (project / "pipelines" / "silver" / "user_events.yaml").read_text()
+    write(project, "silver/user_events.yaml", silver.replace("schedule: daily", "schedule: upstream"))
+    found = tasks(project)
+    assert found["bronze.user_events"].command == "exec lakehouse run pipelines/bronze/user_events.yaml"
+    assert found["bronze_to_silver"].upstream == ("bronze.user_events",)
+
+
 def test_wrong_defaults_fail_every_job_they_are_for(project: Path) -> None:
     write(project, "gold/defaults.yaml", "schedule: upstraem\n")
     found = tasks(project)
