@@ -134,7 +134,7 @@ class _Walk:
                 yield self._rows(f".expect.{kind}", f"{kind} rows", asked, target.aside(kind))
             elif asked is not None:
                 yield Finding(f".expect.{kind}", f"rows are {kind}", asked, target.counted(kind))
-        if expect.fails is None and counted.asked(case, self._spec):
+        if expect.fails is None and counted.asked(self._case, self._spec):
             different = counted.differs(self._place, self._spec, target)
             if different is not None:
                 raise Failed("", different)
