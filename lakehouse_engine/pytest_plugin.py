@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from lakehouse_engine.testing import Case, Stack
     from lakehouse_engine.testing.bench import Bench, Report
+    from lakehouse_engine.testing.suite import Case, Stack
 
 SUFFIX = ".test.yaml"
 
@@ -55,7 +55,7 @@ class Item(pytest.Function):
 
 def _test_of(case: Case) -> Any:
     def test(lakehouse_bench: Bench) -> None:
-        from lakehouse_engine.testing import result
+        from lakehouse_engine.testing.suite import result
 
         found = result(lakehouse_bench, case, print)
         if not found.passed:

@@ -112,7 +112,7 @@ def item(known: Mapping[str, type[Component]], common: Iterable[str] = ()) -> Sc
         schema = component(kind)
         if common:
             own = model(kind)["properties"]
-            refused = {"not": {}}  # not false: of that Python's validator does not say which key it is
+            refused: dict[str, Any] = {"not": {}}  # not false: of that Python's validator does not say which key it is
             beside[key] = {"properties": {n: own.get(n, refused) for n in sorted(_common(known) & set(common))}}
             for name in common:
                 schema.get("properties", {}).pop(name, None)

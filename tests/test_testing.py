@@ -15,10 +15,9 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from lakehouse_engine import testing
 from lakehouse_engine.cli import main
 from lakehouse_engine.errors import RunError, SpecError
-from lakehouse_engine.testing import reader, update
+from lakehouse_engine.testing import reader, suite, update
 from lakehouse_engine.testing.bench import Bench
 from lakehouse_engine.testing.execute import Finding
 from lakehouse_engine.testing.rendering import rendered
@@ -128,7 +127,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, lakehouse_bench: Bench) ->
     clock.write_text(CLOCK_TEST)
     clock.with_name("clock.yaml").write_text(CLOCK)
     cases = reader.find([sliding, wrong, clock])
-    return {case.name: testing.result(lakehouse_bench, case, print) for case in cases}
+    return {case.name: suite.result(lakehouse_bench, case, print) for case in cases}
 
 
 def test_every_reference_pipeline_has_tests() -> None:

@@ -81,8 +81,8 @@ def test(specs: tuple[Path, ...], words: tuple[str, ...], update: bool, junit: P
     """Run the YAML tests beside pipelines, on real Spark, Kafka and PostgreSQL."""
     from lakehouse_engine.local import stack
     from lakehouse_engine.testing import junit as xml
-    from lakehouse_engine.testing import run as run_tests
-    from lakehouse_engine.testing import updated
+    from lakehouse_engine.testing.suite import run as run_tests
+    from lakehouse_engine.testing.suite import updated
 
     began = time.monotonic()
     results = run_tests(list(specs or [Path("pipelines")]), jars=engine_jars, stack=stack, report=report,
