@@ -117,7 +117,7 @@ def copied(folder: Path, content: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, lakehouse_bench: Bench) -> dict[str, testing.Result]:
+def results(tmp_path_factory: pytest.TempPathFactory, lakehouse_bench: Bench) -> dict[str, suite.Result]:
     """The tests above; pytest itself collects those of the project's own pipelines, of the examples and of cases/."""
     wrong = copied(tmp_path_factory.mktemp("wrong"), WRONG)
     sliding = wrong.with_name("sliding.test.yaml")
@@ -137,12 +137,12 @@ def test_every_reference_pipeline_has_tests() -> None:
 
 
 def test_sliding_windows_and_averages_merge_over_batches_and_lose_late_rows_window_by_window(
-    results: dict[str, testing.Result],
+    results: dict[str, suite.Result],
 ) -> None:
     assert results["sliding windows and averages"].passed, str(results["sliding windows and averages"])
 
 
-def test_rows_that_differ_are_shown_as_the_test_would_write_them(results: dict[str, testing.Result]) -> None:
+def test_rows_that_differ_are_shown_as_the_test_would_write_them(results: dict[str, suite.Result]) -> None:
     result = results["wrong rows"]
     assert not result.passed
     assert str(result).splitlines()[0].startswith(f"FAILED {result.file}:7: wrong rows (")
@@ -155,20 +155,20 @@ def test_rows_that_differ_are_shown_as_the_test_would_write_them(results: dict[s
     ]
 
 
-def test_windows_that_one_backfill_counts_otherwise_are_shown(results: dict[str, testing.Result]) -> None:
+def test_windows_that_one_backfill_counts_otherwise_are_shown(results: dict[str, suite.Result]) -> None:
     message = results["a clock"].message.splitlines()
     assert message[0] == "counted anew as one backfill, closed windows are others: 2 rows differ"
     assert [line.split()[1] for line in message if line.startswith("expected")] == [
         "2026-01-01T09:59:00Z", "2026-01-01T10:00:00Z"]  # fmt: skip
 
 
-def test_a_column_that_is_not_there_is_named_at_its_line(results: dict[str, testing.Result]) -> None:
+def test_a_column_that_is_not_there_is_named_at_its_line(results: dict[str, suite.Result]) -> None:
     result = results["wrong column"]
     assert (result.passed, result.line) == (False, 15)
     assert result.message == "there is no column event_cuont; did you mean event_count?"
 
 
-def test_a_failure_that_does_not_come_fails_the_test(results: dict[str, testing.Result]) -> None:
+def test_a_failure_that_does_not_come_fails_the_test(results: dict[str, suite.Result]) -> None:
     result = results["wrong code"]
     assert (result.passed, result.line) == (False, 18)
     assert result.message == "it does not fail with CHECK_FAILED"
@@ -344,10 +344,10 @@ def test_an_update_that_would_not_be_read_back_leaves_the_file(tmp_path: Path) -
     assert (tmp_path / "silver" / "x.test.yaml").read_text() == shared
 
 
-def test_a_failed_test_is_put_right_in_its_file(results: dict[str, testing.Result]) -> None:
+def test_a_failed_test_is_put_right_in_its_file(results: dict[str, suite.Result]) -> None:
     failed = results["wrong rows"]
     text = Path(failed.file).read_text()
-    (now,), files = testing.updated([failed])
+    (now,), files = suite.updated([failed])
     assert (now.passed, files) == (True, {Path(failed.file): 1})
     assert Path(failed.file).read_text() == text.replace("event_count: 2}", "event_count: 1}")
 
