@@ -125,9 +125,10 @@ class Query:
             if not below:
                 last = 1 + max(i for i, t in enumerate(branch.spec.transforms) if isinstance(t, Stateful))
             for index, step in enumerate(branch.spec.transforms[:last]):
-                text = step.model_dump_json(exclude={"tolerance"})
+                text = step.model_dump_json(exclude={"tolerance"}, exclude_defaults=True)
                 if isinstance(step, Parse):
-                    text += branch.spec.contracts[step.contract].model_dump_json(exclude={"file", "lines"})
+                    contract = branch.spec.contracts[step.contract]
+                    text += contract.model_dump_json(exclude={"file"}, exclude_defaults=True)
                 found[f"{below}transforms[{index}].{step.key}"] = text
         return found
 

@@ -55,7 +55,7 @@ class Supervised:
                 self._again_at = None
                 try:
                     self.start()
-                except RunError as refused:
+                except LakehouseError as refused:
                     self._failed(refused)
             return
         run = self._run

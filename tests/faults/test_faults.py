@@ -156,3 +156,45 @@ def test_kill_9_adds_each_row_and_sends_each_window_that_is_over_once(lake: Plat
     assert lake.query("select pipeline from lakehouse.batches group by 1 having sum(quarantined + filtered + late"
                       " + counted) <> (select sum(next_offset) from lakehouse.positions p"
                       " where p.pipeline = batches.pipeline)") == []  # fmt: skip
+
+
+ONCE = """
+source: {kafka: {topic: user-events, history: bronze.user_events}}
+transforms:
+  - parse: user_event
+  - watermark: {column: timestamp, delay: 2 days}
+  - dedupe: [event_id]
+  - select: [event_id, "_partition as place", "_offset as nr"]
+sink: postgres
+trigger: {every: 0 s}
+"""
+
+
+def test_kill_9_on_sparks_state_adds_each_row_once_and_counts_each_record(lake: Platform) -> None:
+    """Wherever it falls: before the sink's commit, between that and Spark's own note of the batch, or after both."""
+    text = ONCE.replace("topic: user-events", f"topic: {lake.topic}")
+    (lake.folder / "pipelines" / "realtime" / "once.yaml").write_text(text)
+    once = "pipelines/realtime/once.yaml"
+
+    def batches() -> int:
+        there = lake.query("select to_regclass('lakehouse.queries') is not null") == [(True,)]
+        return int(lake.query("select coalesce(max(batch), -1) from lakehouse.queries")[0][0]) if there else -1
+
+    stop = threading.Event()
+    producing = produce_in_background(lake, stop)
+    try:
+        for number in range(KILLS):
+            before = batches()
+            process = lake.start("run", once)
+            lake.until(lambda b=before, n=number: batches() > b + n % 3, f"run {number} commits")  # type: ignore[misc]
+            lake.kill(process)
+    finally:
+        stop.set()
+        producing.join(60)
+    ran(lake.lakehouse("run", once, "--available-now"))
+    (rows, ids, records), *_ = lake.query(
+        "select count(*), count(distinct event_id), count(distinct (place, nr)) from realtime.once")  # fmt: skip
+    assert rows == ids == records > 0
+    read = "sum(counted), sum(quarantined + filtered + duplicate + late + counted) from lakehouse.batches"
+    topic = lake.query("select sum(next_offset) from lakehouse.positions")[0][0]
+    assert lake.query(f"select {read}") == [(rows, topic)]
