@@ -10,7 +10,7 @@ from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.spec.problems import at, step_of, unsure
+from lakehouse_engine.spec.problems import at, some_unread, step_of, unsure
 from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Window
 
 #: steps of a stream that keep state
@@ -114,6 +114,10 @@ def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
     if isinstance(sink, Postgres) and sink.delete_when is not None:
         yield at(spec, "sink.postgres.delete_when", "NOT_YET", f"delete_when of a stream on Spark's state ({why}) comes"
                  " with a later version")  # fmt: skip
+    upserts = isinstance(sink, Postgres) and sink.mode in (None, "upsert") and ends_in_windows(spec)
+    if upserts and not spec.key_columns and not some_unread(spec):
+        yield at(spec, "sink", "MISSING_KEY", "the steps after the window drop what tells its rows apart: say it in"
+                 " keys, or add each window once (emit: final and mode: append)")  # fmt: skip
     for index, step in enumerate(spec.transforms):
         if isinstance(step, Lookup):
             yield at(spec, step_of(spec, index), "NOT_YET", f"lookup in a stream on Spark's state ({why}) comes with a"
