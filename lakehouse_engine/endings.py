@@ -32,6 +32,7 @@ from lakehouse_engine.stages import Query
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+_SKIPS = "spark.databricks.delta.skipRecordingEmptyCommits"
 _LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
 
 
@@ -259,8 +260,13 @@ class IntoDelta:
                 "cast(null as timestamp) as applied_at"))  # fmt: skip
         sink = self._query.spec.sink
         assert isinstance(sink, Delta)
-        delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
-                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+        # the session is this query's own: a batch without a row has a commit all the same, which says how far it came
+        batch.good.sparkSession.conf.set(_SKIPS, "false")
+        try:
+            delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
+                              partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+        finally:
+            batch.good.sparkSession.conf.unset(_SKIPS)
         self.batch_id = batch.record.batch_id
         for keeper in self._keepers:
             keeper.after(batch.good.sparkSession)

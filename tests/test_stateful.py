@@ -68,10 +68,10 @@ class Once:
             producer.produce(self._topic, good if one.isalnum() else one, partition=0)
         assert producer.flush(20) == 0
 
-    def made(self, storage: Path | None = None, writer: str = "test") -> StateRun:
+    def made(self, storage: Path | None = None, writer: str = "test", spark: SparkSession | None = None) -> StateRun:
         plan = compile_plan(load([self._files / "live"]))
         to = Connections(self._stack.bootstrap_servers, self._dsn, storage or self.storage, writer)
-        return StateRun(self._spark, plan.queries[0], to, lambda _: None)
+        return StateRun(spark or self._spark, plan.queries[0], to, lambda _: None)
 
     def run(self, **where: Any) -> None:
         """Takes what is there."""
@@ -121,8 +121,10 @@ def test_a_batch_that_the_sink_has_already_comes_again_and_changes_nothing(
     assert once.rows() == ["a", "b", "c", "d", "worse"]
     assert once.rows("__quarantine", "value") == ["not json", "{}"]
     if sink == "postgres":
-        counted = "sum(counted), sum(duplicate), sum(quarantined), sum(late), sum(filtered)"
-        assert once.ask(f"select {counted} from lakehouse.batches") == [(5, 2, 2, 0, 0)]
+        each = "ranges->'0'->>'from', ranges->'0'->>'to', counted, duplicate, quarantined, late, filtered"
+        batches = once.ask(f"select {each} from lakehouse.batches order by batch_id")
+        assert [row for row in batches if row[0] != row[1]] == [
+            ("0", "4", 2, 1, 1, 0, 0), ("4", "5", 1, 0, 0, 0, 0), ("5", "9", 2, 1, 1, 0, 0)]  # fmt: skip
         assert once.ask("select next_offset from lakehouse.positions") == [(9,)]
 
 
@@ -170,7 +172,7 @@ def test_a_process_that_was_taken_for_dead_is_refused_by_the_ledger(
         zombie.query.processAllAvailable()
         elsewhere = tmp_path / "elsewhere"
         shutil.copytree(once.storage / "_checkpoints", elsewhere / "_checkpoints")
-        heir = once.made(elsewhere, "heir")
+        heir = once.made(elsewhere, "heir", spark.newSession())
         heir.start(available_now=False)
         try:
             assert heir.query is not None
