@@ -307,7 +307,8 @@ class Merge:
         found: dict[str, tuple[str, str]] = {}
         for name, (function, kind) in self.measures.items():
             if function == "avg":
-                found[f"{name}__sum"] = ("sum", kind)
+                # the average's own type would hold a sum of few rows only
+                found[f"{name}__sum"] = ("sum", "numeric" if kind.startswith("numeric") else kind)
                 found[f"{name}__count"] = ("sum", "bigint")
             else:
                 found[name] = ("sum" if function == "count" else function, kind)
