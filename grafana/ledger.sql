@@ -12,6 +12,9 @@ create table if not exists lakehouse.batches (
   watermark timestamptz, quarantined bigint not null, filtered bigint not null, duplicate bigint not null,
   late bigint not null, counted bigint not null, warnings jsonb not null default '{}', behind bigint,
   primary key (pipeline, epoch, batch_id));
+create table if not exists lakehouse.queries (
+  pipeline text not null, epoch int not null, checkpoint text not null, batch bigint not null, writer text not null,
+  state_rows bigint, state_bytes bigint, primary key (pipeline, epoch));
 create table if not exists lakehouse.served (pipeline text primary key, table_id text, version bigint not null,
   served_at timestamptz not null default clock_timestamp(), rows bigint not null, commit_id text, checksum bigint);
 create table if not exists lakehouse.runs (
@@ -19,6 +22,9 @@ create table if not exists lakehouse.runs (
   started_at timestamptz not null, ended_at timestamptz not null default clock_timestamp(), outcome text not null,
   code text, message text, version bigint, rows bigint, behind bigint, quarantined bigint, filtered bigint,
   duplicate bigint, late bigint, counted bigint, files int, bytes bigint);
+create table if not exists lakehouse.backfills (
+  pipeline text primary key, epoch int not null, id text not null, done date not null, finished boolean not null,
+  at timestamptz not null default clock_timestamp());
 do $$ begin
   if to_regclass('lakehouse.batches_by_time') is null then
     create index batches_by_time on lakehouse.batches using brin (committed_at)

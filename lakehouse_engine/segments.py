@@ -84,6 +84,14 @@ def conserved(segments: Sequence[Segment]) -> dict[str, int]:
 
 
 def layered(frame: DataFrame, current: Rows) -> DataFrame:
+    """``frame`` with the layers as columns; what they join are views of its session."""
+    if any(layer.joins for layer in current.layers):
+        view = f"layered_{uuid.uuid4().hex}"
+        frame.createOrReplaceTempView(view)
+        try:
+            return frame.sparkSession.sql(rows.layered(view, current.layers))
+        finally:
+            frame.sparkSession.catalog.dropTempView(view)
     for level in rows.levels(current.layers):
         frame = frame.selectExpr("*", *level)
     return frame

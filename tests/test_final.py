@@ -105,7 +105,7 @@ def test_the_row_with_the_greatest_order_stays_whatever_the_order_of_arrival(cur
     upsert.ensure(cursor, "x.yaml:1")
 
     def arrive(*values: tuple[int | None, str, int | None, int | None]) -> dict[Any, str]:
-        upsert.write(cursor, [[*value, False, 0, offset] for offset, value in enumerate(values)])
+        upsert.write(cursor, [[*value, 0, offset] for offset, value in enumerate(values)])
         cursor.execute("drop table lakehouse_upsert")  # the commit would
         cursor.execute("select id, note from live.orders")
         return dict(cursor.fetchall())
@@ -120,6 +120,6 @@ def test_the_row_with_the_greatest_order_stays_whatever_the_order_of_arrival(cur
 def test_rows_that_are_keys_alone_are_there_once(cursor: Any) -> None:
     upsert = Upsert("live.seen", {"id": "int"}, ["id"], ["id"], updated_at=False)
     upsert.ensure(cursor, "x.yaml:1")
-    assert upsert.write(cursor, [[1, False, 0, 0], [1, False, 0, 1], [2, False, 0, 2]]) == 2
+    assert upsert.write(cursor, [[1, 0, 0], [1, 0, 1], [2, 0, 2]]) == 2
     cursor.execute("select id from live.seen order by 1")
     assert cursor.fetchall() == [(1,), (2,)]

@@ -168,7 +168,7 @@ transforms:
     people(lab, (1, MON, 0, 20), (2, MON, 0, 9))
     lab.run("silver.events")
     assert result(lab, "id", "age", "braces", "oldest") == [(1, 20, "{}", 20), (3, None, "{}", 20)]
-    assert not lab.spark.catalog.listTables()
+    assert not [one.name for one in lab.spark.catalog.listTables() if not one.name.startswith("looked_up_")]
     text = (lab.folder / "pipelines/silver/events.yaml").read_text()
     lab.write("silver/events.yaml", text.replace("i.id, i", "i.idd, i"))
     with pytest.raises(PlanError, match=r"silver/events.yaml:7.*EXPRESSION_TYPE.*idd"):
