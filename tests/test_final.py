@@ -106,7 +106,7 @@ def test_the_row_with_the_greatest_order_stays_whatever_the_order_of_arrival(cur
 
     def arrive(*values: tuple[int | None, str, int | None, int | None]) -> dict[Any, str]:
         upsert.write(cursor, [[*value, 0, offset] for offset, value in enumerate(values)])
-        cursor.execute("drop table lakehouse_upsert")  # the commit would
+        cursor.execute("drop table lakehouse_upsert, lakehouse_newest")  # the commit would
         cursor.execute("select id, note from live.orders")
         return dict(cursor.fetchall())
 
