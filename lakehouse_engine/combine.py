@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import queries, sql
-from lakehouse_engine.errors import PlanError
+from lakehouse_engine.errors import PlanError, said_by_spark
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.transforms import Join, Lookup, Sql, Union
 from lakehouse_engine.transforms.lookup import VALID
@@ -122,7 +122,7 @@ def query(ours: DataFrame, others: Mapping[str, DataFrame], step: Sql, where: st
         made = ours.sparkSession.sql(queries.placed(step.query, names), **frames)  # type: ignore[arg-type]
         columns = made.columns
     except PySparkException as error:
-        raise PlanError("EXPRESSION_TYPE", str(error).split("\n")[0].split(" SQLSTATE")[0], where=where) from None
+        raise PlanError("EXPRESSION_TYPE", said_by_spark(error), where=where) from None
     for name in columns:
         if [one.lower() for one in columns].count(name.lower()) > 1:
             raise PlanError("SAME_COLUMN", f"two columns of the query are called {name}", where=where)

@@ -11,6 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def said_by_spark(error: BaseException) -> str:
+    """What Spark says is wrong, without its plan and its trace."""
+    return str(error).split("\n")[0].split(" SQLSTATE")[0]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something, at most 300 characters of it; the error's type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 class LakehouseError(Exception):
     """One thing that is wrong. ``where`` is ``file:line``, a connection's name, a table or empty."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from lakehouse_engine import ledger, progress, rows, sql
-from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.errors import PlanError, RunError, said_by_spark
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Judge
 from lakehouse_engine.plan import EPOCH, Member
@@ -144,5 +144,4 @@ def typed(spark: SparkSession, inner: str, asked: Sequence[tuple[str, str]], mem
     except PySparkException as error:
         if len(asked) > 1:  # which one is it?
             return [kind for one in asked for kind in typed(spark, inner, [one], member)]
-        reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
-        raise PlanError("EXPRESSION_TYPE", reason, where=member.spec.where(asked[0][1])) from None
+        raise PlanError("EXPRESSION_TYPE", said_by_spark(error), where=member.spec.where(asked[0][1])) from None

@@ -16,7 +16,7 @@ from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.computed import Computed, Reads, projected
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import PlanError, RunError, SpecError
+from lakehouse_engine.errors import PlanError, RunError, SpecError, said_by_spark
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH, Job
@@ -144,7 +144,7 @@ class _Run:
             result = self._rows.result()
             result.schema  # noqa: B018  (analysis happens here, before anything is written)
         except PySparkException as error:
-            raise PlanError("EXPRESSION_TYPE", _reason(error), where=self._spec.where("transforms")) from None
+            raise PlanError("EXPRESSION_TYPE", said_by_spark(error), where=self._spec.where("transforms")) from None
         except steps.StepError as error:  # the columns of a table that no file here writes are known only now
             raise SpecError([error.problem]) from None
         return result
@@ -169,7 +169,7 @@ class _Run:
         try:
             return arrivals.read(self._spark, log, self._decision.added, self._decision.version).drop("updated_at")
         except PySparkException as error:  # deleted since, after a compaction
-            raise MustRecompute(_reason(error)) from error
+            raise MustRecompute(said_by_spark(error)) from error
 
     def _files(self) -> DataFrame:
         source = self._spec.source
@@ -183,7 +183,7 @@ class _Run:
             old = projected(self._stored(since=True), before)
             return arrivals.unseen(self._rows.keep(once), old, dedupe, self._rows.keep)
         except PySparkException as error:  # the source as it was is not there any more
-            raise MustRecompute(_reason(error)) from error
+            raise MustRecompute(said_by_spark(error)) from error
 
     def _changes(self) -> DataFrame:
         """What changed in the source since it was last read; all of it, as inserts, at first."""
@@ -196,8 +196,8 @@ class _Run:
         try:
             return changes.read_changes(self._spark, log, decision.since, decision.version)
         except PySparkException as error:
-            raise RunError("CHANGES_GONE", f"{_reason(error)}; drop {self._job.name} and the tables beside it to begin"
-                           " anew with the table as it is", where=self._spec.where("source")) from None  # fmt: skip
+            raise RunError("CHANGES_GONE", f"{said_by_spark(error)}; drop {self._job.name} and the tables beside it"
+                           " to begin anew with the table as it is", where=self._spec.where("source")) from None  # fmt: skip
 
     def _stored(self, *, since: bool = False) -> DataFrame:
         """What the source holds in the slices that changed, or held before; all of it for a full run."""
@@ -400,7 +400,3 @@ class _Run:
             Scd2(*layout).write(result.drop(*ties), self._record(), self._started)
         else:
             Upsert(*layout).write(result, self._record(), self._started, ties)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).split("\n")[0].split(" SQLSTATE")[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import combine
 from lakehouse_engine.computed import Computed, Reads
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import LakehouseError, PlanError, RunError
+from lakehouse_engine.errors import LakehouseError, PlanError, RunError, said_by_spark
 from lakehouse_engine.incremental import source_version
 from lakehouse_engine.plan import Copy, Member
 from lakehouse_engine.sinks import delta as delta_sink
@@ -124,5 +124,5 @@ class Lookups:
         try:
             return Computed(copy.part, Reads(source, lambda _: source())).rows().selectExpr(*copy.step.view())
         except PySparkException as error:
-            raise PlanError("EXPRESSION_TYPE", str(error).split("\n")[0].split(" SQLSTATE")[0],
+            raise PlanError("EXPRESSION_TYPE", said_by_spark(error),
                             where=copy.part.spec.where("source")) from None  # fmt: skip

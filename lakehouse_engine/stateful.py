@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lakehouse_engine import rows, sql
-from lakehouse_engine.errors import PlanError
+from lakehouse_engine.errors import PlanError, said_by_spark
 from lakehouse_engine.judged import Judge
 from lakehouse_engine.plan import LANDING_COLUMNS, Member
 from lakehouse_engine.rows import QUARANTINED, Rows
@@ -143,8 +143,7 @@ def _at(branch: Branch, place: str) -> Iterator[None]:
     try:
         yield
     except PySparkException as error:
-        reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
-        raise PlanError("EXPRESSION_TYPE", reason, where=branch.spec.where(place)) from None
+        raise PlanError("EXPRESSION_TYPE", said_by_spark(error), where=branch.spec.where(place)) from None
 
 
 def _interval(micros: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lakehouse_engine import journal
 from lakehouse_engine.connections import Connections
-from lakehouse_engine.errors import FencedError, LakehouseError, RunError
+from lakehouse_engine.errors import FencedError, LakehouseError, RunError, first_line
 from lakehouse_engine.plan import Scan
 from lakehouse_engine.progress import now_micros
 from lakehouse_engine.stages import Query
@@ -74,7 +74,7 @@ class Supervised:
         self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        text = str(error) if isinstance(error, LakehouseError) else f"STREAM_FAILED: {_first_line(error)}"
+        text = str(error) if isinstance(error, LakehouseError) else f"STREAM_FAILED: {first_line(error)}"
         self._restarts += 1
         fatal = isinstance(error, FencedError) or (
             isinstance(error, LakehouseError) and not isinstance(error, RunError)
@@ -101,8 +101,3 @@ class Supervised:
             self._run.release()
             self.failures += [f"{name}: {error}" for name, error in self._run.detached.items()]
         self.done = True
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from lakehouse_engine import jobs
 from lakehouse_engine.connections import Connections
-from lakehouse_engine.errors import LakehouseError, RunError
+from lakehouse_engine.errors import LakehouseError, RunError, first_line
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
@@ -107,8 +107,3 @@ KINDS: Sequence[tuple[Callable[[PipelineSpec], bool], Callable[[Place, PipelineS
 
 def running(place: Place, spec: PipelineSpec) -> Running:
     return next(kind for takes, kind in KINDS if takes(spec))(place, spec)
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lakehouse_engine.errors import LakehouseError
+from lakehouse_engine.errors import LakehouseError, first_line
 from lakehouse_engine.testing import reader, update
 from lakehouse_engine.testing.bench import Bench, Report, Stack, opened
 from lakehouse_engine.testing.cases import Case
 from lakehouse_engine.testing.execute import Failed, Finding, findings
-from lakehouse_engine.testing.kinds import first_line
 
 #: tests that run side by side: one mostly waits for the driver, for a commit, for the broker
 AT_ONCE = 2
