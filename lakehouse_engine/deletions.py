@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.sinks import delta
-from lakehouse_engine.sinks.delta_upsert import same
+from lakehouse_engine.sinks.delta_upsert import deleted_path, same
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -115,11 +115,11 @@ def without(result: DataFrame, storage: Path, table: str) -> DataFrame:
 
 def _aside(rows: DataFrame, path: Path) -> None:
     """In the tables beside it: rows kept as JSON compare as text, a null asks for nothing there."""
-    deleted = path.with_name(f"{path.name}__deleted")
+    deleted = deleted_path(path)
     if set(rows.columns) <= (DeltaLog(deleted).columns() or {}).keys():
         _delete(rows, deleted, same(rows.columns), {})
     for suffix, document in _ASIDE.items():
-        side = path.with_name(f"{path.name}__{suffix}")
+        side = delta.beside(path, suffix)
         if DeltaLog(side).version() is not None:
             on = [f"get_json_object({document}, {sql.string(f'$.{name}')}) = cast(s.{sql.name(name)} as string)"
                   for name in rows.columns]  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import unquote
 
 #: what makes two metadata actions describe the same rows; the rest (properties, description) does not touch them
@@ -32,6 +32,14 @@ class Change:
     slices: frozenset[str | None] | None
     reason: str = ""
     added: Mapping[str, int] | None = None
+
+
+class Standing(TypedDict):
+    """A table's newest version, its live files and their bytes; None where that is not known."""
+
+    version: int | None
+    files: int | None
+    bytes: int | None
 
 
 class DeltaLog:
@@ -130,6 +138,12 @@ class DeltaLog:
         found = self._checksum(version)
         files, size = found.get("numFiles"), found.get("tableSizeBytes")
         return None if files is None or size is None else (int(files), int(size))
+
+    def standing(self) -> Standing:
+        """How the table stands now: what is told of a commit."""
+        version = self.version()
+        files, size = (self.size(version) if version is not None else None) or (None, None)
+        return Standing(version=version, files=files, bytes=size)
 
     def columns(self) -> dict[str, str] | None:
         """Column names and Spark types of a table whose metadata can be read ('' for a nested type)."""

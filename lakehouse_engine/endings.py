@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,8 +31,8 @@ from lakehouse_engine.stages import Query
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+
 _SKIPS = "spark.databricks.delta.skipRecordingEmptyCommits"
-_LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class IntoPostgres:
                 if batch.rows:
                     self._rows(cursor, batch)
                 for suffix, columns, rows in (("quarantine", [*QUARANTINED, "row"], _refused(batch)),
-                                              ("late", _LATE, _late(batch))):  # fmt: skip
+                                              ("late", postgres_sink.LATE_COLUMNS, _late(batch))):  # fmt: skip
                     aside = postgres_sink.identifier(postgres_sink.side_table(table, suffix))
                     postgres_sink.copy(cursor, aside, columns, rows)
                 progress.move(cursor, batch.others, self._writer)
@@ -177,7 +176,7 @@ class IntoPostgres:
             place = ["coalesce(_at_partition, 0) as _at_partition", "coalesce(_at_offset, 0L) as _at_offset"]
             self._upsert.write(cursor, postgres_sink.python_rows(batch.good.selectExpr(*names, *place)))
             return
-        now = [from_micros(batch.record.started_at)] * len(self._stamp)
+        now = [batch.record.began_at] * len(self._stamp)
         rows = ([*row, *now] for row in postgres_sink.python_rows(batch.good.select(*names)))
         postgres_sink.copy(cursor, postgres_sink.identifier(self._query.table), [*batch.columns, *self._stamp], rows)
 
@@ -193,7 +192,7 @@ def _one(cursor: Any) -> tuple[Any, ...]:
 def _refused(batch: Batch) -> Iterator[Sequence[Any]]:
     if batch.refused is None:
         return
-    now = from_micros(batch.record.started_at)
+    now = batch.record.began_at
     for step, reasons, origin, partition, offset, key, value, row in batch.refused.toLocalIterator():
         yield (now, batch.record.batch_id, step, list(reasons), origin, partition, offset, key, value, row)
 
@@ -201,7 +200,7 @@ def _refused(batch: Batch) -> Iterator[Sequence[Any]]:
 def _late(batch: Batch) -> Iterator[Sequence[Any]]:
     if batch.late is None:
         return
-    now, watermark = from_micros(batch.record.started_at), from_micros(batch.record.watermark)
+    now, watermark = batch.record.began_at, from_micros(batch.record.watermark)
     for step, origin, partition, offset, row, time, missed in batch.late.toLocalIterator():
         windows = None if missed is None else [from_micros(start) for start in missed]
         yield (now, batch.record.batch_id, step, from_micros(time), watermark, windows, origin, partition, offset, row)
@@ -215,13 +214,11 @@ class IntoDelta:
         self._path = delta_sink.table_path(storage, query.name)
         policy = query.spec.maintain
         aside = policy.model_copy(update={"zorder_by": ()})
-        self._keepers = [Keeper(self._path, policy), *(Keeper(self._beside(s), aside) for s in ("quarantine", "late"))]
+        self._keepers = [Keeper(self._path, policy)]
+        self._keepers += [Keeper(delta_sink.beside(self._path, side), aside) for side in ("quarantine", "late")]
         self._checkpoint = ""
         self._record: Mapping[str, Any] | None = None
         self.batch_id = 0
-
-    def _beside(self, suffix: str) -> Path:
-        return self._path.with_name(f"{self._path.name}__{suffix}")
 
     def held(self) -> Held | None:
         record = self._record = DeltaLog(self._path).record()
@@ -246,7 +243,7 @@ class IntoDelta:
     def write(self, batch: Batch) -> Mapping[str, Any]:
         state = {} if batch.state is None else {"state_rows": batch.state[0], "state_bytes": batch.state[1]}
         text = batch.record.user_metadata(checkpoint=self._checkpoint, query_batch=batch.number, **state)
-        now = f"timestamp'{_moment(batch.record.started_at)}'"
+        now = f"timestamp'{batch.record.began_at.isoformat()}'"
         if batch.refused is not None:
             self._keep("quarantine", batch, text, batch.refused.selectExpr(
                 f"{now} as quarantined_at", f"{batch.record.batch_id}L as batch_id", "step", "reasons", "origin",
@@ -270,14 +267,11 @@ class IntoDelta:
         self.batch_id = batch.record.batch_id
         for keeper in self._keepers:
             keeper.after(batch.good.sparkSession)
-        log = DeltaLog(self._path)
-        version = log.version()
-        files, size = (log.size(version) if version is not None else None) or (None, None)
-        return {"version": version, "files": files, "bytes": size}
+        return DeltaLog(self._path).standing()
 
     def _keep(self, suffix: str, batch: Batch, text: str, frame: DataFrame) -> None:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""
-        path = self._beside(suffix)
+        path = delta_sink.beside(self._path, suffix)
         record = DeltaLog(path).record() or {}
         if record.get("checkpoint") == self._checkpoint and record.get("query_batch") == batch.number:
             return
@@ -285,10 +279,6 @@ class IntoDelta:
 
     def close(self) -> None:
         pass
-
-
-def _moment(micros: int) -> str:
-    return datetime.fromtimestamp(micros / 1e6, timezone.utc).isoformat()
 
 
 class Shown:

@@ -104,7 +104,7 @@ class Inserts:
         return record
 
     def _keep_aside(self, cursor: Any, judged: DataFrame, record: Record) -> None:
-        now = progress.from_micros(record.started_at)
+        now = record.began_at
         chosen = ["_step", "_reasons", "_at_partition", "_at_offset", "_key", "_value"]
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null").select(*chosen)
         aside = postgres_sink.identifier(postgres_sink.side_table(self._member.table, "quarantine"))
@@ -121,8 +121,7 @@ class Inserts:
 
 def stored_types(spark: SparkSession, member: Member) -> dict[str, str]:
     """The Spark types of the columns that are stored. Raises ``PlanError`` EXPRESSION_TYPE."""
-    empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
-    inner = rows.layered(f"(select {empty} where false)", member.rows.layers)
+    inner = rows.layered(kafka.NO_RECORDS, member.rows.layers)
     refusals = [(verdict.refused, verdict.step) for verdict in member.rows.verdicts]
     stored = [(text, "transforms") for text in member.rows.stored.values()]
     place = f"sink.{member.spec.sink.key}.delete_when"

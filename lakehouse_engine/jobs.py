@@ -196,8 +196,9 @@ class _Run:
         try:
             return changes.read_changes(self._spark, log, decision.since, decision.version)
         except PySparkException as error:
-            raise RunError("CHANGES_GONE", f"{said_by_spark(error)}; drop {self._job.name} and the tables beside it"
-                           " to begin anew with the table as it is", where=self._spec.where("source")) from None  # fmt: skip
+            raise RunError("CHANGES_GONE", f"{said_by_spark(error)}; drop {self._job.name} and the tables beside it to"
+                           " begin anew with the table as it is",
+                           where=self._spec.where("source")) from None  # fmt: skip
 
     def _stored(self, *, since: bool = False) -> DataFrame:
         """What the source holds in the slices that changed, or held before; all of it for a full run."""
@@ -380,7 +381,7 @@ class _Run:
             return
         assert isinstance(sink, Postgres)
         assert self._dsn is not None
-        table, where = sink.table or self._job.name, self._spec.where("sink")
+        table, where = self._spec.table, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             postgres_sink.load(cursor, table, result, where)
 

@@ -129,7 +129,7 @@ def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Rep
     A table that is being written is left to its writer, which is said. Raises ``RunError`` of Spark's commands.
     """
     assert isinstance(spec.sink, Delta)
-    for name in (spec.name, f"{spec.name}__quarantine", f"{spec.name}__deleted"):
+    for name in (spec.name, *(f"{spec.name}__{side}" for side in delta_sink.SIDES)):
         path = delta_sink.table_path(storage, name)
         if DeltaLog(path).version() is None:
             continue

@@ -74,8 +74,7 @@ class Member:
 
     @property
     def table(self) -> str:
-        sink = self.spec.sink
-        return sink.table if isinstance(sink, Postgres) and sink.table else self.name
+        return self.spec.table
 
     @property
     def merged(self) -> dict[str, str]:

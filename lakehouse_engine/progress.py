@@ -103,6 +103,10 @@ class Record:
     deletes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def began_at(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.started_at)
+
+    @property
     def offsets(self) -> dict[int, int]:
         """The next offset of each partition after it."""
         return {partition: position.next_offset for partition, position in self.after.items()}
@@ -122,7 +126,7 @@ class Record:
         return json.dumps({
             **more,
             "pipeline": self.pipeline, "epoch": self.epoch, "batch_id": self.batch_id, "kind": "stream",
-            "started_at": from_micros(self.started_at).isoformat(),  # type: ignore[union-attr]
+            "started_at": self.began_at.isoformat(),
             "topic_id": self.topic_id, "topic": self.topic, "positions": self.ranges(),
             "counters": dict(self.counters), "warnings": dict(self.warnings),
             **({"deletes": dict(self.deletes)} if self.deletes else {}),

@@ -211,12 +211,10 @@ class Runner:
 
     def _job_run(self, job: Job, kind: journal.Kind, started_at: int, outcome: jobs.Outcome | None) -> Run:
         """A run that went well; without an ``outcome`` there was nothing to do."""
-        log = DeltaLog(delta_sink.table_path(self.storage, job.name))
-        version = log.version()
-        files, size = (log.size(version) if version is not None else None) or (None, None)
-        return Run(job.name, kind, "nothing" if outcome is None else "committed", started_at, version=version,
+        return Run(job.name, kind, "nothing" if outcome is None else "committed", started_at,
                    rows=outcome.rows if outcome else None, counters=outcome.counters if outcome else {},
-                   files=files, bytes=size, sink=job.spec.sink.key)  # fmt: skip
+                   sink=job.spec.sink.key,
+                   **DeltaLog(delta_sink.table_path(self.storage, job.name)).standing())  # fmt: skip
 
     def _dsn_of(self, job: Job) -> str | None:
         return self.postgres() if isinstance(job.spec.sink, Postgres) else None

@@ -13,7 +13,6 @@ from typing import Literal
 
 from lakehouse_engine import sql
 from lakehouse_engine.rows import Rows
-from lakehouse_engine.sinks import Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -99,8 +98,7 @@ class Query:
 
     @property
     def table(self) -> str:
-        sink = self.spec.sink
-        return sink.table if isinstance(sink, Postgres) and sink.table else self.name
+        return self.spec.table
 
     @property
     def window(self) -> Window | None:

@@ -79,7 +79,7 @@ class StateRun:
             self._held = self._ending.held()
             topics = {topic.name: topic.id for topic in self._topics.values()}
             kept = isinstance(self._ending, IntoPostgres | IntoDelta)
-            starts = {name: _starts(topic, self._branch(name)) for name, topic in self._topics.items()}
+            starts = {name: kafka.starts(topic, self._branch(name).source) for name, topic in self._topics.items()}
             frames = Frames(self.plan, {name: self._read(name, at) for name, at in starts.items()})
             made = Made(self.plan.name, EPOCH, self.plan.fingerprint, topics, version)
             made = self._checkpoint.open(made, self._held) if kept else self._checkpoint.scratch(made)
@@ -275,11 +275,6 @@ class StateRun:
         for lock in self._locks:
             lock.close()
         self._locks.clear()
-
-
-def _starts(topic: kafka.TopicState, branch: Branch) -> dict[int, int]:
-    earliest = branch.source.start == "earliest"
-    return {p: first if earliest else after for p, (first, after) in topic.offsets.items()}
 
 
 def _reset(query: Query, to: Connections) -> str:

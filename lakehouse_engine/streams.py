@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +103,7 @@ class ScanRun:
                     self._landings.append(landing)
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
                     assert self._to.postgres_dsn is not None
-                    starts = _starts(self._topic, self.scan.source)
+                    starts = kafka.starts(self._topic, self.scan.source)
                     self._landings.append(Inserts(self._spark, member, self._topic, starts, self._to.postgres_dsn,
                                                   self._to.writer, self._ends, self.scan.every))  # fmt: skip
                 elif isinstance(member.spec.sink, Console):
@@ -216,10 +215,6 @@ class ScanRun:
         self._locks.clear()
 
 
-def _starts(topic: kafka.TopicState, source: kafka.Kafka) -> dict[int, int]:
-    return {p: first if source.start == "earliest" else after for p, (first, after) in topic.offsets.items()}
-
-
 class _Windows:
     """The window members of a scan: one query, one transaction."""
 
@@ -237,7 +232,7 @@ class _Windows:
             for member, merge in zip(self._members, self._merges, strict=True):
                 ensure_merge(cursor, merge, member)
                 merge.stage(cursor)
-            starts = _starts(topic, scan.source)
+            starts = kafka.starts(topic, scan.source)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
                             for m in self._members]  # fmt: skip
             for index, merge in enumerate(self._merges):
@@ -325,7 +320,7 @@ class _Windows:
         merge.write(cursor, partials)
         if isinstance(merge, FinalMerge):  # what the next batch's watermark makes late is over
             merge.close(cursor, progress.next_watermark(record.after.values(), _delay(member), record.watermark))
-        now = progress.from_micros(record.started_at)
+        now = record.began_at
         if result.late:
             assert record.watermark is not None
             step = f"transforms[{len(member.spec.transforms) - 1}].window"
@@ -333,7 +328,7 @@ class _Windows:
             late = [(now, record.batch_id, step, progress.from_micros(d["time"]), watermark,
                      [progress.from_micros(w) for w in member.window.missed(d["time"], record.watermark)],
                      self._topic.name, d["p"], d["o"], d["row"]) for d in result.late]  # fmt: skip
-            _insert(cursor, postgres_sink.side_table(member.table, "late"), _LATE, late)
+            _insert(cursor, postgres_sink.side_table(member.table, "late"), postgres_sink.LATE_COLUMNS, late)
         if result.refused:
             refused = [(now, record.batch_id, d["step"], d["reasons"], self._topic.name, d["p"], d["o"],
                         _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
@@ -371,7 +366,6 @@ def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 
-_LATE = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset", "row"]
 
 
 def _insert(cursor: Any, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
@@ -386,8 +380,7 @@ def merge_of(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line."""
     assert member.window is not None
     compiled = member.window_member()
-    empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
-    inner = rows.layered(f"(select {empty} where false)", member.rows.layers)
+    inner = rows.layered(kafka.NO_RECORDS, member.rows.layers)
 
     step = f"transforms[{len(member.spec.transforms) - 1}].window"
     refusals: list[tuple[str, str]] = []  # each: an expression and where it stands
@@ -422,10 +415,10 @@ class _Landing:
         self._member, self._topic, self._ends, self._trigger = member, topic, ends, scan.every
         self.name = member.name
         self._path = delta_sink.table_path(to.storage, member.name)
-        self._aside = self._path.with_name(self._path.name + "__quarantine")
+        self._aside = delta_sink.beside(self._path, "quarantine")
         policy = member.spec.maintain
         self._keepers = [Keeper(self._path, policy), Keeper(self._aside, policy.model_copy(update={"zorder_by": ()}))]
-        starts = {p: Position(offset) for p, offset in _starts(topic, scan.source).items()}
+        starts = {p: Position(offset) for p, offset in kafka.starts(topic, scan.source).items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         _, self._aside_positions = self._held(self._aside, {})
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
@@ -469,10 +462,7 @@ class _Landing:
         ended_at = progress.now_micros()
         for keeper in self._keepers:
             keeper.after(frame.sparkSession)
-        log = DeltaLog(self._path)
-        version = log.version()
-        files, size = (log.size(version) if version is not None else None) or (None, None)
-        see(seen(record, self._trigger, "delta", ended_at=ended_at, version=version, files=files, bytes=size))
+        see(seen(record, self._trigger, "delta", ended_at=ended_at, **DeltaLog(self._path).standing()))
         return sum(record.counters.values())
 
     def _write(self, parsed: DataFrame, started_at: int) -> Record | None:
@@ -498,8 +488,7 @@ class _Landing:
             return
         good = good.select(*map(sql.name, self._judge.columns))
         if self._member.spec.deletes_from:
-            at = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc)
-            good = deletions.keys_and_request(good.distinct(), good.columns, record.batch_id, at)
+            good = deletions.keys_and_request(good.distinct(), good.columns, record.batch_id, record.began_at)
         delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
                           partition_by=sink.partition_by, cluster_by=sink.cluster_by,
                           properties=self._properties)  # fmt: skip
@@ -507,7 +496,7 @@ class _Landing:
     def _merge(self, sink: Delta, good: DataFrame, record: Record) -> None:
         from pyspark.sql import functions as F
 
-        at = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc)
+        at = record.began_at
         columns = [*map(sql.name, self._judge.columns)]
         layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
                   sink.updated_at, self._properties)  # fmt: skip
@@ -523,11 +512,11 @@ class _Landing:
     def _keep_aside(self, parsed: DataFrame, record: Record) -> None:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""
         held = {p: q.next_offset for p, q in self._aside_positions.items()}
-        time = datetime.fromtimestamp(record.started_at / 1e6, timezone.utc).isoformat()
         refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"
                                 f" and {not_before(held, '_at')}")  # fmt: skip
         kept = refused.coalesce(1).selectExpr(
-            f"timestamp'{time}' as quarantined_at", f"{record.batch_id}L as batch_id", "_step as step",
+            f"timestamp'{record.began_at.isoformat()}' as quarantined_at", f"{record.batch_id}L as batch_id",
+            "_step as step",
             "_reasons as reasons", "_at_topic as origin", "_at_partition as partition", "_at_offset as offset",
             "_key as key", "_value as value", "cast(null as string) as row",
             "cast(null as string) as unit")  # fmt: skip

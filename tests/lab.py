@@ -1,4 +1,4 @@
-"""A small lakehouse for tests of jobs: bronze as the test writes it, one silver and one gold pipeline over it."""
+"""What tests of pipelines share: a small lakehouse, bronze as the test writes it, one silver and one gold pipeline."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.plan import Job, compile_plan
 from lakehouse_engine.spec.loader import load
+from lakehouse_engine.staterun import StateRun
+from lakehouse_engine.streams import ScanRun
 
 SILVER = """
 source: bronze.events
@@ -34,6 +36,17 @@ schedule: upstream
 #: id, day, user, n
 Row = tuple[int, str | None, int | None, int]
 KINDS = "id int, day date, user int, n int"
+
+
+def to_its_end(run: ScanRun | StateRun) -> None:
+    """A stream that was made takes what is there, and ends."""
+    run.start(available_now=True)
+    try:
+        assert run.query is not None
+        run.query.awaitTermination()
+    finally:
+        run.stop()
+        run.release()
 
 
 class Lab:

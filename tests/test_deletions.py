@@ -22,7 +22,7 @@ from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.sinks import delta
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.streams import Connections, ScanRun
-from tests.lab import Lab
+from tests.lab import Lab, to_its_end
 
 CONTRACT = """
 type: object
@@ -73,22 +73,14 @@ class Streams:
             producer.produce(self.topics[name], value=json.dumps(row))
         assert producer.flush(10) == 0
 
-    def started(self, name: str, *, available_now: bool) -> ScanRun:
+    def made(self, name: str) -> ScanRun:
         scan = compile_plan(load([self._folder / f"bronze/{name}.yaml"])).scans[0]
         to = Connections(self.stack.bootstrap_servers, None, self.storage, "test")
-        run = ScanRun(self.spark, scan, to, lambda _: None)
-        run.start(available_now=available_now)
-        return run
+        return ScanRun(self.spark, scan, to, lambda _: None)
 
     def run(self, name: str, *rows: dict[str, Any]) -> None:
         self.send(name, *rows)
-        run = self.started(name, available_now=True)
-        try:
-            assert run.query is not None
-            run.query.awaitTermination()
-        finally:
-            run.stop()
-            run.release()
+        to_its_end(self.made(name))
 
     def rows(self, table: str, column: str = "user") -> list[Any]:
         found = self.spark.read.format("delta").load(str(self.storage / "bronze" / table)).select(column).collect()
@@ -116,7 +108,7 @@ def test_a_streams_owner_deletes_between_its_batches_once_and_beside_it_too(
         merge(rows, path, *rest, **more)
 
     with mock.patch.object(delta, "merge", dies_before_the_table), pytest.raises(KeyboardInterrupt):
-        streams.started("clicks", available_now=True)
+        streams.made("clicks").start(available_now=True)
     assert (done, streams.rows("clicks")) == (["clicks__quarantine"], [1, 2, 2, 3])
     streams.run("clicks")
     assert streams.rows("clicks") == [1, 2, 3, 4], "what comes after the request stays"
@@ -126,7 +118,8 @@ def test_a_streams_owner_deletes_between_its_batches_once_and_beside_it_too(
     log = DeltaLog(streams.storage / "bronze" / "clicks")
     assert deletions.done(log)["bronze.forget"]["request"] == 1
 
-    run = streams.started("clicks", available_now=False)  # its topic is silent
+    run = streams.made("clicks")
+    run.start(available_now=False)  # its topic is silent
     try:
         streams.run("forget", {"user": 2})
         deadline = time.monotonic() + 60

@@ -16,6 +16,7 @@ from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.plan import Scan, compile_plan
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.streams import Connections, ScanRun
+from tests.lab import to_its_end
 from tests.platform import Platform
 
 CONTRACT = """
@@ -97,10 +98,7 @@ class Streams:
     def run(self) -> ScanRun:
         run = ScanRun(self.spark, self.scan(), Connections(self.lake.bootstrap_servers, self.lake.dsn, self.storage,
                                                            "test"), lambda _: None)  # fmt: skip
-        run.start(available_now=True)
-        assert run.query is not None
-        run.query.awaitTermination(120)
-        run.release()
+        to_its_end(run)
         return run
 
     def landed(self) -> list[Any]:

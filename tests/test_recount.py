@@ -33,6 +33,7 @@ from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.streams import Connections, ScanRun
+from tests.lab import to_its_end
 from tests.test_sessions import sessions
 
 MIDNIGHT = datetime(2026, 1, 2, tzinfo=timezone.utc)
@@ -100,14 +101,7 @@ class Lab:
 
     def run(self, *names: str) -> None:
         for scan in compile_plan([self.spec(name) for name in names]).scans:
-            run = ScanRun(self.spark, scan, self.to(), lambda _: None)
-            run.start(available_now=True)
-            try:
-                assert run.query is not None
-                run.query.awaitTermination()
-            finally:
-                run.stop()
-                run.release()
+            to_its_end(ScanRun(self.spark, scan, self.to(), lambda _: None))
 
     def recount(self, name: str, first: str | None = None, last: str | None = None,
                 stopped: Callable[[], bool] = lambda: False) -> list[str]:  # fmt: skip

@@ -21,6 +21,7 @@ from lakehouse_engine.local.stack import Services
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.staterun import StateRun
+from tests.lab import to_its_end
 
 CONTRACT = """
 type: object
@@ -75,13 +76,7 @@ class Once:
 
     def run(self, **where: Any) -> None:
         """Takes what is there."""
-        run = self.made(**where)
-        run.start(available_now=True)
-        assert run.query is not None
-        try:
-            run.query.awaitTermination()
-        finally:
-            run.release()
+        to_its_end(self.made(**where))
 
     @property
     def checkpoint(self) -> Path:

@@ -86,6 +86,15 @@ class Delta(Component):
     updated_at: Flag = True
 
 
+#: the tables that may stand beside one: what was refused, what came late, what was deleted
+SIDES = ("quarantine", "late", "deleted")
+
+
+def beside(path: Path, side: str) -> Path:
+    """Where the table ``<name>__<side>`` of the table at ``path`` lies."""
+    return path.with_name(f"{path.name}__{side}")
+
+
 def table_path(storage: Path, table: str) -> Path:
     """``<storage>/<layer>/<name>``."""
     layer, _, name = table.partition(".")

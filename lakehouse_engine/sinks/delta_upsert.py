@@ -107,7 +107,7 @@ class Upsert:
 
 
 def deleted_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}__deleted")
+    return delta.beside(path, "deleted")
 
 
 def remember(deletes: DataFrame, path: Path, record: str, at: datetime, run: str | None = None) -> None:

@@ -56,6 +56,9 @@ TYPES = {"string": "text", "bigint": "bigint", "int": "integer", "smallint": "sm
          "double": "double precision", "float": "real", "boolean": "boolean", "timestamp": "timestamptz",
          "date": "date", "binary": "bytea"}  # fmt: skip
 
+#: the columns of a late table that a batch fills
+LATE_COLUMNS = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset",
+                "row"]  # fmt: skip
 LATE = """create table if not exists {} (arrived_at timestamptz not null, batch_id bigint not null, step text not null,
   event_time timestamptz, watermark timestamptz, missed timestamptz[], origin text not null, partition int not null,
   "offset" bigint not null, row jsonb, applied_at timestamptz)"""

@@ -139,6 +139,15 @@ def read_range(spark: SparkSession, topic: str, bootstrap_servers: str, starts: 
     return frame.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
 
 
+def starts(topic: TopicState, source: Kafka) -> dict[int, int]:
+    """The offset by partition at which a pipeline begins that has not read yet."""
+    return {p: first if source.start == "earliest" else after for p, (first, after) in topic.offsets.items()}
+
+
+#: SQL of a relation with the columns of a record and without a row
+NO_RECORDS = f"(select {', '.join(f'cast(null as {kind}) as {name}' for name, kind in COLUMNS.items())} where false)"
+
+
 def nothing(spark: SparkSession) -> DataFrame:
     """A stream without a record, with the columns of ``COLUMNS``: what a query over it would give can be asked."""
     rate = spark.readStream.format("rate").load().filter("false")

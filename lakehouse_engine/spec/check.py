@@ -103,7 +103,7 @@ def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]
         sink = spec.sink
         tables = [("delta", spec.name)] if isinstance(sink, Delta) else []
         if isinstance(sink, Postgres):
-            tables.append(("postgres", sink.table or spec.name))
+            tables.append(("postgres", spec.table))
         if spec.serve:
             tables.append(("postgres", spec.name))
         for table in tables:

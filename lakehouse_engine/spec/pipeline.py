@@ -278,11 +278,14 @@ class PipelineSpec(Head):
         return tuple(self.tables)
 
     @property
+    def table(self) -> str:
+        """Where its own rows are: a table of PostgreSQL may have a name of its own."""
+        return (isinstance(self.sink, Postgres) and self.sink.table) or self.name
+
+    @property
     def postgres_table(self) -> str | None:
         """Where readers find the result in PostgreSQL, if they do."""
-        if isinstance(self.sink, Postgres):
-            return self.sink.table or self.name
-        return self.name if self.serve else None
+        return self.table if isinstance(self.sink, Postgres) or self.serve else None
 
     @property
     def time_column(self) -> str | None:

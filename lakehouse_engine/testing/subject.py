@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.sinks import Postgres, Sink
+from lakehouse_engine.sinks import Sink
 from lakehouse_engine.sources import Delta, Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
@@ -31,11 +31,7 @@ def sources(spec: PipelineSpec) -> dict[str, Source]:
 
 def sinks(spec: PipelineSpec) -> dict[str, Sink]:
     """What the pipeline writes, by table or topic: its own first."""
-    return {table_of(spec, spec.sink): spec.sink}
-
-
-def table_of(spec: PipelineSpec, sink: Sink) -> str:
-    return sink.table if isinstance(sink, Postgres) and sink.table else spec.name
+    return {spec.table: spec.sink}
 
 
 def problems(cases: Sequence[Case]) -> Iterator[Problem]:

@@ -13,7 +13,6 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.testing import subject
 from lakehouse_engine.testing.bench import Bench
 
 Found = Mapping[str, Any]
@@ -25,7 +24,7 @@ _JSON = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.
 class Target:
     def __init__(self, bench: Bench, spec: PipelineSpec, storage: Path, dsn: str | None) -> None:
         self._bench, self._spec, self._storage, self._dsn = bench, spec, storage, dsn
-        self._table = subject.table_of(spec, spec.sink)
+        self._table = spec.table
 
     def rows(self) -> list[Found]:
         """The table; empty while there is none."""

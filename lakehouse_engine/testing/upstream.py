@@ -115,9 +115,8 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
         columns = {**member.rows.stored, **landed}
         if isinstance(spec.sink, Delta) and spec.sink.valid_from:
             columns |= dict.fromkeys(("valid_from", "valid_to"), member.rows.resolve(spec.sink.valid_from))
-        empty = ", ".join(f"cast(null as {kind}) as {name}" for name, kind in kafka.COLUMNS.items())
         chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
-        return bench.spark.sql(f"select {chosen} from ({layered(f'(select {empty})', member.rows.layers)})").schema
+        return bench.spark.sql(f"select {chosen} from ({layered(kafka.NO_RECORDS, member.rows.layers)})").schema
     finally:
         lookups.close()
 
