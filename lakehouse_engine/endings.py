@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-_SKIPS = "spark.databricks.delta.skipRecordingEmptyCommits"
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -257,13 +255,8 @@ class IntoDelta:
                 "cast(null as timestamp) as applied_at"))  # fmt: skip
         sink = self._query.spec.sink
         assert isinstance(sink, Delta)
-        # the session is this query's own: a batch without a row has a commit all the same, which says how far it came
-        batch.good.sparkSession.conf.set(_SKIPS, "false")
-        try:
-            delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
-                              partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
-        finally:
-            batch.good.sparkSession.conf.unset(_SKIPS)
+        delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
+                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
         self.batch_id = batch.record.batch_id
         for keeper in self._keepers:
             keeper.after(batch.good.sparkSession)

@@ -26,6 +26,8 @@ _FIXED = {
     "spark.sql.streaming.stateStore.providerClass": _STATE,
     "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
     "spark.sql.variant.allowDuplicateKeys": "true",  # the last counts, as with from_json and with jsonschema
+    # a commit says how far its source was read, also where it adds no row
+    "spark.databricks.delta.skipRecordingEmptyCommits": "false",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # other readers take INT96 for another thing
 }
 #: fitted to one machine; an environment's `spark:` goes over them

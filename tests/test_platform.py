@@ -10,8 +10,15 @@ import threading
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from pyspark.sql import SparkSession
+
 from demo.reconcile import Check, reconcile
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.spec.loader import load
+from lakehouse_engine.streams import ScanRun
+from tests.lab import to_its_end
 from tests.platform import PROJECT, Platform, user_event
 
 
@@ -142,3 +149,19 @@ def produce_in_background(lake: Platform, stop: threading.Event, rate: float = 1
         10_000_000, rate=rate, seed=9, duplicates=0.05, late=0.05, malformed=0.05, stopped=stop.is_set))  # fmt: skip
     thread.start()
     return thread
+
+
+def test_a_batch_of_refused_records_alone_moves_the_landings_position(spark: SparkSession, lake: Platform) -> None:
+    def land() -> dict[str, Any]:
+        plan = compile_plan(load([lake.folder / "pipelines" / "bronze"]))
+        to = Connections(lake.bootstrap_servers, None, lake.storage, "test")
+        to_its_end(ScanRun(spark, plan.scans[0], to, lambda _: None))
+        return DeltaLog(lake.storage / "bronze" / "user_events").record() or {}
+
+    lake.send(user_event(1, datetime.now(timezone.utc)))
+    before = land()
+    lake.send("not json", "{}")
+    record = land()
+    assert record["positions"]["0"] == {**before["positions"]["0"], "from": 1, "to": 3}
+    assert record["counters"]["quarantined"] == 2
+    assert off(lake, "bronze") == []

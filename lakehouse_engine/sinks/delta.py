@@ -186,9 +186,7 @@ def merge(rows: DataFrame, path: Path, record: str, on: str, clauses: str, run: 
     No other thread writes with the rows' session meanwhile.
     """
     spark, view = rows.sparkSession, f"merge_{uuid.uuid4().hex}"
-    said = {"spark.databricks.delta.commitInfo.userMetadata": record,
-            # where nothing changes there is a commit all the same: the record is in it
-            "spark.databricks.delta.skipRecordingEmptyCommits": "false"}  # fmt: skip
+    said = {"spark.databricks.delta.commitInfo.userMetadata": record}
     if run is not None:
         said |= {"spark.databricks.delta.write.txnAppId": run, "spark.databricks.delta.write.txnVersion": "1"}
     rows.createOrReplaceTempView(view)
