@@ -16,8 +16,6 @@ from lakehouse_engine.transforms.taken import taken
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-_WHOLE = {"tinyint", "smallint", "int", "bigint"}
-
 
 def lookup(ours: DataFrame, theirs: DataFrame, step: Lookup, place: str, where: str) -> tuple[DataFrame, Rows]:
     """``ours`` with a column for each that is taken, as many rows as before; the symbolic row refuses what is missing.
@@ -138,7 +136,7 @@ def _apart(ours: Iterable[str], names: Mapping[str, str], other: str, where: str
 
 
 def _same(ours: DataFrame, theirs: DataFrame, keys: Mapping[str, str], other: str, where: str) -> Column:
-    """Null is a key like any other. ANSI SQL compares a text with a number by reading it as one, and may stop there."""
+    """Null is a key like any other."""
     from pyspark.sql import functions as F
 
     here, there = ({name.lower(): kind for name, kind in frame.dtypes} for frame in (ours, theirs))
@@ -146,8 +144,7 @@ def _same(ours: DataFrame, theirs: DataFrame, keys: Mapping[str, str], other: st
     for i, (our, their) in enumerate(keys.items()):
         if their.lower() not in there:
             raise PlanError("UNKNOWN_COLUMN", f"{other} has no column {their}", where=where)
-        kinds = {here[our.lower()], there[their.lower()]}
-        if len(kinds) > 1 and not kinds <= _WHOLE:
+        if not sql.comparable(here[our.lower()], there[their.lower()]):
             raise PlanError("COLUMN_TYPE", f"{our} is {here[our.lower()]} and {their} of {other} is"
                             f" {there[their.lower()]}; cast one of them", where=where)  # fmt: skip
         same = F.col(sql.name(our)).eqNullSafe(F.col(f"_k{i}"))

@@ -129,9 +129,8 @@ class Computed:
         return frame
 
     def _comparable(self, ours: DataFrame, theirs: DataFrame, one: str, other: str) -> None:
-        """ANSI SQL compares a text with a number by reading it as one, and stops at the first that is none."""
         kinds = [frame.dtypes[0][1] for frame in (ours, theirs)]
-        if kinds[0] != kinds[1] and not set(kinds) <= {"tinyint", "smallint", "int", "bigint"}:
+        if not sql.comparable(*kinds):
             raise PlanError("COLUMN_TYPE", f"{one} is {kinds[0]} and {other} is {kinds[1]}; cast one of them",
                             where=self.job.spec.where("checks"))  # fmt: skip
 

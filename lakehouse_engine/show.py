@@ -109,10 +109,7 @@ def _of_delta(spark: SparkSession, table: str, path: Path, limit: int) -> Shown:
 
     frame = spark.read.format("delta").load(str(path))
     sorted_by = [F.col(sql_name(name)).desc_nulls_last() for name, kind in frame.dtypes[:3] if kind in _IN_ORDER]
-    # as text: Python's own times would be in the zone of this machine
-    as_json = F.to_json(F.struct("*"), {"ignoreNullFields": "false"})
-    texts = frame.orderBy(*sorted_by).limit(limit + 1).select(as_json).collect()
-    rows = [tuple(json.loads(text[0]).values()) for text in texts]
+    rows = [tuple(row.values()) for row in delta.plain_rows(frame.orderBy(*sorted_by).limit(limit + 1))]
     return Shown(table, "delta", tuple(frame.columns), rows[:limit], len(rows) > limit)
 
 

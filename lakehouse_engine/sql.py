@@ -395,6 +395,14 @@ def name(value: str) -> str:
     return "`" + value.replace("`", "``") + "`"
 
 
+def comparable(one: str, other: str) -> bool:
+    """Whether values of two Spark types compare as they are.
+
+    ANSI SQL compares a text with a number by reading it as one, and stops at the first that is none.
+    """
+    return one == other or {one, other} <= {"tinyint", "smallint", "int", "bigint"}
+
+
 def among(column: str, kind: str, values: Iterable[str | None], alias: str = "") -> str:
     """SQL that is true for rows whose column, of Spark type ``kind``, is one of the values: text, or None for null.
 

@@ -95,6 +95,17 @@ def beside(path: Path, side: str) -> Path:
     return path.with_name(f"{path.name}__{side}")
 
 
+#: to the microsecond; Spark's own default ends at milliseconds
+_JSON = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
+
+
+def plain_rows(frame: DataFrame) -> list[Mapping[str, Any]]:
+    """The rows as JSON holds them: Python's own times would be in the zone of this machine."""
+    from pyspark.sql import functions as F
+
+    return [json.loads(row[0]) for row in frame.select(F.to_json(F.struct("*"), _JSON)).collect()]
+
+
 def table_path(storage: Path, table: str) -> Path:
     """``<storage>/<layer>/<name>``."""
     layer, _, name = table.partition(".")

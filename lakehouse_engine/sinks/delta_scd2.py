@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.sinks import delta
-from lakehouse_engine.sinks.delta_upsert import DELETES, among_partitions, deleted_path, remember, same
+from lakehouse_engine.sinks.delta_upsert import DELETES, among_partitions, assigned, deleted_path, remember, same
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -121,10 +121,9 @@ class Scd2:
                          properties=self.properties, run=self.run)  # fmt: skip
             return
         names = [name for name in changes.columns if name != DELETES]
-        updates = ", ".join(f"t.{sql.name(n)} = s.{sql.name(n)}" for n in names)
-        inserts = ", ".join(map(sql.name, names)), ", ".join(f"s.{sql.name(n)}" for n in names)
+        updates, inserts = assigned(names)
         pruned = among_partitions(changes, [name for name in self.partition_by if name in self.keys])
         delta.merge(changes, self.path, record, " and ".join([same([*self.keys, FROM]), *pruned]),
                     f"when matched and s.{DELETES} then delete when matched then update set {updates}"
-                    f" when not matched and not s.{DELETES} then insert ({inserts[0]}) values ({inserts[1]})",
+                    f" when not matched and not s.{DELETES} then insert {inserts}",
                     run=self.run)  # fmt: skip

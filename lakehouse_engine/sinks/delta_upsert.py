@@ -96,13 +96,12 @@ class Upsert:
         wins = not_less(self.order_by)
         changed = f"not ({same(stored, kinds)})"
         names = [*stored, *stamp]
-        updates = ", ".join(f"t.{sql.name(n)} = s.{sql.name(n)}" for n in names)
-        inserts = ", ".join(map(sql.name, names)), ", ".join(f"s.{sql.name(n)}" for n in names)
+        updates, inserts = assigned(names)
         found = [same(self.keys), *among_partitions(rows, [c for c in self.partition_by if c in self.keys])]
         delta.merge(rows, self.path, record, " and ".join(found),
                     f"when matched and s.{DELETES} and {wins} then delete"
                     f" when matched and not s.{DELETES} and {wins} and {changed} then update set {updates}"
-                    f" when not matched and not s.{DELETES} then insert ({inserts[0]}) values ({inserts[1]})",
+                    f" when not matched and not s.{DELETES} then insert {inserts}",
                     run=self.run)  # fmt: skip
 
 
@@ -149,6 +148,12 @@ def not_less(order_by: Sequence[str], new: str = "s", old: str = "t") -> str:
             f" or ({one} <=> {other} and {not_less(order_by[1:], new, old)}))")  # fmt: skip
 
 
+def assigned(names: Sequence[str]) -> tuple[str, str]:
+    """SQL of a merge: what an update sets, and what follows ``insert``, to give ``t`` the columns of ``s``."""
+    updates = ", ".join(f"t.{sql.name(n)} = s.{sql.name(n)}" for n in names)
+    return updates, f"({', '.join(map(sql.name, names))}) values ({', '.join(f's.{sql.name(n)}' for n in names)})"
+
+
 def among_partitions(rows: DataFrame, columns: Sequence[str]) -> list[str]:
     """SQL conditions on ``t``: its partitions are those of the rows, where they are few enough to be named."""
     found = []
@@ -161,4 +166,5 @@ def among_partitions(rows: DataFrame, columns: Sequence[str]) -> list[str]:
     return found
 
 
-__all__ = ["DELETES", "Upsert", "among_partitions", "deleted_path", "newest", "not_less", "remember", "same"]
+__all__ = ["DELETES", "Upsert", "among_partitions", "assigned", "deleted_path", "newest", "not_less", "remember",
+           "same"]  # fmt: skip

@@ -77,7 +77,7 @@ class Files(Component):
 
     def listing(self) -> dict[str, Any]:
         """What a commit says of the files: how many, and a hash of their paths, sizes and times of change."""
-        told = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in self.there()]
+        told = [(str(one), found.st_size, found.st_mtime_ns) for one in self.there() for found in [one.stat()]]
         return {"files": len(told), "listing": hashlib.sha256(repr(told).encode()).hexdigest()[:32]}
 
     def read(self, spark: SparkSession, contract: Contract) -> DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness, Relationship
@@ -25,6 +24,7 @@ from lakehouse_engine.spec.problems import (
     at,
     known_as,
     leaf,
+    near,
     nobody,
     step_of,
 )
@@ -174,9 +174,7 @@ class Walk:
             place = leaf(self._spec, path, f"{table}.{column}")
             theirs = self._table(table, place)
             if theirs is not None and column.lower() not in known_as(theirs):
-                close = get_close_matches(column, list(theirs), n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(theirs))}"
-                said = f"{table} has no column {column}; {hint}"
+                said = f"{table} has no column {column}; {near(column, theirs)}"
                 self.problems.append(at(self._spec, place, "UNKNOWN_COLUMN", said))
 
     def _event_time(self, watermark: Watermark, columns: Columns, path: str) -> None:
@@ -214,11 +212,8 @@ class Walk:
         known = known_as(columns)
         for text in expressions:
             for missing in sorted(sql.columns(text) - known.keys()):
-                close = get_close_matches(missing, list(known), n=1)
-                by_name = {name.lower(): name for name in columns}
-                hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(sorted(columns))}"
-                place = leaf(self._spec, path, text, missing)
-                self.problems.append(at(self._spec, place, "UNKNOWN_COLUMN", f"there is no column {missing}; {hint}"))
+                said = f"there is no column {missing}; {near(missing, columns)}"
+                self.problems.append(at(self._spec, leaf(self._spec, path, text, missing), "UNKNOWN_COLUMN", said))
             if self._stream:
                 try:
                     sql.check_stream(text, known)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
-from lakehouse_engine import queries
+from lakehouse_engine import queries, sql
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.spec.problems import Columns, at, known_as, leaf, step_of, unsure
+from lakehouse_engine.spec.problems import Columns, at, known_as, leaf, near, step_of, unsure
 from lakehouse_engine.transforms import Cast, Check, Combining, Join, Lookup, Parse, Sql, Union
 from lakehouse_engine.transforms.lookup import VALID
 from lakehouse_engine.transforms.taken import taken
-
-_WHOLE = {"tinyint", "smallint", "int", "bigint"}
 
 
 def inputs_are_there(spec: PipelineSpec) -> Iterator[Problem]:
@@ -167,7 +165,7 @@ def problems(spec: PipelineSpec, place: str, step: Combining, columns: Columns,
         yield from _unknown(spec, place, step, other)
         for our, their in step.keys.items():
             one, two = ours.get(our.lower(), ""), known_as(other).get(their.lower(), "")
-            if one and two and one != two and not {one, two} <= _WHOLE:
+            if one and two and not sql.comparable(one, two):
                 yield at(spec, leaf(spec, f"{place}.keys", our, our), "COLUMN_TYPE", f"{our} is {one} and {their} of"
                          f" {step.others[0]} is {two}; cast one of them")  # fmt: skip
     elif spec.is_stream and isinstance(step, Lookup) and step.take is None:
@@ -191,11 +189,8 @@ def _unknown(spec: PipelineSpec, place: str, step: Lookup | Join, theirs: Column
     asked += [("as_of", name) for name in VALID if isinstance(step, Lookup) and step.as_of]
     for key, name in asked:
         if name.lower() not in known:
-            close = get_close_matches(name.lower(), list(known), n=1)
-            by_name = {one.lower(): one for one in theirs}
-            hint = f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(sorted(theirs))}"
             yield at(spec, leaf(spec, f"{place}.{key}", name, name), "UNKNOWN_COLUMN", f"{step.others[0]} has no column"
-                     f" {name}; {hint}")  # fmt: skip
+                     f" {name}; {near(name, theirs)}")  # fmt: skip
 
 
 def _apart(spec: PipelineSpec, place: str, name: str, ours: Columns, theirs: Columns) -> Iterator[Problem]:

@@ -39,6 +39,13 @@ def known_as(columns: Columns) -> Columns:
     return {name.lower(): kind for name, kind in columns.items()}
 
 
+def near(word: str, columns: Columns) -> str:
+    """The column that a word is most likely meant to be, else those that there are."""
+    by_name = {name.lower(): name for name in columns}
+    close = get_close_matches(word.lower(), list(by_name), n=1)
+    return f"did you mean {by_name[close[0]]}?" if close else f"there are {', '.join(sorted(columns))}"
+
+
 def step_of(spec: PipelineSpec, index: int) -> str:
     return f"transforms[{index}].{spec.transforms[index].key}"
 

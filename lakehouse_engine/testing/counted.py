@@ -7,7 +7,6 @@ that has changed since; where the test put rows into the table; and where it has
 
 from __future__ import annotations
 
-from lakehouse_engine.connections import Connections
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.recount import recount
 from lakehouse_engine.request import Span
@@ -40,8 +39,7 @@ def differs(place: Place, spec: PipelineSpec, target: Target) -> str | None:
         return None
     before = [_kept(row) for row in target.rows()]
     (member,) = compile_plan([spec]).scans[0].members
-    to = Connections(place.bench.services.bootstrap_servers, place.dsn, place.storage, "test")
-    recount(place.bench.spark, member, None, Span(full=True), to, lambda _: None)
+    recount(place.bench.spark, member, None, Span(full=True), place.connections, lambda _: None)
     found = difference(before, [_kept(row) for row in target.rows()])
     if found is None:
         return None

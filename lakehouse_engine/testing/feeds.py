@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lakehouse_engine.component import Component
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.sources import Delta, Files, Kafka, Source
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -46,6 +47,10 @@ class Place:
     dsn: str | None
     name: str = ""
     main: bool = False
+
+    @property
+    def connections(self) -> Connections:
+        return Connections(self.bench.services.bootstrap_servers, self.dsn, self.storage, "test")
 
     def problem(self, path: str, code: str, message: str) -> SpecError:
         return SpecError([Problem(self.case.file, self.case.line(path), code, message)])

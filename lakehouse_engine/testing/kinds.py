@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Protocol
 
 from lakehouse_engine import jobs
-from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import LakehouseError, RunError, first_line
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -31,7 +30,7 @@ class ByScan:
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
         self._spark = place.bench.spark
         self._scan = compile_plan([spec]).scans[0]
-        self._to = Connections(place.bench.services.bootstrap_servers, place.dsn, place.storage, "test")
+        self._to = place.connections
 
     def step(self, clock: datetime) -> None:
         run = ScanRun(self._spark, self._scan, self._to, lambda _: None)
@@ -40,9 +39,7 @@ class ByScan:
         try:
             run.query.awaitTermination()
         except Exception as error:
-            if isinstance(run.error, LakehouseError):
-                raise run.error from error
-            raise RunError("STREAM_FAILED", first_line(run.error or error), where=self._scan.name) from error
+            raise _failure(run, error, self._scan.name) from error
         finally:
             run.stop()
             run.release()
@@ -61,7 +58,7 @@ class OnState:
 
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
         self._spark, self._query = place.bench.spark, compile_plan([spec]).queries[0]
-        self._to = Connections(place.bench.services.bootstrap_servers, place.dsn, place.storage, "test")
+        self._to = place.connections
         self._run: StateRun | None = None
 
     def step(self, clock: datetime) -> None:
@@ -73,10 +70,7 @@ class OnState:
         try:
             query.processAllAvailable()
         except Exception as error:
-            if isinstance(self._run.error, LakehouseError):
-                raise self._run.error from error
-            text = first_line(self._run.error or error)
-            raise RunError("STREAM_FAILED", text, where=self._query.name) from error
+            raise _failure(self._run, error, self._query.name) from error
 
     def close(self) -> None:
         if self._run is not None:
@@ -95,6 +89,13 @@ class AsJob:
 
     def close(self) -> None:
         """Nothing runs between steps."""
+
+
+def _failure(run: ScanRun | StateRun, error: Exception, where: str) -> LakehouseError:
+    """Why a stream ended, by what its own batch said."""
+    if isinstance(run.error, LakehouseError):
+        return run.error
+    return RunError("STREAM_FAILED", first_line(run.error or error), where=where)
 
 
 #: asked in turn; the first that takes the pipeline runs it

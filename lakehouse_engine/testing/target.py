@@ -17,8 +17,6 @@ from lakehouse_engine.testing.bench import Bench
 
 Found = Mapping[str, Any]
 _SUFFIX = {"late": "late", "quarantined": "quarantine"}
-#: to the microsecond; Spark's own default ends at milliseconds
-_JSON = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
 
 
 class Target:
@@ -72,13 +70,9 @@ class Target:
         return self._ask(f'select * from "{schema}"."{name}"')
 
     def _delta(self, path: Path) -> list[Found]:
-        from pyspark.sql import functions as F
-
         if DeltaLog(path).version() is None:
             return []
-        # as text: Python's own times would be in the zone of this machine
-        frame = self._bench.spark.read.format("delta").load(str(path))
-        return [json.loads(row[0]) for row in frame.select(F.to_json(F.struct("*"), _JSON)).collect()]
+        return delta_sink.plain_rows(self._bench.spark.read.format("delta").load(str(path)))
 
     def _exists(self, table: str) -> bool:
         schema, _, name = table.partition(".")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lakehouse_engine.errors import RunError
 from lakehouse_engine.spec import yaml as documents
 from lakehouse_engine.testing.cases import Case
 from lakehouse_engine.testing.execute import Finding
-from lakehouse_engine.testing.values import Found, moment, same
+from lakehouse_engine.testing.values import Found, plain_text, same, written
 
 #: text that is the same without quotes: words, paths, times and dates
 _PLAIN = re.compile(r"(?!(?:null|true|false)$)[a-z_/][\w/.@+-]*|\d{4}-\d{2}-\d{2}(?:T[\d:.]+Z)?", re.IGNORECASE)
@@ -166,19 +165,14 @@ def _end(node: Any) -> int:
 
 
 def literal(value: Any, *, quoted: bool = False) -> str:
-    """A value as a test writes it inside braces."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {literal(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(literal, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    """A value as a test writes it inside braces; ``quoted``: a single one stood in quotes."""
+    return written(value, lambda leaf: _leaf(leaf, quoted=quoted and leaf is value))
+
+
+def _leaf(value: Any, *, quoted: bool) -> str:
     if isinstance(value, int | float) and not quoted:
         return repr(value)
-    time = moment(value)
-    text = time.isoformat().replace("+00:00", "Z") if time else str(value)
-    if isinstance(value, date) and time is None:
-        text = value.isoformat()
+    text = plain_text(value)
     if isinstance(value, Decimal) or quoted or not _PLAIN.fullmatch(text):
         return '"' + text.translate(_ESCAPED) + '"'
     return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -126,12 +126,22 @@ def _reduced(row: Found, written: Sequence[str]) -> Found:
 
 
 def shown(value: Any) -> str:
-    """As the test file would write it."""
+    """As the test file would write it, but for quotes."""
+    return written(value, lambda leaf: plain_text(leaf) or '""')
+
+
+def written(value: Any, leaf: Callable[[Any], str]) -> str:
+    """A value in YAML's braces; ``leaf`` writes what is neither a map, a list, a switch nor nothing."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {written(inner, leaf)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(shown, value)) + "]"
+        return "[" + ", ".join(written(inner, leaf) for inner in value) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    return leaf(value)
+
+
+def plain_text(value: Any) -> str:
+    """A single value without quotes: times in UTC, everything else as it calls itself."""
     time = moment(value)
-    return time.isoformat().replace("+00:00", "Z") if time else str(value) or '""'
+    return time.isoformat().replace("+00:00", "Z") if time else str(value)
