@@ -44,7 +44,7 @@ class Lookups:
 
         Raises ``RunError`` MISSING_TABLE, AS_OF_GONE; ``PlanError`` UNKNOWN_COLUMN, EXPRESSION_TYPE at file:line.
         """
-        self._storage, self._report = storage, report
+        self._spark, self._storage, self._report = spark, storage, report
         self._held: dict[str, _Held] = {}
         for member in members:
             for copy in member.copies:
@@ -81,8 +81,9 @@ class Lookups:
                 del self._held[view]
 
     def close(self) -> None:
-        for held in self._held.values():
+        for view, held in self._held.items():
             self._drop(held)
+            self._spark.catalog.dropTempView(view)
 
     def _drop(self, held: _Held) -> None:
         if held.frame is not None:

@@ -6,8 +6,7 @@ crash between that commit and Spark's own note of it: it is computed, for the st
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,9 @@ from lakehouse_engine import progress, rows, sql
 from lakehouse_engine.checkpoints import Checkpoint, Held, Made
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.endings import Batch, Ending, IntoDelta, IntoPostgres, Shown
-from lakehouse_engine.errors import RunError
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Counts
-from lakehouse_engine.locks import Lock, acquire
+from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import Delta, Postgres
@@ -27,31 +25,23 @@ from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
 from lakehouse_engine.stages import Branch, Query
 from lakehouse_engine.stateful import Frames, Parts
+from lakehouse_engine.streamrun import Report, StreamRun
 from lakehouse_engine.transforms import Dedupe, Window
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming.query import StreamingQuery
 
 
-class StateRun:
-    """One start of a query, from its claim to its end. Seen from outside as a ``ScanRun``."""
+class StateRun(StreamRun):
+    """One start of a query, from its claim to its end."""
 
-    def __init__(self, spark: SparkSession, query: Query, connections: Connections, report: Callable[[str], None],
+    def __init__(self, spark: SparkSession, query: Query, connections: Connections, report: Report,
                  see: See = lambda _: None) -> None:  # fmt: skip
         self.plan = query
-        self.error: BaseException | None = None
-        self.detached: dict[str, str] = {}
-        self.rows_read = 0
-        self.batches = 0
-        self.query: StreamingQuery | None = None
-        self._spark, self._to, self._report, self._see = spark, connections, report, see
-        self._busy = threading.Lock()
-        self._stopping = False
-        self._locks: list[Lock] = []
         self._topics = {branch.name: kafka.describe(connections.bootstrap_servers, branch.source.topic)
                         for branch in query.branches}  # fmt: skip
-        self._ends = Ends(connections.bootstrap_servers, self._topics[""])
+        ends = Ends(connections.bootstrap_servers, self._topics[""])
+        super().__init__(query.name, spark, connections, report, see, ends)
         folder = connections.storage / "_checkpoints" / query.name
         reset = _reset(query, connections)
         self._checkpoint = Checkpoint(folder, query.spec.where("transforms"), reset)
@@ -86,13 +76,8 @@ class StateRun:
             self._ending.claim(made.id, frames.kinds)
             self._claim_positions(starts)
             self._frames = frames
-            pause = self.plan.every if every is None else every
-            writer = frames.frame.writeStream.queryName(self.plan.name).foreachBatch(self._batch)
-            writer = writer.outputMode(self.plan.mode).option("checkpointLocation", str(self._checkpoint.folder))
-            writer = (writer.trigger(availableNow=True) if available_now else
-                      writer.trigger(processingTime=f"{pause // 1000} milliseconds"))  # fmt: skip
-            self._ends.start()
-            self.query = writer.start()
+            self._begin(frames.frame, self._checkpoint.folder, self.plan.every if every is None else every,
+                        available_now=available_now, mode=self.plan.mode)  # fmt: skip
         except BaseException:
             self.release()
             raise
@@ -114,26 +99,14 @@ class StateRun:
             self._positions[name] = self._ending.positions(topic.id, topic.name, starts[name])
             kafka.check_held(topic, {p: q.next_offset for p, q in self._positions[name].items()}, self.plan.name)
 
-    def _batch(self, frame: DataFrame, number: int) -> None:
-        with self._busy:
-            if self._stopping:
-                raise RunError("STOPPED", "this run was asked to stop")
-            frame.persist()
-            try:
-                started_at = progress.now_micros()
-                self._ends.ask()
-                count = self._write(frame, number, started_at)
-                self.rows_read += count
-                self.batches += 1
-                seconds = (progress.now_micros() - started_at) / 1e6
-                self._report(f"{self.plan.name}: batch {self.batches}, {count:,} rows in {seconds:.2f} s")
-            except BaseException as error:
-                self.error = error
-                raise
-            finally:
-                frame.unpersist()
-
     def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
+        frame.persist()
+        try:
+            return self._commit(frame, number, started_at)
+        finally:
+            frame.unpersist()
+
+    def _commit(self, frame: DataFrame, number: int, started_at: int) -> int:
         if self._held is not None and number <= self._held.batch:
             frame.count()  # the state has to be there for the next one
             return 0
@@ -258,23 +231,9 @@ class StateRun:
             return None
         return (sum(o["numRowsTotal"] for o in operators), sum(o["memoryUsedBytes"] for o in operators))
 
-    def rest(self) -> None:
-        """Between two batches there is nothing to do."""
-
-    def stop(self) -> None:
-        """Lets the current batch commit and refuses the next."""
-        self._stopping = True
-        with self._busy:
-            pass
-        if self.query is not None:
-            self.query.stop()
-
     def release(self) -> None:
-        self._ends.close()
         self._ending.close()
-        for lock in self._locks:
-            lock.close()
-        self._locks.clear()
+        super().release()
 
 
 def _reset(query: Query, to: Connections) -> str:

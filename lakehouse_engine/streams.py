@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from lakehouse_engine.errors import RunError
 from lakehouse_engine.inserts import QUARANTINED, Inserts, stored_types, typed
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
-from lakehouse_engine.locks import Lock, acquire
+from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
@@ -40,44 +39,34 @@ from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
 from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.streamrun import Report, StreamRun
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming.query import StreamingQuery
 
-Report = Callable[[str], None]
 #: seconds between two looks for what other pipelines ask to be deleted, where no batch comes
 REST = 1.0
 #: rows up to which a Delta batch is written as one file per partition value
 ONE_FILE_ROWS = 100_000
 
 
-class ScanRun:
+class ScanRun(StreamRun):
     """One start of a scan, from claiming its members to the end of its query."""
 
     def __init__(self, spark: SparkSession, scan: Scan, connections: Connections, report: Report,
                  see: See = lambda _: None) -> None:  # fmt: skip
-        """``report`` is told of each batch in words, ``see`` of what each member did in it."""
         self.scan = scan
-        self.error: BaseException | None = None
-        self.detached: dict[str, str] = {}
-        self.rows_read = 0
-        self.batches = 0
-        self._spark, self._to, self._report, self._see = spark, connections, report, see
-        self._busy = threading.Lock()
-        self._stopping = False
+        self._topic = kafka.describe(connections.bootstrap_servers, scan.source.topic)
+        ends = Ends(connections.bootstrap_servers, self._topic)
+        super().__init__(scan.name, spark, connections, report, see, ends)
         self._rested = 0.0
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
-        self._topic = kafka.describe(connections.bootstrap_servers, scan.source.topic)
-        self._ends = Ends(connections.bootstrap_servers, self._topic)
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
-        self._locks: list[Lock] = []
         self._windows: _Windows | None = None
         self._landings: list[_Landing | Inserts | _Print] = []
         self._lookups: Lookups | None = None
         #: where members stand that were taken out before a batch: it may begin there
         self._left: list[Mapping[int, Position]] = []
-        self.query: StreamingQuery | None = None
 
     def start(self, *, available_now: bool) -> None:
         """Takes the members over and starts the query. Nothing has been written when this raises."""
@@ -110,12 +99,7 @@ class ScanRun:
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)
             stream = kafka.read(self._spark, self.scan.source, self._to.bootstrap_servers, self._starting())
-            writer = stream.writeStream.queryName(self.scan.name).foreachBatch(self._batch)
-            writer = writer.option("checkpointLocation", str(self._checkpoint))
-            writer = (writer.trigger(availableNow=True) if available_now else
-                      writer.trigger(processingTime=f"{self.scan.every // 1000} milliseconds"))  # fmt: skip
-            self._ends.start()
-            self.query = writer.start()
+            self._begin(stream, self._checkpoint, self.scan.every, available_now=available_now)
         except BaseException:
             self.release()
             raise
@@ -132,31 +116,19 @@ class ScanRun:
             kafka.check_held(self._topic, positions, name)
         return kafka.starting_offsets(self._topic, [positions for _, positions in held])
 
-    def _batch(self, frame: DataFrame, _: int) -> None:
-        with self._busy:
-            if self._stopping:
-                raise RunError("STOPPED", "this run was asked to stop")
-            try:
-                started_at = progress.now_micros()
-                self._ends.ask()
-                count = 0
-                self._look_up(frame.sparkSession, started_at)
-                if self._windows:
-                    others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
-                    others += self._left
-                    count = self._windows.write(frame, self._view, started_at, others, self._see)
-                    self.detached.update(self._windows.detached)
-                for landing in self._landings:
-                    if isinstance(landing, _Landing):
-                        landing.delete(self._spark, self._report)
-                    count = max(count, landing.write(frame, self._view, started_at, self._see))
-                self.rows_read += count
-                self.batches += 1
-                seconds = (progress.now_micros() - started_at) / 1e6
-                self._report(f"{self.scan.name}: batch {self.batches}, {count:,} rows in {seconds:.2f} s")
-            except BaseException as error:
-                self.error = error
-                raise
+    def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
+        count = 0
+        self._look_up(frame.sparkSession, started_at)
+        if self._windows:
+            others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
+            others += self._left
+            count = self._windows.write(frame, self._view, started_at, others, self._see)
+            self.detached.update(self._windows.detached)
+        for landing in self._landings:
+            if isinstance(landing, _Landing):
+                landing.delete(self._spark, self._report)
+            count = max(count, landing.write(frame, self._view, started_at, self._see))
+        return count
 
     def _look_up(self, session: SparkSession, started_at: int) -> None:
         """Members whose tables cannot be looked up are taken out at their positions; the others go on."""
@@ -193,16 +165,7 @@ class ScanRun:
         if self.error is not None and self.query is not None:
             self.query.stop()  # as when a batch fails; it is started again
 
-    def stop(self) -> None:
-        """Lets the current batch commit and refuses the next."""
-        self._stopping = True
-        with self._busy:
-            pass  # the current batch is over; the next may already wait here, and the query waits for it when it stops
-        if self.query is not None:
-            self.query.stop()
-
     def release(self) -> None:
-        self._ends.close()
         if self._windows:
             self._windows.close()
         if self._lookups:
@@ -210,9 +173,7 @@ class ScanRun:
         for landing in self._landings:
             if isinstance(landing, Inserts):
                 landing.close()
-        for lock in self._locks:
-            lock.close()
-        self._locks.clear()
+        super().release()
 
 
 class _Windows:

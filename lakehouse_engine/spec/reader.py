@@ -235,10 +235,6 @@ class Reader:
             guess["trigger"] = AvailableNow()
             if schedule is None:
                 self._problem("trigger", "MISSING_TRIGGER", "when does a stream begin that ends? say it in schedule")
-            elif is_schedule(schedule):
-                guess["schedule"] = schedule
-            else:
-                self._bad_schedule(schedule)
         elif trigger is not None and schedule is not None:
             self._problem("schedule", "TRIGGER_AND_SCHEDULE", "an endless stream has no schedule; keep one of the two")
             self._model(Trigger, trigger, "trigger")
@@ -248,10 +244,11 @@ class Reader:
             pass
         elif schedule is None:
             self._problem("", "MISSING_TRIGGER", "a stream needs a trigger, a job needs a schedule")
-        elif is_schedule(schedule):
-            guess["schedule"] = schedule
-        else:
-            self._bad_schedule(schedule)
+        if schedule is not None and trigger in (None, "available_now"):
+            if is_schedule(schedule):
+                guess["schedule"] = schedule
+            else:
+                self._bad_schedule(schedule)
         return guess
 
     def _bad_schedule(self, schedule: object) -> None:

@@ -12,6 +12,7 @@ from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.staterun import StateRun
+from lakehouse_engine.streamrun import StreamRun
 from lakehouse_engine.streams import ScanRun
 from lakehouse_engine.testing.feeds import Place
 
@@ -91,7 +92,7 @@ class AsJob:
         """Nothing runs between steps."""
 
 
-def _failure(run: ScanRun | StateRun, error: Exception, where: str) -> LakehouseError:
+def _failure(run: StreamRun, error: Exception, where: str) -> LakehouseError:
     """Why a stream ended, by what its own batch said."""
     if isinstance(run.error, LakehouseError):
         return run.error
