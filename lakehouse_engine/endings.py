@@ -100,9 +100,7 @@ class IntoPostgres:
             if positions:
                 cursor.execute("select 1 from lakehouse.positions where pipeline = %s and epoch = %s limit 1", key)
                 if cursor.fetchone() is not None:
-                    raise PlanError("STATE_DIFFERS", f"{self._query.table} was written without state of Spark's until"
-                                    f" now ({self._query.reason}). Nothing was changed; to begin anew: {self._reset}",
-                                    where=self._query.spec.where("transforms"))  # fmt: skip
+                    raise _was_without_state(self._query, self._reset)
         return None
 
     def claim(self, checkpoint: str, kinds: Mapping[str, str]) -> None:
@@ -182,6 +180,11 @@ class IntoPostgres:
         self._connection.close()
 
 
+def _was_without_state(query: Query, reset: str) -> PlanError:
+    return PlanError("STATE_DIFFERS", f"{query.table} was written without state of Spark's until now ({query.reason})."
+                     f" Nothing was changed; to begin anew: {reset}", where=query.spec.where("transforms"))  # fmt: skip
+
+
 def _one(cursor: Any) -> tuple[Any, ...]:
     found: tuple[Any, ...] = cursor.fetchone()
     return found
@@ -224,9 +227,7 @@ class IntoDelta:
             return None
         self.batch_id = int(record.get("batch_id", 0))
         if "checkpoint" not in record:
-            raise PlanError("STATE_DIFFERS", f"{self._query.table} was written without state of Spark's until now"
-                            f" ({self._query.reason}). Nothing was changed; to begin anew: {self._reset}",
-                            where=self._query.spec.where("transforms"))  # fmt: skip
+            raise _was_without_state(self._query, self._reset)
         return Held(record["checkpoint"], int(record["query_batch"]))
 
     def claim(self, checkpoint: str, kinds: Mapping[str, str]) -> None:
