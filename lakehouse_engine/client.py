@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from typing import Any
 
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.request import Request
@@ -40,8 +41,10 @@ def answers(path: Path) -> bool:
     return True
 
 
-def hand_over(request: Request, root: Path, report: Report) -> int | None:
-    """The exit status of the request, done by this project's engine; None when there is none, or it cannot serve.
+def hand_over(request: Request, root: Path, report: Report) -> Any | None:
+    """What comes of the request (the exit status of what runs, a map of what looks), done by this project's engine.
+
+    None when there is none, or it cannot serve.
 
     Raises ``RunError`` ENGINE_DIED when it ends in the middle, and the engine's own ``LakehouseError``.
     """
@@ -68,7 +71,7 @@ def hand_over(request: Request, root: Path, report: Report) -> int | None:
                 elif kind == "error":
                     raise value
                 else:
-                    return int(value)
+                    return value
         except (EOFError, ConnectionError) as error:
             raise RunError("ENGINE_DIED", "the engine has ended; what it was writing is there whole or not at all: run"
                            " the same command again", where=str(path)) from error  # fmt: skip

@@ -35,6 +35,7 @@ from lakehouse_engine.runner import Runner, planned
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.transforms import Dedupe
+from lakehouse_engine.validation import answer
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -178,6 +179,8 @@ class _Task:
 
     def _outcome(self) -> tuple[str, object]:
         """What the client is told in the end: the exit status, or why the engine cannot serve it."""
+        if self._request.command in ("validate", "plan"):
+            return "exit", answer(self._request, self._root, lambda: self._spark)
         environment = load_environment(self._request.env, self._root, self._request.variables)
         plan = planned(self._request.specs, environment)
         if plan.streams:

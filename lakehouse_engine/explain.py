@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lakehouse_engine.analysis import Analysed
 from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Job, Member, Plan, Scan
 from lakehouse_engine.sinks import Delta, Postgres
@@ -21,14 +23,17 @@ class Explanation(dict[str, Any]):
             lines.append(f"scan of {scan['topic']}, {scan['when']}: read once for {len(scan['members'])}")
             for member in scan["members"]:
                 lines.append(f"  {member['pipeline']}: {member['does']}")
+                lines += self._steps(member["pipeline"])
                 lines.append(f"    -> {member['sink']}")
+                lines += [f"       {member['appears']}"] if member.get("appears") else []
         for query in self["queries"]:
             lines.append(f"query {query['pipeline']} over {' and '.join(query['topics'])}, {query['when']}:"
                          f" {query['reason']}")  # fmt: skip
-            lines += [f"  {query['does']}", f"    {query['lateness']}", f"    -> {query['sink']}"]
+            lines += [f"  {query['does']}", *self._steps(query["pipeline"]), f"    {query['lateness']}", f"    -> {query['sink']}"]
         for job in self["jobs"]:
             read = ", ".join([job["source"], *job["others"]])
             lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {read}")
+            lines += self._steps(job["pipeline"])
             lines.append(f"    -> {job['sink']}; {job['incremental']}")
         for pipeline, values in self.get("origins", {}).items():
             lines += ["", pipeline]
@@ -38,13 +43,48 @@ class Explanation(dict[str, Any]):
                       for text, one in texts]  # fmt: skip
         return "\n".join(lines)
 
+    def _steps(self, pipeline: str) -> list[str]:
+        """What each step adds, changes and takes away."""
+        found = []
+        for step in self.get("columns", {}).get(pipeline, ()):
+            said = [f"+ {_typed(step['added'])}"] if step["added"] else []
+            said += [f"~ {_typed(step['changed'])}"] if step["changed"] else []
+            said += [f"- {', '.join(step['removed'])}"] if step["removed"] else []
+            found.append(f"      {step['step'].rpartition('.')[2]}: {'; '.join(said) or 'same columns'}")
+        return found
 
-def explain(plan: Plan, *, origins: bool = False) -> Explanation:
-    """``origins``: also each pipeline's values with the place that each comes from; secrets are masked."""
+
+def _typed(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}".rstrip() for name, kind in columns.items())
+
+
+def _changes(walk: Sequence[tuple[str, Mapping[str, str]]], before: Mapping[str, str]) -> list[dict[str, Any]]:
+    found = []
+    for step, after in walk:
+        found.append({
+            "step": step,
+            "added": {name: kind for name, kind in after.items() if name not in before},
+            "changed": {name: kind for name, kind in after.items() if before.get(name, kind) != kind},
+            "removed": [name for name in before if name not in after and not name.startswith("_")],
+            "columns": dict(after),
+        })  # fmt: skip
+        before = after
+    return found
+
+
+def explain(plan: Plan, *, origins: bool = False, analysed: Analysed | None = None) -> Explanation:
+    """``origins``: also each pipeline's values with the place that each comes from; secrets are masked.
+
+    ``analysed``: also the columns after each step, with what it changed, and those that are stored.
+    """
     made = Explanation(scans=[_scan(scan) for scan in plan.scans], jobs=[_job(job) for job in plan.jobs],
                        queries=[_query(query) for query in plan.queries])  # fmt: skip
     if origins:
         made["origins"] = {spec.name: _origins(spec) for spec in sorted(plan.specs, key=lambda spec: spec.name)}
+    if analysed is not None:
+        made["columns"] = {name: _changes(walk, analysed.sources.get(name) or {})
+                           for name, walk in analysed.after.items()}  # fmt: skip
+        made["results"] = {name: columns for name, columns in analysed.results.items() if columns is not None}
     return made
 
 
@@ -89,7 +129,7 @@ def _member(member: Member) -> dict[str, Any]:
     sink = member.spec.sink
     target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
     target += ", exactly once" * (sink.key != "console") + _deletes(member.spec)
-    return {"pipeline": member.name, "does": does, "sink": target}
+    return {"pipeline": member.name, "does": does, "sink": target, "appears": _appears(member)}
 
 
 def _deletes(spec: PipelineSpec) -> str:
@@ -105,6 +145,14 @@ def _sent(member: Member) -> str:
     if window.session:
         return f", sent once: when an event has come that is more than {after} newer than its last one"
     return f", sent once: when an event has come that is {after} newer than its start" if window.final else ""
+
+
+def _appears(member: Member) -> str | None:
+    """When a row of a window that is sent at each change is there to be read; ``_sent`` says it of the others."""
+    if member.window is None or member.window.final or member.spec.trigger is None:
+        return None
+    every = format_duration(member.spec.trigger.every)
+    return f"a window's row: within one trigger ({every}) of its first event, and at each change"
 
 
 def _job(job: Job) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Request:
     """``specs``: files and folders, relative to the project. ``variables``: the command's environment variables, from
     which files take values and secrets; never shown."""
 
-    command: Literal["run", "serve", "backfill", "maintain"]
+    command: Literal["run", "serve", "backfill", "maintain", "validate", "plan"]
     specs: tuple[Path, ...]
     env: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -42,6 +42,8 @@ class Request:
     span: Span | None = None
     apply: bool = False
     json_log: bool = False
+    #: of a plan: also each value with its place
+    origins: bool = False
     #: host and port where the process shows its metrics
     metrics: tuple[str, int] | None = None
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lakehouse_engine import analysis, jobs, journal, maintenance, serving
 from lakehouse_engine import backfill as backfills
-from lakehouse_engine import jobs, journal, maintenance, serving
 from lakehouse_engine import recount as recounts
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import LakehouseError, RunError, UsageError
+from lakehouse_engine.errors import LakehouseError, RunError, SpecError, UsageError
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.journal import Run
 from lakehouse_engine.log import Log
@@ -68,6 +68,9 @@ class Runner:
     _told: Told = field(init=False)
     _spark: SparkSession | None = None
     _stop: bool = False
+    #: what Spark has not analysed yet, and what it refused
+    _unjudged: list[PipelineSpec] = field(default_factory=list)
+    _refused: SpecError | None = None
 
     def __post_init__(self) -> None:
         self._told = Told(self.report)
@@ -97,8 +100,11 @@ class Runner:
             raise UsageError("STREAMS_AND_JOBS", "endless streams and jobs cannot run in one call: jobs would never"
                              " begin; say --available-now, or name them apart")  # fmt: skip
         started_at = now_micros()
+        self._unjudged = list(plan.specs)
         try:
             self._preflight(plan)
+            if plan.streams:
+                self.spark()
         except LakehouseError as error:
             for scan in plan.streams:
                 self._stream_failed(scan, started_at, error)
@@ -126,6 +132,21 @@ class Runner:
         return self.environment.postgres_dsn()
 
     def spark(self) -> SparkSession:
+        """The session, on which what is about to run has been analysed: nothing is touched before.
+
+        Raises ``SpecError`` with all that Spark refuses.
+        """
+        found, specs = self._started(), self._unjudged
+        self._unjudged = []
+        if specs:
+            try:
+                analysis.require(found, specs, self.environment)
+            except SpecError as error:
+                self._refused = error
+                raise
+        return found
+
+    def _started(self) -> SparkSession:
         if self.session is not None:
             return self.session
         if self._spark is None:
@@ -185,8 +206,10 @@ class Runner:
             self._told.see(self._attempt(job, started_at))
         except LakehouseError as error:
             failed.add(job.name)
-            self.failures.append(f"{job.name}: {error}")
             self._told.see(journal.failed(job.name, "job", started_at, error))
+            if error is self._refused:
+                raise
+            self.failures.append(f"{job.name}: {error}")
         except Exception as error:
             self._told.see(journal.failed(job.name, "job", started_at, error))
             raise

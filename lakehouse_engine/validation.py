@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lakehouse_engine import analysis
 from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.explain import explain
 from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.request import Request
 from lakehouse_engine.spec.environment import Environment, load_environment
-from lakehouse_engine.spec.loader import load
+from lakehouse_engine.spec.loader import load, read
 from lakehouse_engine.testing import reader
 from lakehouse_engine.testing.cases import SUFFIX
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,12 @@ class Verdict:
 
 
 def validate(
-    paths: Sequence[Path], env: str | None, root: Path, variables: Mapping[str, str] = os.environ
+    paths: Sequence[Path], env: str | None, root: Path, variables: Mapping[str, str] = os.environ,
+    spark: Callable[[], SparkSession] | None = None,
 ) -> Verdict:
     """Pipelines with what they use, their tests, and the environments' files; a wrong one hides no other.
 
+    ``spark``: a session, on which the types of all columns are found as well; without it the files alone are judged.
     ``paths``: files and folders, ``pipelines`` without any. Raises ``UsageError`` ENVIRONMENT_MISSING.
     """
     problems: list[Problem] = []
@@ -48,9 +56,13 @@ def validate(
     paths = list(paths) or [Path("pipelines")]
     names: tuple[str, ...] = ()
     try:
-        specs = load(paths, environment=environment)
-        compile_plan(specs)
-        names = tuple(spec.name for spec in specs)
+        files = read(paths, environment=environment)
+        problems += files.problems
+        if not files.problems:
+            compile_plan(files.specs)
+        if spark is not None and files.specs:
+            problems += analysis.analyse(analysis.of(spark()), files).problems
+        names = tuple(spec.name for spec in files.specs)
     except SpecError as error:
         problems += error.problems
     try:
@@ -58,3 +70,19 @@ def validate(
     except SpecError as error:
         problems += error.problems
     return Verdict(() if problems else names, tuple(sorted(set(problems))))
+
+
+def answer(request: Request, root: Path, spark: Callable[[], SparkSession] | None) -> dict[str, Any]:
+    """What a command that looks (``validate``, ``plan``) says: ``json``, ``text`` and ``status``, its exit status."""
+    if request.command == "validate":
+        verdict = validate(request.specs, request.env, root, request.variables, spark)
+        valid = f"{len(verdict.pipelines)} pipelines are valid"
+        status = SpecError.exit_status if verdict.problems else 0
+        said = str(SpecError(verdict.problems)) if verdict.problems else valid
+        return {"json": verdict.as_json(), "text": said, "status": status}
+    environment = load_environment(request.env, root, request.variables)
+    specs = load(list(request.specs) or [Path("pipelines")], environment=environment)
+    plan = compile_plan(specs)
+    analysed = analysis.require(spark(), specs, environment) if spark is not None else None
+    described = explain(plan, origins=request.origins, analysed=analysed)
+    return {"json": dict(described), "text": described.text(), "status": 0}

@@ -3,49 +3,64 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lakehouse_engine.cli.shared import ENV, JSON, SPECS, environment_of, plan_of
+from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, asked, environment_of
 from lakehouse_engine.errors import UsageError
+from lakehouse_engine.request import Request
 
 
 @click.command()
 @SPECS
 @ENV
-@click.option("--structure", is_flag=True, help="What the files alone tell, never Spark (all there is so far).")
+@OWN
+@click.option("--structure", is_flag=True, help="What the files alone tell, without Spark.")
 @JSON
-def validate(specs: tuple[Path, ...], env: str | None, structure: bool, as_json: bool) -> None:
+def validate(specs: tuple[Path, ...], env: str | None, own: bool, structure: bool, as_json: bool) -> None:
     """Check pipelines, contracts, templates, tests and environments: every error of every file at file:line.
 
-    Touches nothing, and needs no service, no secret and no data.
+    Touches nothing, and needs no service, no secret and no data. Spark says the types of all columns, on no rows.
     """
-    from lakehouse_engine.errors import SpecError
-    from lakehouse_engine.validation import validate as judge
+    request = Request("validate", specs, env, os.environ.copy())
+    if structure:
+        from lakehouse_engine.validation import answer
 
-    verdict = judge(specs, env, Path.cwd())
-    if as_json:
-        click.echo(json.dumps(verdict.as_json()))
-    elif verdict.problems:
-        raise SpecError(verdict.problems)
+        found = answer(request, Path.cwd(), None)
     else:
-        click.echo(f"{len(verdict.pipelines)} pipelines are valid")
-    sys.exit(SpecError.exit_status if verdict.problems else 0)
+        found = asked(request, own=own)
+    _said(found, as_json)
+
+
+def _said(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found["json"]))
+    else:
+        click.echo(found["text"], err=found["status"] != 0)
+    sys.exit(found["status"])
 
 
 @click.command()
 @SPECS
 @ENV
+@OWN
 @click.option("--origins", is_flag=True, help="Also each value, with the file and line that it comes from.")
+@click.option("--structure", is_flag=True, help="Without Spark, and so without the columns after each step.")
 @JSON
-def plan(specs: tuple[Path, ...], env: str | None, origins: bool, as_json: bool) -> None:
-    """Show what `run` would do: scans with their members, and jobs in order."""
-    from lakehouse_engine.explain import explain
+def plan(specs: tuple[Path, ...], env: str | None, own: bool, origins: bool, structure: bool, as_json: bool) -> None:
+    """Show what `run` would do: scans with their members, jobs in order, and the columns after each step."""
+    request = Request("plan", specs, env, os.environ.copy(), origins=origins)
+    if structure:
+        from lakehouse_engine.validation import answer
 
-    described = explain(plan_of(specs, env), origins=origins)
-    click.echo(json.dumps(described, indent=2) if as_json else described.text())
+        found = answer(request, Path.cwd(), None)
+    else:
+        found = asked(request, own=own)
+    _said(found, as_json)
 
 
 @click.command()

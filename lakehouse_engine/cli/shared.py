@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,8 @@ from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.request import Request
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from lakehouse_engine.plan import Plan
     from lakehouse_engine.spec.environment import Environment
 
@@ -53,6 +55,32 @@ def perform(request: Request, *, own: bool) -> None:
         Log(report, as_json=True).error(error)
         code = error.exit_status
     sys.exit(code)
+
+
+def asked(request: Request, *, own: bool) -> dict[str, Any]:
+    """What ``validation.answer`` says: of this project's engine where one runs, else of a Spark that is started."""
+    from lakehouse_engine import client
+
+    answer: dict[str, Any] | None = None if own else client.hand_over(request, Path.cwd(), report)
+    if answer is not None:
+        return answer
+    from lakehouse_engine import session
+    from lakehouse_engine.validation import answer as found
+
+    started: list[SparkSession] = []
+
+    def spark() -> SparkSession:
+        if not started:
+            report("starting Spark")
+            jars = engine_jars()
+            started.append(session.start("lakehouse", jars=jars, settings=environment_of(request.env).spark))
+        return started[0]
+
+    try:
+        return found(request, Path.cwd(), spark)
+    finally:
+        for one in started:
+            one.stop()
 
 
 def _run_here(request: Request) -> int:

@@ -143,7 +143,7 @@ class Walk:
                 self._inputs[name] = self._table(name, place)
             elif name in self._spec.inputs:
                 part = self._spec.part(name, stream=self._spec.streams(name))
-                walk = Walk(part, self._upstream, self._readers, stream=self._stream)
+                walk = self._other(part, stream=self._stream)
                 self._inputs[name] = walk.steps()
                 self.problems += walk.problems
         return self._inputs[name]
@@ -160,8 +160,20 @@ class Walk:
             self.problems.append(at(self._spec, place, "MISSING_TABLE", f"{table} writes to {writer.sink.key}; a job"
                                      " reads tables of Delta"))  # fmt: skip
             return None
-        columns = Walk(writer, self._upstream, self._readers).result()
+        columns = self._other(writer).result()
         return None if columns is None else {n: t for n, t in columns.items() if n != "updated_at"}
+
+    def _other(self, spec: PipelineSpec, *, stream: bool = False) -> Walk:
+        """The way through what this one reads."""
+        return Walk(spec, self._upstream, self._readers, stream=stream)
+
+    def _kind(self, text: str, columns: Columns) -> str:
+        """The Spark type of an expression, '' where it does not show without Spark."""
+        return sql.kind(text, known_as(columns))
+
+    def _element(self, column: str, columns: Columns) -> str:
+        """The Spark type of an array's elements, '' where it is not known."""
+        return ""
 
     def _time(self, column: str, columns: Columns, path: str) -> None:
         kind = known_as(columns).get(column.lower(), "")
@@ -229,16 +241,16 @@ class Walk:
             found = spec.contracts.get(transform.contract)
             return {**columns, **(found.columns if found else {})}
         if isinstance(transform, Derive):
-            return columns | {name: sql.kind(text, known_as(columns)) for name, text in transform.columns.items()}
+            return columns | {name: self._kind(text, columns) for name, text in transform.columns.items()}
         if isinstance(transform, Select):
             items = [sql.select_item(item) for item in transform.items]
             hidden = {name: kind for name, kind in columns.items() if name.startswith("_")}
-            return hidden | {item.name: columns.get(item.expression, "") for item in items}
+            return hidden | {item.name: self._kind(item.expression, columns) for item in items}
         if isinstance(transform, Window):
             made = dict.fromkeys(transform.made, "timestamp")
         if isinstance(transform, Window | Aggregate):
             by = {name: columns.get(name, "") for name in transform.by}
-            return {**made, **by, **dict.fromkeys(transform.measures, "")}
+            return {**made, **by, **{name: self._kind(text, columns) for name, text in transform.measures.items()}}
         if isinstance(transform, Rename):
             renamed = dict(zip(transform.renamed(columns), columns.values(), strict=True))
             return renamed | {name: "" for name in transform.columns if name not in renamed}
@@ -249,7 +261,8 @@ class Walk:
             return {name: kinds.get(name.lower(), kind) for name, kind in columns.items()}
         if isinstance(transform, Explode):
             kept = {name: kind for name, kind in columns.items() if name.lower() != transform.column.lower()}
-            return kept | {transform.element: ""} | ({transform.position: "int"} if transform.position else {})
+            element = self._element(transform.column, columns)
+            return kept | {transform.element: element} | ({transform.position: "int"} if transform.position else {})
         assert isinstance(transform, Filter | Watermark | Dedupe | Check)
         return columns
 

@@ -18,13 +18,34 @@ from lakehouse_engine.spec.schedule import is_schedule
 _BESIDE = ("contracts", "templates")
 
 
+@dataclass(frozen=True)
+class Read:
+    """What files say: ``specs`` sorted by name, also those that are wrong in part; ``problems`` with secrets masked."""
+
+    specs: tuple[PipelineSpec, ...]
+    problems: tuple[Problem, ...]
+    upstream: Upstream
+
+
 def load(
     paths: Sequence[Path], *, environment: Environment | None = None, params: Mapping[str, Any] | None = None
 ) -> tuple[PipelineSpec, ...]:
     """The pipelines of files and folders, sorted by name. Raises ``SpecError`` with every problem of every file.
 
-    ``params`` go over those of the files, as a test says. A file that is wrong in part is checked in all its other
-    parts, as are the files that read its table.
+    ``params`` go over those of the files, as a test says.
+    """
+    found = read(paths, environment=environment, params=params)
+    if found.problems:
+        raise SpecError(found.problems)
+    return found.specs
+
+
+def read(
+    paths: Sequence[Path], *, environment: Environment | None = None, params: Mapping[str, Any] | None = None
+) -> Read:
+    """As ``load``, with what is wrong beside what is not.
+
+    A file that is wrong in part is checked in all its other parts, as are the files that read its table.
     """
     problems: list[Problem] = []
     specs: list[PipelineSpec] = []
@@ -52,9 +73,10 @@ def load(
     for spec in specs:
         problems += check_one(spec, upstream)
     problems += check_all(specs)
-    if problems:
-        raise SpecError(_masked(problem, secrets) for problem in problems)
-    return tuple(sorted((with_taken(spec, upstream) for spec in specs), key=lambda spec: spec.name))
+    if not problems:
+        specs = [with_taken(spec, upstream) for spec in specs]
+    said = tuple(_masked(problem, secrets) for problem in problems)
+    return Read(tuple(sorted(specs, key=lambda spec: spec.name)), said, upstream)
 
 
 def _masked(problem: Problem, secrets: Iterable[str]) -> Problem:
@@ -108,4 +130,4 @@ class Upstream:
         return found | self.specs.keys()
 
 
-__all__ = ["Upstream", "files", "is_schedule", "load"]
+__all__ = ["Read", "Upstream", "files", "is_schedule", "load", "read"]

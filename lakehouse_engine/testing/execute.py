@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
 
+from lakehouse_engine import analysis
 from lakehouse_engine.errors import LakehouseError, SpecError
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as TableSource
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import counted, subject, upstream
 from lakehouse_engine.testing.bench import Bench
@@ -95,6 +97,7 @@ def _run(bench: Bench, case: Case) -> Iterator[Finding]:
     storage = bench.storage()
     spec = subject.loaded(case, str(storage))
     compile_plan([spec])  # a wrong step shows before anything is made
+    analysis.require(bench.spark, [spec], Environment(storage=str(storage), vars=dict(case.vars)))
     needs_postgres = any(isinstance(sink, Postgres) for sink in subject.sinks(spec).values())
     database: AbstractContextManager[str | None] = bench.database() if needs_postgres else nullcontext(None)
     with database as dsn:
