@@ -298,7 +298,9 @@ def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
     aside = {"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain", "panel",
              "below"}  # fmt: skip
-    text = spec.model_dump_json(exclude=aside if spec.inputs else {*aside, "inputs"})
+    aside |= set() if spec.inputs else {"inputs"}
+    # where a contract lies does not matter: the same files may be named by another path
+    text = spec.model_dump_json(exclude={**dict.fromkeys(aside, True), "contracts": {"__all__": {"file"}}})
     return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()[:16]
 
 

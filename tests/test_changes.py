@@ -1,93 +1,91 @@
-"""A job over what changes in a table: merged, it is that table, whatever happens to the table and to the runs."""
+"""``lakehouse diff``: a change of each key, and what the engine makes of it at the next start."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from unittest import mock
 
 import pytest
-from pyspark.sql import SparkSession
+from click.testing import CliRunner
 
-from lakehouse_engine import jobs
-from lakehouse_engine.errors import RunError
-from lakehouse_engine.plan import Job, compile_plan
-from lakehouse_engine.sinks import delta
-from lakehouse_engine.spec.loader import load
-from tests.lab import Lab
+from lakehouse_engine.changes import Change, between
+from lakehouse_engine.cli import main
+from lakehouse_engine.spec.loader import read
+from tests.spec.project import JOB, LANDING, STREAM, changed, write
 
-MIRROR = """
-source: {delta: {table: silver.events, changes: true}}
-transforms:
-  - derive: {version: _version}
-checks:
-  - range: {n: {max: 50}}
-keys: [day, id]
-sink: {delta: {mode: upsert, order_by: [version], delete_when: _op = 'delete'}}
-schedule: upstream
-"""
-MON, TUE = "2026-01-05", "2026-01-06"
+TUMBLING = "- window: {tumbling: 1 minute, by: [id], measures: {n: count(*)}}"
 
 
-class Mirrored(Lab):
-    def together(self, name: str) -> Job:
-        """As planned with all the other files."""
-        plan = compile_plan(load([self.folder / "pipelines"]))
-        return next(job for job in plan.jobs if job.name == name)
-
-    def mirror(self, *, silver: bool = True) -> str:
-        """Runs both; what the second one did."""
-        if silver:
-            jobs.run(self.spark, self.together("silver.events"), self.storage, None)
-        return jobs.run(self.spark, self.together("gold.events"), self.storage, None).decision.kind
-
-    def same(self) -> bool:
-        ours = self.spark.read.format("delta").load(str(self.path("gold.events"))).drop("updated_at", "version")
-        return sorted(map(tuple, ours.collect()), key=str) == self.rows("silver.events")
+def window(text: str) -> str:
+    return STREAM.replace(TUMBLING, f"- window: {text}")
 
 
-def test_what_changes_in_a_table_makes_the_same_table_each_change_once(spark: SparkSession, tmp_path: Path) -> None:
-    lab = Mirrored(spark, tmp_path, gold=MIRROR)
-    lab.append((1, MON, 1, 1), (2, MON, 2, 1), (3, TUE, 1, 1))
-    lab.run("silver.events")
-    with pytest.raises(RunError, match="run the pipeline that writes it together") as off:
-        lab.run("gold.events")
-    assert off.value.code == "CHANGES_OFF"
-
-    assert lab.mirror() == "full"  # together, the one keeps for the other what changes
-    assert lab.same()
-    assert lab.mirror() == "nothing"
-    before = {row["id"]: row["updated_at"] for row in lab.sql("select * from {}", "gold.events")}
-
-    lab.append((4, MON, 2, 2))
-    lab.correct(TUE, (3, TUE, 1, 1), (5, TUE, 5, 1), (9, TUE, 1, 99))  # the row that stays is written anew
-    with mock.patch.object(delta, "merge", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        lab.mirror()
-    assert [row[0] for row in lab.sql("select count(*) from {}", "gold.events__quarantine")] == [1]
-    assert lab.mirror(silver=False) == "changes"
-    assert [row[0] for row in lab.sql("select count(*) from {}", "gold.events__quarantine")] == [1]  # once
-    lab.correct(TUE, (3, TUE, 1, 1), (5, TUE, 5, 1))
-    assert lab.mirror() == "changes"
-    assert lab.same()
-    after = {row["id"]: row["updated_at"] for row in lab.sql("select * from {}", "gold.events")}
-    assert {id: after[id] for id in before} == before
-
-    lab.correct(TUE)
-    assert lab.mirror() == "changes"
-    assert lab.same()
-    lab.sql("optimize {}", "silver.events")
-    assert lab.mirror(silver=False) == "nothing"
+#: the changed file, its text, and path and verdict of all that is then said
+MUTATIONS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
+    ("a description", "realtime", f"description: other\n{STREAM}", [("description", "nothing")]),
+    ("a panel", "realtime", f"{STREAM}panel: {{title: x}}\n", [("panel", "nothing")]),
+    ("a trigger", "realtime", STREAM.replace("1 second", "2 seconds"), [("trigger.every", "from_here")]),
+    ("a filter", "realtime", STREAM.replace("amount > 0", "amount > 1"),
+     [("transforms[2].filter.condition", "from_here")]),
+    ("a delay", "realtime", STREAM.replace("delay: 2", "delay: 3"), [("transforms[1].watermark.delay", "from_here")]),
+    ("a check", "bronze", f"{LANDING}checks: [{{not_null: [id]}}]\n", [("checks[0].not_null", "from_here")]),
+    ("a start", "realtime", STREAM.replace("topic: clicks,", "topic: clicks, start: latest,"),
+     [("source.start", "nothing")]),
+    ("a window's size", "realtime", window("{tumbling: 5 minutes, by: [id], measures: {n: count(*)}}"),
+     [("transforms[3].window.tumbling", "mixes")]),
+    ("a measure more", "realtime", window("{tumbling: 1 minute, by: [id], measures: {n: count(*), s: sum(amount)}}"),
+     [("column s", "refused"), ("transforms[3].window.measures", "mixes")]),
+    ("a measure less", "realtime", window("{tumbling: 1 minute, by: [id], measures: {m: count(*)}}"),
+     [("column m", "refused"), ("column n", "from_here"), ("transforms[3].window.measures", "mixes")]),
+    ("a key less", "realtime", window("{tumbling: 1 minute, measures: {n: count(*)}}"),
+     [("column id", "from_here"), ("keys", "refused"), ("transforms[3].window.by", "mixes")]),
+    ("a column of a landing", "bronze", LANDING.replace("{day: to_date(at)}", "{day: to_date(at), b: 1}"),
+     [("column b", "refused"), ("transforms[1].derive.columns", "from_here")]),
+    ("a column's type", "bronze", LANDING.replace("to_date(at)", "string(at)"),
+     [("column day", "refused"), ("transforms[1].derive.columns", "from_here")]),
+    ("a job's measure", "silver", JOB.replace("n: count(*)", "n: count(*), m: max(at)"),
+     [("transforms[1].aggregate.measures", "recomputed")]),
+    ("a job's schedule", "silver", JOB.replace("daily", "hourly"), [("schedule", "nothing")]),
+    ("a job's check", "silver", JOB.replace("- not_null: [day]", "- not_null: [n]"),
+     [("checks[0].not_null.columns", "recomputed")]),
+]  # fmt: skip
 
 
-def test_changes_that_are_gone_stop_the_run(spark: SparkSession, tmp_path: Path) -> None:
-    lab = Mirrored(spark, tmp_path, gold=MIRROR)
-    for day in (MON, TUE):
-        lab.append((1, day, 1, 1))
-        lab.mirror()
-    for _ in range(2):
-        lab.append((2, TUE, 1, 1))
-        jobs.run(spark, lab.together("silver.events"), lab.storage, None, full=True)
-    version = (lab.log("gold.events").record() or {})["sources"]["silver.events"]["version"]
-    (lab.path("silver.events") / "_delta_log" / f"{version + 1:020d}.json").unlink()
-    with pytest.raises(RunError, match=f"version {version + 1} of silver.events is no longer in its log") as gone:
-        lab.mirror(silver=False)
-    assert gone.value.code == "CHANGES_GONE"
+def differences(tmp_path: Path, layer: str, text: str) -> list[Change]:
+    old, new = write(tmp_path / "old", {}), write(tmp_path / "new", {f"{layer}/clicks.yaml": text})
+    return between(read([old / layer]), read([new / layer]))
+
+
+@pytest.mark.parametrize(("layer", "text", "expected"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS])
+def test_a_change_of(layer: str, text: str, expected: list[tuple[str, str]], tmp_path: Path) -> None:
+    assert [(change.path, change.verdict) for change in differences(tmp_path, layer, text)] == expected
+
+
+def test_the_same_files_do_not_differ(tmp_path: Path) -> None:
+    old, new = write(tmp_path / "old", {}), write(tmp_path / "new", {"silver/clicks.yaml": f"# why\n{JOB}"})
+    assert between(read([old]), read([new])) == []
+
+
+def test_a_new_column_comes_with_the_statement_that_adds_it(tmp_path: Path) -> None:
+    text = changed(changed(STREAM, "- window", ""), "sink", "sink: {postgres: {table: live.clicks}}")
+    old = write(tmp_path / "old", {"realtime/clicks.yaml": text})
+    new = write(tmp_path / "new", {"realtime/clicks.yaml": changed(text, "- filter", "  - derive: {d: to_date(at)}")})
+    (found,) = [c for c in between(read([old / "realtime"]), read([new / "realtime"])) if c.path == "column d"]
+    assert found.why.endswith("alter table live.clicks add column d date")
+
+
+def test_files_that_come_and_go(tmp_path: Path) -> None:
+    old, new = write(tmp_path / "old", {"gold/a.yaml": JOB}), write(tmp_path / "new", {"gold/b.yaml": JOB})
+    found = between(read([old]), read([new]))
+    assert [(change.pipeline, change.verdict) for change in found] == [("gold.a", "gone"), ("gold.b", "new")]
+
+
+def test_the_command_says_by_its_status_whether_something_is_to_be_done(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", {})
+    calm = write(tmp_path / "calm", {"realtime/clicks.yaml": STREAM.replace("1 second", "2 seconds")})
+    wild = write(tmp_path / "wild", {"realtime/clicks.yaml": STREAM.replace("tumbling: 1", "tumbling: 5")})
+    said = [CliRunner().invoke(main, ["diff", str(old), str(new), "--json"]) for new in (old, calm, wild)]
+    assert [done.exit_code for done in said] == [0, 0, 1]
+    assert [[one["verdict"] for one in json.loads(done.stdout)] for done in said] == [[], ["from_here"], ["mixes"]]
+    words = CliRunner().invoke(main, ["diff", str(old), str(wild)]).stdout
+    assert words.startswith("realtime.clicks: transforms[3].window.tumbling 60000000 -> 300000000\n    mixes: ")

@@ -15,7 +15,7 @@ from lakehouse_engine.errors import LakehouseError
 
 COMMANDS: tuple[click.Command, ...] = (
     stack.init, stack.up, stack.down, stack.airflow_, stack.jars, stack.produce,
-    files.validate, files.plan, files.graph,
+    files.new_, files.validate, files.plan, files.graph, files.diff,
     run.run, run.serve, run.backfill, run.maintain,
     look.show, look.history, stack.engine_, look.status, look.tail,
     files.grafana, look.dashboard, files.schema, files.reference, run.test,

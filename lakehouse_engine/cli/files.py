@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, asked, environment_of
+from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, asked, environment_of, report
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.request import Request
 
@@ -34,6 +34,46 @@ def validate(specs: tuple[Path, ...], env: str | None, own: bool, structure: boo
     else:
         found = asked(request, own=own)
     _said(found, as_json)
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path, exists=True))
+@click.argument("new", type=click.Path(path_type=Path, exists=True))
+@ENV
+@JSON
+def diff(old: Path, new: Path, env: str | None, as_json: bool) -> None:
+    """Say, key by key, what becomes of tables when the files of OLD become those of NEW (files or folders).
+
+    Exit status 1 when something is to be done: a start that is refused, or rows of two kinds in one table.
+    """
+    from lakehouse_engine import changes
+    from lakehouse_engine.spec.loader import read
+
+    environment = environment_of(env)
+    found = changes.between(*(read([path], environment=environment) for path in (old, new)))
+    click.echo(json.dumps([change.as_json() for change in found]) if as_json else
+               "\n".join(change.text() for change in found) or "nothing differs")  # fmt: skip
+    sys.exit(1 if any(change.todo for change in found) else 0)
+
+
+@click.group("new")
+def new_() -> None:
+    """Write a pipeline that is right as it is, with a test that passes, to be changed from there."""
+
+
+@new_.command()
+@click.argument("name")
+@click.option("--from", "source", required=True, metavar="LAYER.NAME", help="The pipeline whose rows are counted.")
+@click.option("--stream", is_flag=True, help="By the minute, from the topic that the pipeline lands.")
+@ENV
+def metric(name: str, source: str, stream: bool, env: str | None) -> None:
+    """A metric of a table: counts per slice of it, or per minute of its topic."""
+    from lakehouse_engine import scaffold
+
+    made = scaffold.metric(name, source, Path("pipelines"), environment_of(env), stream=stream)
+    for file in made.write():
+        report(f"written: {file}")
+    click.echo(f"next: lakehouse test {made.pipeline}")
 
 
 def _said(found: dict[str, Any], as_json: bool) -> None:

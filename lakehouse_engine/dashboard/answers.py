@@ -86,7 +86,7 @@ class Detail(Pipeline):
 
 class Node(_Answer):
     id: str
-    kind: Literal["topic", "delta", "postgres", "console", "panel"]
+    kind: Literal["topic", "files", "delta", "postgres", "console", "panel"]
     title: str
     pipeline: str | None
     rank: int

@@ -5,7 +5,7 @@ import { count, duration } from "../format.js";
 import { badge, STATES } from "../state.js";
 
 const [WIDTH, HEIGHT, ACROSS, DOWN, TOP] = [204, 46, 26, 13, 30];
-const KINDS = { topic: "Topic", delta: "Delta table", postgres: "PostgreSQL", panel: "Panel", console: "Console" };
+const KINDS = { topic: "Topic", files: "Files", delta: "Delta table", postgres: "PostgreSQL", panel: "Panel", console: "Console" };
 
 /** Gives every node a column and a row; answers how many of each there are. */
 function lay({ nodes, edges }) {
@@ -16,6 +16,7 @@ function lay({ nodes, edges }) {
   const deltas = Math.max(0, ...nodes.filter((node) => node.kind === "delta").map((node) => node.rank));
   const column = {
     topic: () => 0,
+    files: () => 0,
     delta: (node) => Math.max(node.rank, 1),
     postgres: () => deltas + 1,
     console: () => deltas + 1,
@@ -39,7 +40,7 @@ function lay({ nodes, edges }) {
     node.x = 1 + used.indexOf(node.column) * (WIDTH + ACROSS);
     node.y = TOP + node.row * (HEIGHT + DOWN);
   });
-  const HEADS = { topic: "Topics", postgres: "PostgreSQL", panel: "Panels", console: "Console" };
+  const HEADS = { topic: "Topics", files: "Files", postgres: "PostgreSQL", panel: "Panels", console: "Console" };
   const headOf = (one) => {
     const there = nodes.filter((node) => node.column === one);
     return there[0].kind === "delta"
