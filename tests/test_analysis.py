@@ -10,7 +10,11 @@ from pyspark.sql import SparkSession
 from lakehouse_engine import analysis
 from lakehouse_engine.errors import SpecError
 from lakehouse_engine.explain import explain
+from lakehouse_engine.log import Log
 from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.runner import Runner
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load, read
 from lakehouse_engine.validation import validate
 from tests.spec.project import JOB, LANDING, STREAM, changed, write
@@ -95,3 +99,14 @@ def test_a_plan_says_what_each_step_changes(spark: SparkSession, tmp_path: Path)
     assert "      derive: + day date" in lines
     assert "      aggregate: + n bigint; - id, at, amount" in lines
     assert any("within one trigger (1 second)" in line for line in lines)
+
+
+def test_a_run_is_refused_before_anything_is_touched(spark: SparkSession, tmp_path: Path) -> None:
+    pipelines = write(tmp_path / "pipelines", {"silver/clicks.yaml": changed(JOB, "- dedupe", "  - filter: uper(id)")})
+    storage = tmp_path / "storage"
+    clicks = spark.sql("select 'a' as id, timestamp'2026-01-01' as at, 1.5D as amount, date'2026-01-01' as day")
+    delta_sink.append(clicks, delta_sink.table_path(storage, "bronze.clicks"), "{}")
+    runner = Runner(Environment(storage=str(storage)), tuple, Log(lambda _: None), session=spark)
+    with pytest.raises(SpecError, match=r"silver/clicks.yaml:3: UNKNOWN_FUNCTION"):
+        runner.run(compile_plan(load([pipelines / "silver"])), available_now=False)
+    assert [path.name for path in storage.iterdir() if not path.name.startswith("_")] == ["bronze"]

@@ -70,6 +70,15 @@ def test_commands_share_the_engine_and_whoever_is_killed_the_numbers_are_right(l
     assert (refused.returncode, refused.stderr.partition(" ")[0]) == (2, "pipelines/gold/wrong.yaml:2:")
     wrong.unlink()
 
+    # it says what Spark refuses, and answers without a Spark of the command's own
+    wrong.write_text("source: silver.user_events\ntransforms: [{filter: uper(page)}]\nsink: delta\nschedule: daily\n")
+    refused = lake.lakehouse("validate", "pipelines/gold")
+    assert (refused.returncode, "wrong.yaml:2: UNKNOWN_FUNCTION" in refused.stderr) == (2, True)
+    wrong.unlink()
+    planned = lake.lakehouse("plan", GOLD)
+    assert "aggregate: + dau_count bigint" in planned.stdout
+    assert "starting Spark" not in refused.stderr + planned.stderr
+
     # files take values from the environment variables of the command, not from the engine's
     daily = lake.folder / "pipelines" / "gold" / "daily_active_users.yaml"
     text = daily.read_text()
