@@ -187,7 +187,7 @@ class AnalysedWalk(Walk):
         else:
             made = super()._step(transform, columns, step)
         if columns is not None and isinstance(transform, Filter):
-            self._boolean(transform.condition, columns, step)
+            self._filters(transform.condition, columns, step)
         if columns is not None and isinstance(transform, Dedupe):
             order = ", ".join(transform.order_by) or "1"
             ranked = f"row_number() over (partition by {', '.join(map(sql.name, transform.keys))} order by {order})"
@@ -245,7 +245,7 @@ class AnalysedWalk(Walk):
         kind = known_as(columns).get(column.lower(), "")
         return kind[len("array<") : -1] if kind.startswith("array<") else ""
 
-    def _boolean(self, condition: str, columns: Columns, step: str) -> None:
+    def _filters(self, condition: str, columns: Columns, step: str) -> None:
         kind = self._kind(condition, columns)
         if kind not in ("", "boolean"):
             self.problems.append(at(self._spec, leaf(self._spec, step, condition), "COLUMN_TYPE", f"`{condition}` is"

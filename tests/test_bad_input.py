@@ -96,7 +96,7 @@ def test_a_wrong_type_is_found_before_the_first_batch(lake: Platform) -> None:
     file.write_text(file.read_text().replace("event_type = 'login'", "array(event_type) = 1"))
     lake.produce(100)
     result = lake.lakehouse("run", "--available-now", "pipelines/realtime")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "pipelines/realtime/logins_per_source.yaml:6: EXPRESSION_TYPE" in result.stderr
     assert written(lake) == {}
     told = lake.query("select distinct pipeline, kind, code from lakehouse.runs where pipeline like '%%logins%%'")

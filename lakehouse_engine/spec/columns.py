@@ -281,7 +281,7 @@ class Walk:
             self.problems.append(at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
 
     def _boolean(self, text: str | None, columns: Columns, path: str) -> None:
-        kind = sql.kind(text, known_as(columns)) if text else ""
+        kind = self._kind(text, columns) if text else ""
         if kind not in ("", "boolean"):
             self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"`{text}` is {kind}; whether a row deletes, a"
                                      " boolean says"))  # fmt: skip
