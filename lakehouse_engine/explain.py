@@ -29,7 +29,8 @@ class Explanation(dict[str, Any]):
         for query in self["queries"]:
             lines.append(f"query {query['pipeline']} over {' and '.join(query['topics'])}, {query['when']}:"
                          f" {query['reason']}")  # fmt: skip
-            lines += [f"  {query['does']}", *self._steps(query["pipeline"]), f"    {query['lateness']}", f"    -> {query['sink']}"]
+            lines += [f"  {query['does']}", *self._steps(query["pipeline"])]
+            lines += [f"    {query['lateness']}", f"    -> {query['sink']}"]
         for job in self["jobs"]:
             read = ", ".join([job["source"], *job["others"]])
             lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {read}")

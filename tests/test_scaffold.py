@@ -14,8 +14,8 @@ from lakehouse_engine.local.jars import engine_jars
 from lakehouse_engine.scaffold import metric
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
-from lakehouse_engine.testing import run
 from lakehouse_engine.testing.reader import find
+from lakehouse_engine.testing.suite import run
 from tests.spec.project import CONTRACT, write
 
 HERE = Environment(storage="unused")
