@@ -25,7 +25,7 @@ WRONG = [
     ("a number and a time", "silver", JOB, "- dedupe", "  - derive:\n      ok: id\n      odd: amount + at",
      "5 EXPRESSION_TYPE"),
     ("a function that is not there", "silver", JOB, "- dedupe", "  - derive: {odd: uper(id)}", "3 UNKNOWN_FUNCTION"),
-    ("too many arguments", "silver", JOB, "- dedupe", "  - derive: {odd: 'upper(id, id)'}", "3 EXPRESSION_TYPE"),
+    ("too many arguments", "silver", JOB, "- dedupe", "  - derive: {odd: 'luhn_check(id, id)'}", "3 EXPRESSION_TYPE"),
     ("a filter that is no condition", "silver", JOB, "- dedupe", "  - filter: amount + 1", "3 COLUMN_TYPE"),
     ("a measure of another type", "silver", JOB, "- aggregate",
      "  - aggregate:\n      by: [day]\n      measures:\n        n: count(*)\n        s: sum(day)", "8 EXPRESSION_TYPE"),
@@ -39,7 +39,7 @@ WRONG = [
      "5 COLUMN_TYPE"),
     ("a sum of times in a window", "realtime", STREAM, "- window",
      "  - window: {tumbling: 1 minute, measures: {n: sum(at)}}", "6 EXPRESSION_TYPE"),
-    ("a query", "silver", JOB, "- dedupe", "  - sql: {query: select day, id + at as x from input, local: true}",
+    ("a query", "silver", JOB, "- dedupe", "  - sql: {query: 'select day, id + at as x from input', local: true}",
      "3 EXPRESSION_TYPE"),
 ]  # fmt: skip
 
