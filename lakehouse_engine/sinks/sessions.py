@@ -1,16 +1,16 @@
 """Sessions into PostgreSQL: merged like tumbling windows, put together and sent once when they are over.
 
 Rows are cut into buckets by ``floor(t / gap)``. Two rows of a key in one bucket are less than ``gap`` apart, so they
-are of one session, and a batch's partial aggregates by (bucket, key) merge in ``<table>__state`` as those of tumbling
-windows do, with the first and the last event time beside the measures. Two rows at most ``gap`` apart are in one bucket
-or in neighbouring ones; so the sessions of a key are the runs of its buckets, in order, in each of which the next
-bucket's first row is at most ``gap`` after the last row of the one before.
+are of one session, and a batch's partial aggregates by (bucket, key) are of one session each, with the first and the
+last event time beside the measures. In ``<table>__state`` stands a row for each session so far. What a batch brings is
+put in order with the rows of its keys, by first event time; where the next one begins at most ``gap`` after the last
+row before it, both are one session. Two rows that are one session stay one, whatever comes, so that is never undone.
 
 **A session is sent when it cannot change any more.** Let ``W`` be the watermark of the next batch. A row is late there
 if and only if ``t < W``, and watermarks never go back; so every row that may still count has ``t >= W``. A session
 whose last row ``m`` has ``m + gap < W`` is over: such a row is more than ``gap`` after ``m``, so it does not extend the
-session, and it does not lie within or before it. Nor does it fall into a bucket of the session: ``t > m + gap`` is in
-a later one. With ``m + gap = W`` a row at ``W`` would be of the session, so it stays.
+session, and it does not lie within or before it. With ``m + gap = W`` a row at ``W`` would be of the session, so it
+stays.
 
 When a batch commits, ``W`` follows from the positions in the same transaction (as with ``emit: final``), and rows of
 the batch itself were judged with the watermark before, so they have merged into the state by then. What is over goes
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from psycopg2 import sql
@@ -38,7 +39,7 @@ FIRST, LAST = "session__first", "session__last"
 
 @dataclass(frozen=True)
 class SessionMerge(FinalMerge):
-    """``size`` is the gap, ``window_start`` in the state the start of a bucket, in the table that of a session."""
+    """``size`` is the gap; ``window_start`` is that of a session, in the state of what it is so far."""
 
     @property
     def mark(self) -> str:
@@ -66,30 +67,38 @@ class SessionMerge(FinalMerge):
         end = to_micros(cursor.fetchone()[0])
         return None if end is None else end + 1
 
-    @property
-    def _closed(self) -> Composable:
-        """Of keys that have a bucket old enough, the buckets in order, numbered by session; and out of the state."""
+    @cached_property
+    def _statement(self) -> Composable:
+        """The rows of the batch's keys, in order, numbered by session: each session's become one."""
         by = [sql.Identifier(name) for name in self.keys if name != "window_start"]
         # null is a key like any other: records compare so, and unlike `is not distinct from` they hash
         key = sql.SQL("row({})").format(sql.SQL(", ").join(by)) if by else sql.SQL("0")
-        merged = [sql.SQL("{function}({name})::{kind} as {name}").format(
-            function=sql.SQL(_aggregate(function, kind)), name=sql.Identifier(name), kind=sql.SQL(kind))
-            for name, (function, kind) in self.base.items()]  # fmt: skip
+        merged = [sql.SQL("{}({})::{}").format(sql.SQL(_aggregate(function, kind)), sql.Identifier(name), sql.SQL(kind))
+                  for name, (function, kind) in self.base.items()]  # fmt: skip
         return sql.SQL(
-            "begun as (select *, ctid as place, {key} as session_key from {state} where window_start < %(watermark)s),"
-            " apart as (select *, {first} <= lag({last}) over ordered + {gap} as joined from begun"
-            "  where session_key in (select session_key from begun where {last} < %(begun)s)"
-            "  window ordered as (partition by session_key order by window_start)),"
-            " numbered as (select *, count(*) filter (where joined is not true)"
-            "  over (partition by session_key order by window_start) as session from apart),"
-            " closed as (select min({first}) as window_start, max({last}) + {gap} as window_end, {by}{merged},"
-            "  array_agg(place) as places from numbered group by {by}session having max({last}) < %(begun)s),"
-            " gone as (delete from {state} where ctid in (select unnest(places) from closed))"
+            "with before as (delete from {state} where {key} in (select {key} from {stage}) returning {names}),"
+            " every as (select {names} from before union all select {names} from {stage}),"
+            " apart as (select *, coalesce({first} > max({last}) over ({part} order by {first}, {last}"
+            "  rows between unbounded preceding and 1 preceding) + {gap}, true) as begins from every),"
+            " numbered as (select *, count(*) filter (where begins) over ({part} order by {first}, {last}"
+            "  rows unbounded preceding) as session from apart)"
+            " insert into {state} ({names}) select {values} from numbered group by {groups} order by {groups}"
         ).format(
-            key=key, state=identifier(side_table(self.table, "state")), first=sql.Identifier(FIRST),
-            last=sql.Identifier(LAST), gap=sql.SQL("interval '{} microseconds'").format(sql.SQL(str(self.size))),
-            by=sql.SQL("").join(sql.SQL("{}, ").format(name) for name in by),
-            merged=sql.SQL(", ").join(merged))  # fmt: skip
+            state=identifier(side_table(self.table, "state")), stage=self._stage, key=key, names=self._names,
+            first=sql.Identifier(FIRST), last=sql.Identifier(LAST), gap=self._gap,
+            part=sql.SQL("partition by {}").format(sql.SQL(", ").join(by)) if by else sql.SQL(""),
+            values=sql.SQL(", ").join([sql.SQL("min({})").format(sql.Identifier(FIRST)), *by, *merged]),
+            groups=sql.SQL(", ").join([*by, sql.Identifier("session")]))  # fmt: skip
+
+    @property
+    def _gap(self) -> Composable:
+        return sql.SQL("interval '{} microseconds'").format(sql.SQL(str(self.size)))
+
+    @property
+    def _closed(self) -> Composable:
+        return sql.SQL(
+            "closed as (delete from {state} where {last} < %(begun)s returning *, {last} + {gap} as window_end)"
+        ).format(state=identifier(side_table(self.table, "state")), last=sql.Identifier(LAST), gap=self._gap)
 
 
 def _aggregate(function: str, kind: str) -> str:
