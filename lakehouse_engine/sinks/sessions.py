@@ -35,6 +35,8 @@ from lakehouse_engine.sinks.postgres import identifier, side_table
 
 #: columns of the state beside the measures: event times of a bucket's first and last row
 FIRST, LAST = "session__first", "session__last"
+#: what a session is looked up by
+KEY = "session__key"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class SessionMerge(FinalMerge):
         merged = [sql.SQL("{}({})::{}").format(sql.SQL(_aggregate(function, kind)), sql.Identifier(name), sql.SQL(kind))
                   for name, (function, kind) in self.base.items()]  # fmt: skip
         return sql.SQL(
-            "with before as (delete from {state} where {key} in (select {key} from {stage}) returning {names}),"
+            "with before as (delete from {state} using (select distinct {key} as {known} from {stage}) as staged"
+            "  where {key} = staged.{known} returning {names}),"
             " every as (select {names} from before union all select {names} from {stage}),"
             " apart as (select *, coalesce({first} > max({last}) over ({part} order by {first}, {last}"
             "  rows between unbounded preceding and 1 preceding) + {gap}, true) as begins from every),"
@@ -84,7 +87,8 @@ class SessionMerge(FinalMerge):
             "  rows unbounded preceding) as session from apart)"
             " insert into {state} ({names}) select {values} from numbered group by {groups} order by {groups}"
         ).format(
-            state=identifier(side_table(self.table, "state")), stage=self._stage, key=key, names=self._names,
+            state=identifier(side_table(self.table, "state")), stage=self._stage, key=key,
+            known=sql.Identifier(KEY), names=self._names,
             first=sql.Identifier(FIRST), last=sql.Identifier(LAST), gap=self._gap,
             part=sql.SQL("partition by {}").format(sql.SQL(", ").join(by)) if by else sql.SQL(""),
             values=sql.SQL(", ").join([sql.SQL("min({})").format(sql.Identifier(FIRST)), *by, *merged]),
