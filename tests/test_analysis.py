@@ -37,8 +37,8 @@ WRONG = [
      "6 EXPRESSION_TYPE"),
     ("elements of what is no array", "bronze", LANDING, "- derive", "  - derive: {day: to_date(at)}\n  - explode: id",
      "5 COLUMN_TYPE"),
-    ("a sum of times in a window", "realtime", STREAM, "- window",
-     "  - window: {tumbling: 1 minute, measures: {n: sum(at)}}", "6 EXPRESSION_TYPE"),
+    ("a sum of bytes in a window", "realtime", STREAM, "- window",
+     "  - window: {tumbling: 1 minute, measures: {n: sum(_value)}}", "6 EXPRESSION_TYPE"),
     ("a query", "silver", JOB, "- dedupe", "  - sql: {query: 'select day, id + at as x from input', local: true}",
      "3 EXPRESSION_TYPE"),
 ]  # fmt: skip
