@@ -79,6 +79,7 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
     from pyspark.sql import SparkSession
 
     options = {**_DEFAULTS, **(settings or {}), **_FIXED}
+    level = options.pop("spark.log.level")  # set below: as a setting, Spark says on standard error that it was set
     builder = SparkSession.builder.appName(app)
     if submitted:
         for key in ("spark.driver.host", "spark.driver.bindAddress", "spark.driver.memory"):
@@ -97,9 +98,20 @@ def start(app: str, *, jars: Sequence[Path] = (), settings: Mapping[str, str] | 
     for key, value in options.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel(options["spark.log.level"])
+    spark.sparkContext.setLogLevel(level)
+    _quiet()
     _require_delta(spark)
     return spark
+
+
+def _quiet() -> None:
+    """PySpark prints what Spark refuses, stack traces and all, before it raises it. What is raised says enough."""
+    import logging
+
+    from pyspark.logger import PySparkLogger
+
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _submitted_conf(key: str) -> str:
