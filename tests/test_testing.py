@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from lakehouse_engine.cli import main
-from lakehouse_engine.errors import RunError, SpecError
+from lakehouse_engine.errors import RunError, SpecError, UsageError
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.testing import reader, suite, update
 from lakehouse_engine.testing.bench import Bench
 from lakehouse_engine.testing.execute import Finding
+from lakehouse_engine.testing.preview import Preview, preview
 from lakehouse_engine.testing.rendering import rendered
 from lakehouse_engine.testing.values import difference, moment, same
 
@@ -362,6 +364,48 @@ BROKEN = """\
 - name: and then nothing else of what never ran
   expect: {fails: UNKNOWN_KEY, rows: []}
 """
+
+
+def event(name: str, time: str) -> str:
+    return json.dumps({"event_id": name, "user_id": 1, "event_type": "click", "page": "/", "source": "web",
+                       "timestamp": f"2026-01-01T{time}Z"})  # fmt: skip
+
+
+EVENTS = [event("a", "10:00:05"), "not json", "", event("b", "10:04:30"), '{"user_id": NaN}', "null",
+          event("d", "10:00:30")]  # fmt: skip
+
+
+def previewed(bench: Bench, folder: Path, pipeline: str, **texts: str) -> Preview:
+    files = {name: folder / f"{name}.jsonl" for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text)
+    return preview(bench, PIPELINES / pipeline, files, Environment(storage=str(folder)), size=5)
+
+
+def test_a_preview_shows_rows_and_at_which_lines_others_are_kept_aside(lakehouse_bench: Bench, tmp_path: Path) -> None:
+    found = previewed(lakehouse_bench, tmp_path, "realtime/events_per_minute.yaml", source="\n".join(EVENTS)).as_json()
+    rows = found["tables"]["realtime.events_per_minute"]["rows"]
+    assert [(row["window_start"], row["event_count"]) for row in rows] == [
+        ("2026-01-01T10:00:00Z", 1), ("2026-01-01T10:04:00Z", 1)]  # fmt: skip
+    file = tmp_path / "source.jsonl"
+    assert [(row["at"], row["reasons"]) for row in found["quarantined"]] == [
+        (f"{file}:{line}", [why]) for line, why in ((2, "json: not valid"), (5, "json: not valid"), (6, "tombstone"))]
+    assert [(row["at"], row["missed"]) for row in found["late"]] == [(f"{file}:7", ["2026-01-01T10:00:00Z"])]
+
+
+def test_a_preview_of_a_job_refuses_rows_at_their_lines(lakehouse_bench: Bench, tmp_path: Path) -> None:
+    good = '{"event_date": "2026-01-01", "user_id": 7, "timestamp": "2026-01-01T10:00:00Z"}\n'
+    found = previewed(lakehouse_bench, tmp_path, "gold/daily_active_users.yaml", source=good + good)
+    assert found.text().splitlines()[2].startswith("2026-01-01" + " " * 3)
+    assert found.text().endswith("1 rows of gold.daily_active_users in delta")
+    for wrong, code in ({'{"user_id": "x", "event_date": "soon"}': ["BAD_VALUE", "BAD_VALUE"],
+                         '{"user": 1}': ["UNKNOWN_COLUMN"], "[1": ["BAD_VALUE"]}).items():  # fmt: skip
+        with pytest.raises(SpecError) as refused:
+            previewed(lakehouse_bench, tmp_path, "gold/daily_active_users.yaml", source=good + wrong)
+        assert [(one.file, one.line, one.code) for one in refused.value.problems] == [
+            (str(tmp_path / "source.jsonl"), 2, each) for each in code]  # fmt: skip
+    with pytest.raises(UsageError, match="no input users"):
+        previewed(lakehouse_bench, tmp_path, "gold/daily_active_users.yaml", users=good)
 
 
 def test_pytest_and_the_command_report_the_same_tests_at_the_same_lines(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ COMMANDS: tuple[click.Command, ...] = (
     files.new_, files.validate, files.plan, files.graph, files.diff,
     run.run, run.serve, run.backfill, run.maintain,
     look.show, look.history, stack.engine_, look.status, look.tail,
-    files.grafana, look.dashboard, files.schema, files.reference, run.test,
+    files.grafana, look.dashboard, files.schema, files.reference, run.preview, run.test,
 )  # fmt: skip
 
 

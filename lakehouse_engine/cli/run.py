@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, engine_jars, perform, report
+from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, engine_jars, environment_of, perform, report
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.request import Request, Span, metrics_address
 
@@ -68,6 +68,48 @@ def backfill(
 def maintain(specs: tuple[Path, ...], env: str | None, own: bool, apply: bool) -> None:
     """Compact, order, checkpoint and vacuum Delta tables, as each pipeline's `maintain` says."""
     perform(Request("maintain", specs, env, os.environ.copy(), apply=apply), own=own)
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--input", "inputs", multiple=True, required=True, metavar="[NAME=]FILE", help="Rows, a JSON value a"
+              " line: of the pipeline's source, or of another input or table that it reads.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), metavar="ROWS", help="Rows of the source in a micro-batch, or run;"
+              " otherwise all.")  # fmt: skip
+@click.option("--now", metavar="TIME", help="The clock of the source; otherwise its greatest event time.")
+@click.option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many of a table.")
+@ENV
+@JSON
+def preview(spec: Path, inputs: tuple[str, ...], batch: int | None, now: str | None, rows: int, env: str | None,
+            as_json: bool) -> None:  # fmt: skip
+    """Show the rows that a pipeline would write for the rows of files, and which it keeps aside and why.
+
+    No service has to run and no table is touched: what the pipeline needs starts in a temporary folder.
+    """
+    from lakehouse_engine.local import stack
+    from lakehouse_engine.testing.bench import opened
+    from lakehouse_engine.testing.cases import SOURCE
+    from lakehouse_engine.testing.preview import preview as previewed
+    from lakehouse_engine.testing.values import moment
+
+    clock = moment(now) if now else None
+    if now and clock is None:
+        raise UsageError("BAD_VALUE", f"--now is a time like 2026-01-01T10:00:00Z, not {now}")
+    files: dict[str, Path] = {}
+    for given in inputs:
+        name, named, file = given.partition("=")
+        name, file = (name, file) if named else (SOURCE, given)
+        if name in files:
+            raise UsageError("BAD_VALUE", f"--input {name} is given twice")
+        if not Path(file).is_file():
+            raise UsageError("FILE_MISSING", f"--input: there is no file {file}")
+        files[name] = Path(file)
+    environment = environment_of(env)
+    with opened(engine_jars, stack, report) as bench:
+        found = previewed(bench, spec, files, environment, size=batch, now=clock, limit=rows)
+    for name in found.empty:
+        report(f"{name}: no rows, for no --input names it")
+    click.echo(json.dumps(found.as_json()) if as_json else found.text())
 
 
 @click.command()

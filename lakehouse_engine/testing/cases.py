@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from lakehouse_engine.errors import Problem
 
 Row = Mapping[str, Any] | str | None
 Rows = tuple[Row, ...]
@@ -99,10 +101,16 @@ class Case:
     inputs: Batch = field(default_factory=dict)
     tables: Batch = field(default_factory=dict)
     now: datetime | None = None
+    #: whether a value that its column cannot hold is looked for before rows are written: one Spark job more
+    careful: ClassVar[bool] = False
 
     def line(self, path: str = "") -> int:
         """The line of a path below the test, or of the nearest one above it."""
         return nearest(self.lines, self.path + path)
+
+    def problem(self, path: str, code: str, message: str) -> Problem:
+        """What is wrong at a path below the test."""
+        return Problem(self.file, self.line(path), code, message, self.path + path)
 
     def batch_path(self, number: int, name: str) -> str:
         """Where the rows of an input in a batch (from 0) stand: a batch may be a list, then of the source alone."""

@@ -7,16 +7,18 @@ What a pipeline reads is a feed (``feeds.py``), how it runs is a kind (``kinds.p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
+from pathlib import Path
 
 from lakehouse_engine import analysis
 from lakehouse_engine.errors import LakehouseError, SpecError
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as TableSource
+from lakehouse_engine.sources import Source
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import counted, subject, upstream
@@ -26,6 +28,7 @@ from lakehouse_engine.testing.feeds import FEEDS, Feed, Place
 from lakehouse_engine.testing.kinds import Running, running
 from lakehouse_engine.testing.rendering import rendered
 from lakehouse_engine.testing.target import Target
+from lakehouse_engine.testing.upstream import Misfit
 from lakehouse_engine.testing.values import Difference, Found, difference, moment
 
 #: the clock of a test whose rows tell no time and that has no ``now``
@@ -96,26 +99,39 @@ def _failure(expected: str, error: LakehouseError) -> Finding:
 def _run(bench: Bench, case: Case) -> Iterator[Finding]:
     storage = bench.storage()
     spec = subject.loaded(case, str(storage))
+    if isinstance(spec.sink, Console) and case.expect.looks:
+        raise Failed(".expect", "the console keeps nothing that could be compared")
+    with prepared(bench, case, spec, storage) as (walk, target):
+        yield from walk.through(target)
+
+
+@contextmanager
+def prepared(bench: Bench, case: Case, spec: PipelineSpec, storage: Path) -> Iterator[tuple[Walk, Target]]:
+    """What runs the pipeline of ``spec`` on the case's rows, and what looks at the tables that it writes."""
     compile_plan([spec])  # a wrong step shows before anything is made
     analysis.require(bench.spark, [spec], Environment(storage=str(storage), vars=dict(case.vars)))
     needs_postgres = any(isinstance(sink, Postgres) for sink in subject.sinks(spec).values())
     database: AbstractContextManager[str | None] = bench.database() if needs_postgres else nullcontext(None)
     with database as dsn:
-        if isinstance(spec.sink, Console) and case.expect.looks:
-            raise Failed(".expect", "the console keeps nothing that could be compared")
-        place = Place(bench, case, spec, storage, dsn)
-        walk = _Walk(place)
+        walk = Walk(Place(bench, case, spec, storage, dsn))
         with closing(walk.running):
-            yield from walk.through(Target(bench, spec, storage, dsn))
+            yield walk, Target(bench, spec, storage, dsn)
 
 
-class _Walk:
+class Walk:
+    """Batch by batch: rows to their inputs, a step of the pipeline, a look at its table."""
+
     def __init__(self, place: Place) -> None:
         self._place, self._case = place, place.case
         self._feeds, self._spec = _fed(place)
         self.running: Running = running(place, self._spec)
         self._clock = _CLOCK
         self._taken = 0
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """What the pipeline reads here, by the names of its inputs."""
+        return {name: feed.source for name, feed in self._feeds.items()}
 
     def through(self, target: Target) -> list[Finding]:
         found = list(self._expected(target))
@@ -130,7 +146,7 @@ class _Walk:
     def _expected(self, target: Target) -> Iterator[Finding]:
         expect = self._case.expect
         try:
-            yield from self._batches(target)
+            yield from self.batches(target)
         except LakehouseError as error:
             if expect.fails is None:
                 raise
@@ -148,7 +164,8 @@ class _Walk:
             elif asked is not None:
                 yield Finding(f".expect.{kind}", f"rows are {kind}", asked, target.counted(kind))
 
-    def _batches(self, target: Target) -> Iterator[Finding]:
+    def batches(self, target: Target) -> Iterator[Finding]:
+        """Gives and runs one after the other; what is expected after each."""
         case, after = self._case, self._case.expect.after
         self._tables(target)
         self._give(case.inputs, lambda name: f".inputs.{name}", whole=True)
@@ -184,7 +201,11 @@ class _Walk:
         # the clock: ``now``, else so late that no row of the batch lies in the future
         self._clock = self._case.now or max((time for time in told if time is not None), default=self._clock)
         for name, rows in filled.items():
-            self._feeds[name].give(rows, self._clock, whole=whole or (bool(rows) and name in self._case.inputs))
+            try:
+                self._feeds[name].give(rows, self._clock, whole=whole or (bool(rows) and name in self._case.inputs))
+            except Misfit as misfit:
+                raise SpecError([self._case.problem(f"{path(name)}[{index}].{column}", "BAD_VALUE", why)
+                                 for index, column, why in misfit.found]) from None  # fmt: skip
 
     def _empty(self) -> None:
         """A table that the test says nothing of is there, and empty."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lakehouse_engine.component import Component
 from lakehouse_engine.connections import Connections
-from lakehouse_engine.errors import Problem, SpecError
+from lakehouse_engine.errors import SpecError
 from lakehouse_engine.sources import Delta, Files, Kafka, Source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import upstream
@@ -33,7 +33,7 @@ class Feed(Protocol):
         """Columns that tell event times: the test's clock never lies before one."""
 
     def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
-        """More rows; ``whole``: in place of those that are there."""
+        """More rows; ``whole``: in place of those that are there. Raises ``upstream.Misfit``."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Place:
         return Connections(self.bench.services.bootstrap_servers, self.dsn, self.storage, "test")
 
     def problem(self, path: str, code: str, message: str) -> SpecError:
-        return SpecError([Problem(self.case.file, self.case.line(path), code, message)])
+        return SpecError([self.case.problem(path, code, message)])
 
 
 class TopicFeed:
@@ -109,6 +109,8 @@ class TableFeed:
                      "_timestamp": clock.isoformat()}  # fmt: skip
             self._sent += 1
             full.append({**{name: value for name, value in place.items() if name in columns}, **row})
+        if self._place.case.careful:
+            self._table.check(self._place.bench.spark, full)
         self._table.write(self._place.bench.spark, full, whole=whole)
 
     def _check_columns(self, row: Mapping[str, Any], path: str) -> None:

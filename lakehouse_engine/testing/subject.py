@@ -39,7 +39,7 @@ def problems(cases: Sequence[Case]) -> Iterator[Problem]:
     specs: dict[str, PipelineSpec | None] = {}
     for case in cases:
         if case.params and not _has_template(case):
-            yield _problem(case, ".params", "MISSING_TEMPLATE", "the pipeline uses no template that takes params")
+            yield case.problem(".params", "MISSING_TEMPLATE", "the pipeline uses no template that takes params")
             continue
         named = {".inputs": [*case.inputs], ".tables": [*case.tables], ".expect": [*case.expect.others]}
         batches = [(number, name) for number, batch in enumerate(case.batches) for name in batch if name != SOURCE]
@@ -56,15 +56,15 @@ def problems(cases: Sequence[Case]) -> Iterator[Problem]:
         for path, name in [(".inputs", name) for name in named[".inputs"]] + [
                 (case.batch_path(number, ""), name) for number, name in batches]:  # fmt: skip
             if name not in read:
-                yield _problem(case, f"{path.rstrip('.')}.{name}", "UNKNOWN_INPUT", f"the pipeline has no input {name};"
+                yield case.problem(f"{path.rstrip('.')}.{name}", "UNKNOWN_INPUT", f"the pipeline has no input {name};"
                                f" {did_you_mean(name, list(read))}")  # fmt: skip
         for name in named[".tables"]:
             if name not in written:
-                yield _problem(case, f".tables.{name}", "UNKNOWN_TARGET", f"the pipeline does not write {name};"
+                yield case.problem(f".tables.{name}", "UNKNOWN_TARGET", f"the pipeline does not write {name};"
                                f" {did_you_mean(name, list(written))}")  # fmt: skip
         for name in named[".expect"]:
             if name not in written and name not in sides:
-                yield _problem(case, f".expect.{name}", "UNKNOWN_TARGET", f"{name} is unknown;"
+                yield case.problem(f".expect.{name}", "UNKNOWN_TARGET", f"{name} is unknown;"
                                f" {did_you_mean(name, [*EXPECT, *written, *sides])}")  # fmt: skip
 
 
@@ -78,7 +78,3 @@ def _readable(case: Case) -> PipelineSpec | None:
 def _has_template(case: Case) -> bool:
     value = yaml.read(case.pipeline, str(case.pipeline)).value if case.pipeline.is_file() else None
     return not isinstance(value, Mapping) or "use" in value
-
-
-def _problem(case: Case, path: str, code: str, message: str) -> Problem:
-    return Problem(case.file, case.line(path), code, message, case.path + path)

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 
+class Misfit(Exception):
+    """Values that their columns cannot hold: the row's index, the column, and what is wrong."""
+
+    def __init__(self, found: Sequence[tuple[int, str, str]]) -> None:
+        super().__init__("; ".join(f"row {index + 1}: {column}: {why}" for index, column, why in found))
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Table:
     """A Delta table at ``path`` that a test writes to.
@@ -68,6 +76,21 @@ class Table:
         properties = {} if self.keys is None else delta_sink.FED
         writer = frame.write.format("delta").mode("overwrite" if whole else "append").options(**properties)
         (writer.partitionBy(*self.partition_by) if self.partition_by else writer).save(str(self.path))
+
+    def check(self, spark: SparkSession, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raises ``Misfit`` with every value that its column cannot hold."""
+        from pyspark.sql import functions as F
+
+        wrong = "_wrong string"
+        texts = spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
+        asked = [F.from_json("row", f"`{field.name}` {field.dataType.simpleString()}, {wrong}",
+                             {"columnNameOfCorruptRecord": "_wrong"})["_wrong"].isNotNull().alias(field.name)
+                 for field in self.schema.fields]  # fmt: skip
+        found = [(index, column, f"{json.dumps(rows[index].get(column))} is no {self.columns[column]}")
+                 for index, row in enumerate(texts.select(*asked).collect())
+                 for column, bad in row.asDict().items() if bad]  # fmt: skip
+        if found:
+            raise Misfit(found)
 
     def _change(self, rows: DataFrame) -> None:
         same = delta_upsert.same(self.keys or ())
