@@ -44,7 +44,7 @@ def test_the_file_is_parsed_in_a_moment_without_spark_and_without_a_warning(airf
         "lakehouse_maintenance": ["gold.conversion_rate_daily", "gold.daily_active_users",
                                   "gold.events_per_source_daily", "gold.purchases_per_page_daily",
                                   "silver.user_events"]}  # fmt: skip
-    assert min(one["wall"] for one in parsed) < 0.3, parsed
+    assert min(one["cpu"] for one in parsed) < 0.3, parsed
 
 
 def test_the_reference_dag_on_a_warm_engine_fills_gold_with_the_right_numbers(
