@@ -46,6 +46,10 @@ def test_live_events_with_late_repeated_and_malformed_ones_reconcile_to_the_last
     ((late, quarantined),) = lake.query("select sum(late), sum(quarantined) from lakehouse.batches")
     assert late > 0
     assert quarantined > 0
+    audited = json.loads(lake.lakehouse("audit", "--json").stdout)
+    assert [(one["pipeline"], one["wrong"]) for one in audited] == [
+        (name, []) for name in ("bronze.user_events", "realtime.events_per_minute", "realtime.logins_per_source",
+                                "realtime.purchases_per_minute")]  # fmt: skip
 
     # nothing new: found out from the logs, before pyspark is imported, and nothing is written
     before = lake.versions()
@@ -68,6 +72,14 @@ def test_live_events_with_late_repeated_and_malformed_ones_reconcile_to_the_last
     touched = touched_days(DeltaLog(lake.storage / "silver" / "user_events"))
     assert touched == {str(day.date())}
     assert off(lake) == []
+
+    # a row that is kept as late disappears
+    lake.query("delete from realtime.events_per_minute__late where ctid = (select min(ctid) from"
+               " realtime.events_per_minute__late) returning 1")  # fmt: skip
+    told = lake.lakehouse("audit", "realtime.events_per_minute")
+    assert told.returncode == 1
+    assert re.search(r"^realtime.events_per_minute: batch \d+ counted \d+ rows as late, and \d+ are kept$", told.stdout,
+                     re.MULTILINE)  # fmt: skip
 
 
 def touched_days(log: DeltaLog) -> set[str]:

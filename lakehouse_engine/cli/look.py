@@ -80,6 +80,24 @@ def status(env: str | None, as_json: bool, watch: bool, every: float) -> None:
 
 
 @click.command()
+@click.argument("pipelines", nargs=-1)
+@ENV
+@JSON
+def audit(pipelines: tuple[str, ...], env: str | None, as_json: bool) -> None:
+    """Check that every record that streams have read is accounted for: LAYER.NAME or files; default: all.
+
+    What a micro-batch read is what it counted, ranges follow each other, and what was kept aside is there. Exit status
+    1 where that does not hold.
+    """
+    from lakehouse_engine import audit as audits
+
+    found = audits.read(environment_of(env), [name_of(one) for one in pipelines])
+    click.echo(json.dumps([one.as_json() for one in found]) if as_json else audits.text(found))
+    if not all(one.ok for one in found):
+        click.get_current_context().exit(1)
+
+
+@click.command()
 @SPECS
 @ENV
 @JSON

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -115,6 +116,50 @@ def check_held(topic: TopicState, positions: Mapping[int, int], pipeline: str) -
         if offset > after:
             raise RunError("POSITION_BEYOND_TOPIC", f"{pipeline} has read {topic.name} partition {partition} up to"
                            f" {offset}, and the topic ends at {after}: it was truncated", where=pipeline)  # fmt: skip
+
+
+def records_between(bootstrap_servers: str, topic: str, ranges: Mapping[int, tuple[int, int]], *,
+                    timeout: float = 60.0) -> int | None:  # fmt: skip
+    """How many committed records the topic holds in ``ranges``: by partition the first offset and the one after the
+    last. None when it no longer holds them all, or is not there. Marks of transactions and records that were aborted or
+    compacted away have offsets and are none.
+
+    Raises ``RunError`` KAFKA_UNREACHABLE, also where the broker does not give them within ``timeout`` seconds.
+    """
+    from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+    try:
+        held = describe(bootstrap_servers, topic).offsets
+    except RunError as error:
+        if error.code != "MISSING_TOPIC":
+            raise
+        return None
+    if any(p not in held or since < held[p][0] or until > held[p][1] for p, (since, until) in ranges.items()):
+        return None
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "log_level": 0, "group.id": "lakehouse-records",
+                         "isolation.level": "read_committed", "enable.partition.eof": True,
+                         "enable.auto.commit": False})  # fmt: skip
+    left = {p: until for p, (since, until) in ranges.items() if since < until}
+    count, deadline = 0, time.monotonic() + timeout
+    try:
+        consumer.assign([TopicPartition(topic, p, ranges[p][0]) for p in left])
+        while left and time.monotonic() < deadline:
+            for message in consumer.consume(10_000, 0.5):
+                failed, partition, offset = message.error(), message.partition(), message.offset()
+                if partition not in left or offset is None:
+                    continue
+                if failed is not None and failed.code() != KafkaError._PARTITION_EOF:
+                    continue  # it asks again until the deadline
+                if failed is None and offset < left[partition]:
+                    count += 1
+                if failed is not None or offset >= left[partition] - 1:
+                    del left[partition]
+    finally:
+        consumer.close()
+    if left:
+        raise RunError("KAFKA_UNREACHABLE", f"{topic}: partition {min(left)} was not given to its end within"
+                       f" {timeout:.0f} s", where="connection kafka")  # fmt: skip
+    return count
 
 
 def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: str) -> DataFrame:

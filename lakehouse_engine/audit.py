@@ -1,0 +1,232 @@
+"""Whether every record that was read is accounted for, by what the stores themselves hold: one query, one walk of logs.
+
+Of each stream, in each epoch: what a micro-batch read (its offset ranges) is what it counted
+(``quarantined + filtered + duplicate + late + counted``); each range begins where the one before it ended; the last one
+ends at the stored position; and what was counted as kept aside is there. A batch that is not so is looked up in the
+topic: offsets without a record (transactions' marks, aborted records, compaction) are no rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psycopg2 import sql
+
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.progress import COUNTERS
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sources.kafka import records_between
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lakehouse_engine.spec.environment import Environment
+
+#: by partition the first offset and the one after the last
+Ranges = Mapping[int, tuple[int, int]]
+#: how many records a topic holds in ranges; None where it does not hold them any more
+Held = Callable[[str, Ranges], int | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch as its commit has it. ``kept``: rows that it kept aside, by counter, as they lie there now."""
+
+    number: int
+    topic_id: str
+    topic: str
+    ranges: Ranges
+    counters: Mapping[str, int]
+    kept: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        return sum(until - since for since, until in self.ranges.values())
+
+    @property
+    def accounted(self) -> int:
+        return sum(self.counters.values())
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A pipeline in one epoch: offsets it read, those without a record, its counters, and what does not hold."""
+
+    pipeline: str
+    store: str
+    epoch: int
+    batches: int
+    read: int
+    empty: int
+    counters: Mapping[str, int]
+    wrong: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+def read(environment: Environment, names: Sequence[str] = ()) -> list[Audited]:
+    """Every stream that has committed, by name; ``names``: those alone.
+
+    Raises ``RunError`` POSTGRES_UNREACHABLE, and KAFKA_UNREACHABLE when a topic has to be asked.
+    """
+
+    def held(topic: str, ranges: Ranges) -> int | None:
+        return records_between(environment.kafka_bootstrap, topic, ranges)
+
+    with closing(postgres_sink.connect(environment.postgres_dsn())) as connection, connection, \
+            connection.cursor() as cursor:  # fmt: skip
+        found = [*_postgres(cursor, held), *_delta(Path(environment.storage), held)]
+    return sorted((one for one in found if not names or one.pipeline in names),
+                  key=lambda one: (one.pipeline, one.epoch))  # fmt: skip
+
+
+def judge(pipeline: str, store: str, epoch: int, batches: Sequence[Batch], ends: Mapping[str, Mapping[int, int]],
+          held: Held) -> Audited:  # fmt: skip
+    """What holds of these batches, in order. ``ends``: stored positions by topic's id, partition."""
+    wrong: list[str] = []
+    last: dict[tuple[str, int], int] = {}
+    empty = 0
+    for batch in batches:
+        for partition, (since, until) in batch.ranges.items():
+            before = last.get((batch.topic_id, partition), since)
+            if before != since:
+                what = "reads again from" if since < before else "leaves out what came before"
+                wrong.append(f"batch {batch.number} {what} offset {since:,} of partition {partition}; the one before"
+                             f" ended at {before:,}")  # fmt: skip
+            last[batch.topic_id, partition] = until
+        missing = batch.read - batch.accounted
+        if missing:
+            rows = held(batch.topic, batch.ranges)
+            if rows is None and missing > 0:
+                wrong.append(f"batch {batch.number} read {batch.read:,} offsets and accounts for {batch.accounted:,};"
+                             " the topic does not hold them any more, so nobody can say what they were")  # fmt: skip
+            elif rows != batch.accounted:
+                wrong.append(f"batch {batch.number} read {rows if rows is not None else batch.read:,} records and"
+                             f" accounts for {batch.accounted:,}")  # fmt: skip
+            else:
+                empty += missing
+        for name, kept in batch.kept.items():
+            if kept < batch.counters.get(name, 0):
+                wrong.append(f"batch {batch.number} counted {batch.counters[name]:,} rows as {name}, and"
+                             f" {kept:,} are kept")  # fmt: skip
+    for (topic_id, partition), until in last.items():
+        stored = ends.get(topic_id, {}).get(partition)
+        if stored is not None and stored != until:
+            wrong.append(f"partition {partition} is stored as read up to {stored:,}, and its batches end at {until:,}")
+    sums = {name: sum(batch.counters.get(name, 0) for batch in batches) for name in COUNTERS}
+    return Audited(pipeline, store, epoch, len(batches), sum(batch.read for batch in batches), empty, sums,
+                   tuple(wrong))  # fmt: skip
+
+
+_BATCHES = """
+select b.pipeline, b.epoch, b.batch_id, b.topic_id, coalesce(p.topic, ''), b.ranges, {counters}, {kept}
+from lakehouse.batches b left join lateral (select max(topic) as topic from lakehouse.positions p
+  where (p.pipeline, p.topic_id) = (b.pipeline, b.topic_id)) p on true order by b.pipeline, b.epoch, b.batch_id"""
+
+
+def _postgres(cursor: Any, held: Held) -> Iterator[Audited]:
+    cursor.execute("select to_regclass('lakehouse.batches') is not null")
+    if not cursor.fetchone()[0]:
+        return
+    cursor.execute("select pipeline, epoch, topic_id, partition, next_offset from lakehouse.positions")
+    ends: dict[tuple[str, int], dict[str, dict[int, int]]] = {}
+    for pipeline, epoch, topic_id, partition, offset in cursor.fetchall():
+        ends.setdefault((pipeline, epoch), {}).setdefault(topic_id, {})[partition] = offset
+    cursor.execute(sql.SQL(_BATCHES).format(
+        counters=sql.SQL(", ").join(sql.SQL("b.{}").format(sql.Identifier(name)) for name in COUNTERS),
+        kept=_late_by_batch(cursor)))  # fmt: skip
+    grouped: dict[tuple[str, int], list[Batch]] = {}
+    for pipeline, epoch, number, topic_id, topic, ranges, *counts, late in cursor.fetchall():
+        counters = dict(zip(COUNTERS, counts, strict=True))
+        kept = {} if late is None else {"late": late}
+        batch = Batch(number, topic_id, topic, _ranges(ranges), counters, kept)
+        grouped.setdefault((pipeline, epoch), []).append(batch)
+    for (pipeline, epoch), batches in grouped.items():
+        yield judge(pipeline, "postgres", epoch, batches, ends.get((pipeline, epoch), {}), held)
+
+
+def _late_by_batch(cursor: Any) -> sql.Composable:
+    """SQL: how many rows the batch ``b`` has kept as late, null where it has no such table."""
+    cursor.execute("select table_schema, table_name from information_schema.tables where table_name like '%\\_\\_late'"
+                   " and table_schema <> 'lakehouse'")  # fmt: skip
+    cases = [sql.SQL("when {} then (select count(*) from {} l where l.batch_id = b.batch_id)").format(
+        sql.Literal(f"{schema}.{name.removesuffix('__late')}"), sql.Identifier(schema, name))
+        for schema, name in cursor.fetchall()]  # fmt: skip
+    return sql.SQL("case b.pipeline {} end").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("null::bigint")
+
+
+def _delta(storage: Path, held: Held) -> Iterator[Audited]:
+    for folder in sorted(storage.glob("[a-z]*/*/_delta_log")):
+        table = folder.parent
+        if "__" in table.name:
+            continue
+        grouped: dict[tuple[str, int], list[Batch]] = {}
+        aside = _kept(delta_sink.beside(table, "quarantine"))
+        for _, record in _records(table):
+            number = record["batch_id"]
+            kept = {"quarantined": aside.get(number, 0)} if number >= min(aside, default=1 << 62) else {}
+            batch = Batch(number, record["topic_id"], record["topic"], _ranges(record["positions"]),
+                          record["counters"], kept)  # fmt: skip
+            grouped.setdefault((record["pipeline"], record["epoch"]), []).append(batch)
+        for (pipeline, epoch), batches in grouped.items():
+            yield judge(pipeline, "delta", epoch, batches, {}, held)
+
+
+def _records(table: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    """The records of a stream's commits; compactions repeat one."""
+    log = DeltaLog(table)
+    for version in log.versions():
+        record = log.record_of(version)
+        if record is not None and record["kind"] == "stream" and not record.get("repeats"):
+            yield version, record
+
+
+def _kept(table: Path) -> dict[int, int]:
+    """Rows by the batch that kept them aside; those of commits that the log no longer has are not told."""
+    log, found = DeltaLog(table), dict[int, int]()
+    for version, record in _records(table):
+        files = [action["add"] for action in log.actions(version) if "add" in action]
+        rows = sum(json.loads(file["stats"])["numRecords"] for file in files if file.get("stats"))
+        found[record["batch_id"]] = found.get(record["batch_id"], 0) + rows
+    return found
+
+
+def _ranges(stored: Mapping[str, Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    return {int(partition): (one["from"], one["to"]) for partition, one in stored.items()}
+
+
+def text(found: Sequence[Audited]) -> str:
+    """The table as plain lines, and below it what does not hold."""
+    import io
+
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=400, color_system=None).print(table(found))
+    lines = [line.rstrip() for line in out.getvalue().rstrip().splitlines()]
+    return "\n".join([*lines, *(f"{one.pipeline}: {said}" for one in found for said in one.wrong)])
+
+
+def table(found: Sequence[Audited]) -> Table:
+    """For people."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ("pipeline", "store", "epoch", "batches", "offsets", "no record", *COUNTERS, "holds")
+    for head in heads:
+        shown.add_column(head, justify="left" if head in ("pipeline", "store", "holds") else "right", no_wrap=True)
+    for one in found:
+        numbers = (one.epoch, one.batches, one.read, one.empty, *(one.counters[name] for name in COUNTERS))
+        shown.add_row(one.pipeline, one.store, *(f"{number:,}" for number in numbers), "yes" if one.ok else "NO")
+    return shown
