@@ -17,6 +17,8 @@ create table if not exists lakehouse.queries (
   state_rows bigint, state_bytes bigint, primary key (pipeline, epoch));
 create table if not exists lakehouse.served (pipeline text primary key, table_id text, version bigint not null,
   served_at timestamptz not null default clock_timestamp(), rows bigint not null, commit_id text, checksum bigint);
+create table if not exists lakehouse.outbox (
+  id bigint generated always as identity primary key, branch text not null, row jsonb not null);
 create table if not exists lakehouse.runs (
   id bigint generated always as identity primary key, pipeline text not null, kind text not null,
   started_at timestamptz not null, ended_at timestamptz not null default clock_timestamp(), outcome text not null,

@@ -171,10 +171,13 @@ class AnalysedWalk(Walk):
         if whole:
             self._walks[self._spec.name] = self
         self.stored = super().result()
-        sink = self._spec.sink
-        if isinstance(sink, Postgres) or self._spec.serve:
-            self._fits_postgres(self.stored or {})
         return self.stored
+
+    def _stored(self, columns: Columns) -> Columns | None:
+        kept = super()._stored(columns)
+        if isinstance(self._spec.sink, Postgres) or self._spec.serve:
+            self._fits_postgres(kept or {})
+        return kept
 
     def _other(self, spec: PipelineSpec, *, stream: bool = False) -> Walk:
         return AnalysedWalk(spec, self._upstream, self._readers, spark=self._spark, walks=self._walks, stream=stream)

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakehouse_engine import jobs, sql
+from lakehouse_engine import further, jobs, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.incremental import Decision, as_read, decide, in_order, other_versions, source_version
 from lakehouse_engine.plan import Job
 from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.spec.environment import Environment
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -37,7 +38,8 @@ def check(job: Job, span: Span) -> None:
 
 def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str | None, report: Report,
              stopped: Callable[[], bool] = lambda: False,
-             done: Callable[[jobs.Outcome], None] = lambda _: None) -> int:  # fmt: skip
+             done: Callable[[jobs.Outcome], None] = lambda _: None,
+             environment: Environment | None = None) -> int:  # fmt: skip
     """Recomputes the slices of ``span``; returns how many. ``stopped`` is asked before each, ``done`` told after it.
 
     Raises what ``jobs.run`` raises, ``PlanError`` NOT_LOCAL, ``RunError`` BAD_RANGE for bounds that are no values of
@@ -46,12 +48,14 @@ def backfill(spark: SparkSession, job: Job, span: Span, storage: Path, dsn: str 
     check(job, span)
     if not job.local or job.slice_by is None or (span.full and job.others):
         reason = job.reason if not job.local else "all slices are held against one version of the other tables"
-        outcome = jobs.run(spark, job, storage, dsn, full=True)
+        outcome = jobs.run(spark, job, storage, dsn, full=True, environment=environment)
         done(outcome)
         report(f"{job.name}: {outcome.rows:,} rows, all at once: {reason}")
         return 1
     with jobs.held(spark, job, storage):
-        return _Backfill(spark, job, span, storage, dsn, report, done).execute(stopped)
+        count = _Backfill(spark, job, span, storage, dsn, report, done).execute(stopped)
+        further.bring(spark, job, storage, environment)
+        return count
 
 
 class _Backfill:
@@ -109,7 +113,7 @@ class _Backfill:
         now = source_version(self._job, self._source)
         if state is not None and self._source.commit_id(state["version"]) is not None:
             return done, state["version"] if self._span.full else now, state["kept"]
-        before = decide(self._job, self._storage)
+        before = decide(self._job, self._storage)  # of a table: others are filled back as a whole
         record = self._target.record() or {}
         # without a position to keep the next run is a full one, as it would have been without this backfill
         kept = ({}, None) if before.kind == "full" else (record["sources"], record["fingerprint"])

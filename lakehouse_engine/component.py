@@ -91,6 +91,13 @@ def _table(value: str) -> str:
     return value
 
 
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value):
+        raise PydanticCustomError("BAD_NAME", "{value} is not a topic's name: letters, digits, . _ - only",
+                                  {"value": repr(value)})  # fmt: skip
+    return value
+
+
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -144,6 +151,7 @@ Aggregation = Annotated[str, BeforeValidator(_expression), _checked(aggregates=T
 SelectItem = Annotated[str, BeforeValidator(_expression), _checked(named=True), _shape(_SQL, "Spark SQL as name")]
 Column = Annotated[str, AfterValidator(_column), _shape("string", "column", **_COLUMN)]
 Table = Annotated[str, AfterValidator(_table), _shape("string", "layer.name", pattern=f"^{TABLE.pattern}$")]
+Topic = Annotated[str, AfterValidator(_topic), _shape("string", "topic", pattern="^[A-Za-z0-9._-]{1,249}$")]
 Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed), _shape(
     ["array", "string"], "columns", items={"type": "string", **_COLUMN}, **_COLUMN)]  # fmt: skip
 _NAMES: TypeAdapter[tuple[str, ...]] = TypeAdapter(Columns)
@@ -191,3 +199,6 @@ class Unread:
 
     def expressions(self) -> list[str]:
         return []
+
+    def target(self, pipeline: str) -> str:
+        return self.key

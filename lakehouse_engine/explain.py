@@ -9,9 +9,13 @@ from typing import Any
 from lakehouse_engine.analysis import Analysed
 from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Job, Member, Plan, Scan
-from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Delta
+from lakehouse_engine.spec.further import Further
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.stages import Query
+
+#: of sinks that do not write at least once
+_GUARANTEE = {"delta": ", exactly once", "postgres": ", exactly once", "console": ""}
 
 
 class Explanation(dict[str, Any]):
@@ -36,6 +40,7 @@ class Explanation(dict[str, Any]):
             lines.append(f"job {job['pipeline']} ({job['schedule']}), reads {read}")
             lines += self._steps(job["pipeline"])
             lines.append(f"    -> {job['sink']}; {job['incremental']}")
+            lines += [f"    -> {further}" for further in job["further"]]
         for pipeline, values in self.get("origins", {}).items():
             lines += ["", pipeline]
             texts = [(f"  {one['path']}: {json.dumps(one['value'], ensure_ascii=False)}", one) for one in values]
@@ -111,7 +116,7 @@ def _query(query: Query) -> dict[str, Any]:
     """A stream whose state is Spark's; its lateness is Spark's too."""
     does = ", ".join(transform.key for transform in query.spec.transforms)
     sink = query.spec.sink
-    target = f"postgres {query.table}" if isinstance(sink, Postgres) else f"{sink.key} {query.name}"
+    target = f"{sink.key} {sink.target(query.name)}"
     return {"pipeline": query.name, "topics": list(dict.fromkeys(b.source.topic for b in query.branches)),
             "every": format_duration(query.every), "when": _when(query), "reason": query.reason, "does": does,
             "lateness": "a query of its own on Spark's state, with a checkpoint that must be kept: late is what Spark's"
@@ -128,9 +133,11 @@ def _member(member: Member) -> dict[str, Any]:
     for copy in member.copies:
         does += f"; looks up {copy.part.source}, at most {format_duration(copy.refresh)} old"
     sink = member.spec.sink
-    target = f"postgres {member.table}" if isinstance(sink, Postgres) else f"{sink.key} {member.name}"
-    target += ", exactly once" * (sink.key != "console") + _deletes(member.spec)
-    return {"pipeline": member.name, "does": does, "sink": target, "appears": _appears(member)}
+    target = f"{sink.key} {member.table}" + (f", where {member.where}" if member.where is not None else "")
+    target += _GUARANTEE.get(sink.key, ", at least once") + _deletes(member.spec)
+    sent = [f"each change to {_name(member.spec, one)}, at least once" for one in member.spec.further
+            if member.window is not None]  # fmt: skip
+    return {"pipeline": member.name, "does": does, "sink": "; ".join([target, *sent]), "appears": _appears(member)}
 
 
 def _deletes(spec: PipelineSpec) -> str:
@@ -168,8 +175,14 @@ def _job(job: Job) -> dict[str, Any]:
     if ignored:
         incremental += (f"; changes of {' and '.join(ignored)} are ignored, so what is there need not be what a full"
                         " run would give")  # fmt: skip
-    target = f"{sink.key} {job.name}" + (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "")
-    target += _deletes(job.spec)
+    target = f"{sink.key} {sink.target(job.name)}"
+    target += (f" by {job.slice_by}" if isinstance(sink, Delta) and job.slice_by else "") + _deletes(job.spec)
     return {"pipeline": job.name, "schedule": job.spec.schedule, "source": job.source,
             "others": list(dict.fromkeys(one.key for one in job.others)), "sink": target, "incremental": incremental,
-            "serve": job.spec.serve}  # fmt: skip
+            "serve": job.spec.serve, "further": [f"{_name(job.spec, one)}, brought to the table's version after it"
+                                               for one in job.spec.further]}  # fmt: skip
+
+
+def _name(spec: PipelineSpec, one: Further) -> str:
+    where = f", where {one.where}" if one.where is not None else ""
+    return f"{one.sink.key} {one.sink.target(spec.name)}{where}"

@@ -10,7 +10,6 @@ from typing import Any
 from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Plan
 from lakehouse_engine.rows import QUARANTINED
-from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Cast, Check, Lookup, Parse
@@ -23,13 +22,14 @@ _WORDS = {"topic": "topic", "files": "files",
 _SHAPES = {"topic": ("([", "])"), "delta": ("[(", ")]"), "postgres": ("[(", ")]"), "panel": ("{{", "}}"),
            "aside": ("[/", "/]")}  # fmt: skip
 #: edges that make the tree in which a node stands; the others are told beside it
-_MAIN = ("stream", "job", "serve", "panel", "late", "quarantine")
+_MAIN = ("stream", "job", "serve", "copy", "panel", "late", "quarantine")
 
 
 def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str, Any]:
     """``nodes``: id, kind (topic, delta, postgres, console, panel, aside), title, pipeline (None: not ours), ``rank``
     (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``; ``input`` and ``check``: what is
-    read beside the source; ``serve``, ``panel``, ``quarantine``, ``late``, ``deletes``).
+    read beside the source; ``serve``, ``copy`` into a job's further sink, ``panel``, ``quarantine``, ``late``,
+    ``deletes``).
 
     ``aside``: the plan of the specs, which knows who keeps refused and late rows; without it those tables are left out.
     """
@@ -48,13 +48,18 @@ def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str,
 
     kept = _kept_aside(aside) if aside else {}
     for spec in specs:
-        kind = "postgres" if isinstance(spec.sink, Postgres) else "delta" if isinstance(spec.sink, Delta) else "console"
-        title = spec.postgres_table if kind == "postgres" and spec.postgres_table else spec.name
-        result = node(kind, title, spec.name)
+        title = spec.sink.target(spec.name)
+        result = node(_KINDS.get(spec.sink.key, spec.sink.key), title, spec.name)
         for what, name, how in _reads(spec):
             edge(node(what, name), result, how)
         if spec.deletes_from:
             edge(result, node("delta", spec.deletes_from), "deletes")
+        for sink in spec.sinks[1:]:
+            further = node(_KINDS.get(sink.key, sink.key), sink.target(spec.name), spec.name)
+            if spec.is_stream:  # which gives each sink its rows itself
+                edge(node(*next(_reads(spec))[:2]), further, "stream")
+            else:
+                edge(result, further, "copy")
         for suffix in kept.get(spec.name, ()):
             edge(result, node("aside", f"{title}__{suffix}", spec.name), suffix)
         if spec.serve and spec.postgres_table:

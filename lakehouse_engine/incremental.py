@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from lakehouse_engine import arrivals
+from lakehouse_engine import arrivals, noted, outside
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.locality import Other
 from lakehouse_engine.plan import EPOCH, Job
-from lakehouse_engine.sinks import Delta
+from lakehouse_engine.sinks import Delta, Files, Kafka
 from lakehouse_engine.sinks import delta as delta_sink
-from lakehouse_engine.sources import Files
+from lakehouse_engine.spec.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Decision:
     others: Mapping[str, int] = field(default_factory=dict)
 
 
-def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
+def decide(job: Job, storage: Path, *, full: bool = False, environment: Environment | None = None) -> Decision:
     """Compares the logs of what the job reads with what the target's last commit says it has read.
 
-    Raises ``RunError`` MISSING_TABLE, AS_OF_GONE.
+    ``environment``: how to reach a source that is no table. Raises ``RunError`` MISSING_TABLE, AS_OF_GONE, and what
+    ``outside.state`` raises.
     """
-    if isinstance(job.spec.source, Files):
-        return _files(job, job.spec.source, storage, full=full)
+    if outside.is_outside(job.spec):
+        return _outside(job, storage, environment, full=full)
     source = DeltaLog(delta_sink.table_path(storage, job.source))
     version = source_version(job, source)
     others = other_versions(job, storage, version)
@@ -63,6 +64,8 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
         return _changes(job, storage, everything("first run, all of it as inserts"), full=full)
     if full:
         return everything("asked for")
+    if isinstance(job.spec.sink, Kafka | Files):
+        return _noted(job, storage, everything, nothing)
     if not isinstance(job.spec.sink, Delta):
         return everything("this sink keeps no progress")
     target = DeltaLog(delta_sink.table_path(storage, job.name))
@@ -108,31 +111,77 @@ def decide(job: Job, storage: Path, *, full: bool = False) -> Decision:
     return replace(slices, kind="rows", reason=f"{changed}, by new rows", since=before["version"], added=added)
 
 
-def _files(job: Job, source: Files, storage: Path, *, full: bool) -> Decision:
-    """A job over files: all of them, where they or another table are not as the last commit says.
+def noted_as_read(job: Job, storage: Path) -> dict[str, Any] | None:
+    """What the ledger of a sink that holds none says of the last run; None where there is none, or it is gone."""
+    sink = job.spec.sink
+    if not isinstance(sink, Kafka | Files) or (isinstance(sink, Files) and not Path(sink.path).exists()):
+        return None
+    return noted.read(storage, job.name)
 
-    Raises ``RunError`` MISSING_FILES, MISSING_TABLE, AS_OF_GONE.
+
+def _noted(job: Job, storage: Path, everything: Callable[[str], Decision],
+           nothing: Callable[[str], Decision]) -> Decision:  # fmt: skip
+    """A job whose sink is not a table: all of it, where what it reads is not as it was."""
+    record = noted_as_read(job, storage)
+    if record is None:
+        return everything("first run")
+    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
+        return everything("the pipeline has changed")
+    read = everything("").sources
+    if any(record["sources"].get(key) != read[key] for key in read):
+        return everything("what it reads is not as it was")
+    return nothing("what it reads is as it was")
+
+
+def _outside(job: Job, storage: Path, environment: Environment | None, *, full: bool) -> Decision:
+    """A job whose source is no table: all of it, where that or another table is not as the last commit says.
+
+    Raises ``RunError`` MISSING_TABLE, AS_OF_GONE.
     """
     others = other_versions(job, storage, 0)
-    read = {one.key: _as_read(storage, one.table, others[one.name]) for one in job.others} | {
-        job.source: source.listing()
-    }
     target = DeltaLog(delta_sink.table_path(storage, job.name))
-    record = target.record() if isinstance(job.spec.sink, Delta) else None
+    record = target.record() if isinstance(job.spec.sink, Delta) else noted_as_read(job, storage)
+    before = None if full or record is None else record["sources"].get(job.source)
+    if before is not None and record is not None and record.get("fingerprint") != job.fingerprint:
+        before = outside.same_source(before)
+    read = {one.key: _as_read(storage, one.table, others[one.name]) for one in job.others} | {
+        job.source: outside.state(job.spec, environment, before)
+    }
     everything = Decision("full", "first run", sources=read, fingerprint=job.fingerprint, others=others)
     if full:
         return replace(everything, reason="asked for")
-    if not isinstance(job.spec.sink, Delta):
+    if not isinstance(job.spec.sink, Delta | Kafka | Files):
         return replace(everything, reason="this sink keeps no progress")
-    if target.version() is None:
+    if target.version() is None and record is None:
         return everything
-    if record is None or _stranger(target, record, job.name) is not None:
+    if record is None or (isinstance(job.spec.sink, Delta) and _stranger(target, record, job.name) is not None):
         return replace(everything, reason=f"the newest commit of {job.name} is not this pipeline's")
     if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
         return replace(everything, reason="the pipeline has changed")
     if record["sources"] != read:
-        return replace(everything, reason="what it reads is not as it was")
-    return replace(everything, kind="nothing", reason=f"{read[job.source]['files']:,} files are as they were")
+        return _grown(job, storage, record, everything)
+    return replace(everything, kind="nothing", reason=outside.unchanged(job.spec, read[job.source]))
+
+
+def _grown(job: Job, storage: Path, record: Mapping[str, Any], everything: Decision) -> Decision:
+    """What was added alone, where each row of the result is made of one of the source and the others are as before."""
+    everything = replace(everything, reason="what it reads is not as it was")
+    read, before = everything.sources, record["sources"]
+    others = {key: at for key, at in read.items() if key != job.source}
+    dedupes = any(step.key == "dedupe" for step in job.spec.transforms)
+    if not (isinstance(job.spec.sink, Delta) and job.rowwise) or dedupes or job.slice_by or any(
+            before.get(key) != at for key, at in others.items()):  # fmt: skip
+        return everything
+    added = outside.added(job.spec, before.get(job.source, {}), read[job.source])
+    aside = DeltaLog(delta_sink.table_path(storage, f"{job.name}__quarantine"))
+    held = aside.record()
+    kept = (held or {}).get("sources", {}).get(job.source, before[job.source])
+    # what is kept aside is ahead after a crash between the two commits, and there may be more than is told of
+    if not added or record.get("backfill") or (held is None and aside.version() is not None):
+        return everything
+    if any(path in added for path in kept.get("named", {"": 0} if kept != before[job.source] else {})):
+        return everything
+    return replace(everything, kind="rows", reason=f"{len(added):,} files were added", added=added)
 
 
 def _changes(job: Job, storage: Path, all_of_it: Decision, *, full: bool) -> Decision:

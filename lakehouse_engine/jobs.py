@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import arrivals, checks, deletions, rows, sql, steps, table_checks
+from lakehouse_engine import arrivals, checks, deletions, further, noted, outside, rows, sql, steps, table_checks
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.computed import Computed, Reads, projected
@@ -22,13 +22,13 @@ from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import EPOCH, Job
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.segments import Segment, conserved
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Console, Delta, Files, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import Upsert
-from lakehouse_engine.sources import Files
 from lakehouse_engine.sources import delta as changes
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union, Window
 
 if TYPE_CHECKING:
@@ -46,27 +46,40 @@ class Outcome:
     rows: int
     counters: Mapping[str, int]
     warnings: Mapping[str, int] = field(default_factory=dict)
+    further: Sequence[further.Brought] = ()
 
 
 def run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, *, full: bool = False,
-        announce: Callable[[Decision], None] = lambda _: None, now: datetime | None = None) -> Outcome:  # fmt: skip
+        announce: Callable[[Decision], None] = lambda _: None, now: datetime | None = None,
+        environment: Environment | None = None) -> Outcome:  # fmt: skip
     """Decides, computes and writes; ``announce`` is told the decision. Nothing is written when a table check fails.
 
-    ``now``: the moment that ``freshness`` is judged at; default: the run's start.
+    ``now``: the moment that ``freshness`` is judged at; default: the run's start. ``environment``: how to reach what is
+    neither the storage nor the database at ``dsn``.
 
-    Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` MISSING_TABLE, AS_OF_GONE, CHECK_FAILED, LOCKED.
+    Then the further sinks are given what they lack.
+
+    Raises ``PlanError`` EXPRESSION_TYPE, ``RunError`` MISSING_TABLE, AS_OF_GONE, CHECK_FAILED, LOCKED; of further sinks
+    POSTGRES_UNREACHABLE, MIRROR_DIFFERS.
     """
     with held(spark, job, storage):
-        if isinstance(job.spec.sink, Delta):
-            deletions.apply(spark, storage, job.name)
-        decision = decide(job, storage, full=full)  # under the lock: who held it before may have done the work
-        announce(decision)
-        if unfed(job, storage):
-            path = delta_sink.table_path(storage, job.name)
-            delta_sink.feed(spark, path, DeltaLog(path).record())
-        if decision.kind == "nothing":
-            return _Run(spark, job, decision, storage, dsn, now).judge_what_is_there()
-        return execute(spark, job, decision, storage, dsn, now, announce)
+        outcome = _run(spark, job, storage, dsn, full, announce, now, environment)
+        return replace(outcome, further=further.bring(spark, job, storage, environment))
+
+
+def _run(spark: SparkSession, job: Job, storage: Path, dsn: str | None, full: bool,
+         announce: Callable[[Decision], None], now: datetime | None,
+         environment: Environment | None) -> Outcome:  # fmt: skip
+    if isinstance(job.spec.sink, Delta):
+        deletions.apply(spark, storage, job.name)
+    decision = decide(job, storage, full=full, environment=environment)  # under the lock: another may have done it
+    announce(decision)
+    if unfed(job, storage):
+        path = delta_sink.table_path(storage, job.name)
+        delta_sink.feed(spark, path, DeltaLog(path).record())
+    if decision.kind == "nothing":
+        return _Run(spark, job, decision, storage, dsn, now).judge_what_is_there()
+    return execute(spark, job, decision, storage, dsn, now, announce, environment)
 
 
 def asked(job: Job, storage: Path) -> bool:
@@ -84,39 +97,40 @@ def unfed(job: Job, storage: Path) -> bool:
 
 def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
     """The lock of the job's table while the context lasts. A run that is about to end is waited for."""
-    if not isinstance(job.spec.sink, Delta):
+    if not isinstance(job.spec.sink, Delta | Kafka | Files):
         return nullcontext()
     return closing(acquire(spark, storage, job.name, job.name, patience=LOCK_PATIENCE))
 
 
 def execute(spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
-            now: datetime | None = None, announce: Callable[[Decision], None] = lambda _: None) -> Outcome:  # fmt: skip
+            now: datetime | None = None, announce: Callable[[Decision], None] = lambda _: None,
+            environment: Environment | None = None) -> Outcome:  # fmt: skip
     """Does what ``decision`` says, or tells ``announce`` what else has to be done; the caller holds the table."""
     try:
-        return _Run(spark, job, decision, storage, dsn, now).execute()
+        return _Run(spark, job, decision, storage, dsn, now, environment).execute()
     except MustRecompute as found:  # before anything was written
         whole = replace(decision, kind="slices", reason=f"{decision.reason}, but {found}")
         announce(whole)
-        return _Run(spark, job, whole, storage, dsn, now).execute()
+        return _Run(spark, job, whole, storage, dsn, now, environment).execute()
 
 
 class _Run:
     def __init__(self, spark: SparkSession, job: Job, decision: Decision, storage: Path, dsn: str | None,
-                 now: datetime | None) -> None:  # fmt: skip
+                 now: datetime | None, environment: Environment | None = None) -> None:  # fmt: skip
         # what a merge says to Delta, it says in its session's settings: other jobs run beside this one
         self._spark = spark.newSession() if job.spec.merges else spark
         self._job, self._decision, self._storage, self._dsn = job, decision, storage, dsn
-        self._spec = job.spec
+        self._spec, self._environment = job.spec, environment
         self._counters: dict[str, int] = {}
         self._warnings: dict[str, int] = {}
         self._run_id = uuid.uuid4().hex
         self._started = datetime.now(timezone.utc)
         self._now = now or self._started
         self._where = self._slices()
-        slices = None if decision.kind in ("full", "changes") else decision.slices
+        slices = None if self._where is None else decision.slices
         source = self._changes if job.changes else self._new if self._only_new else self._stored
-        if isinstance(job.spec.source, Files):
-            source = self._files
+        if outside.is_outside(job.spec):
+            source = self._outside
         self._rows = Computed(job, Reads(source, self._other, slices, self._unseen if self._only_new else None))
 
     def execute(self) -> Outcome:
@@ -151,7 +165,7 @@ class _Run:
 
     def _slices(self) -> str | None:
         """SQL that selects the slices that changed, in the source and in the target; None for all, and for changes."""
-        if self._decision.kind in ("full", "changes"):
+        if self._decision.kind in ("full", "changes") or outside.is_outside(self._spec):
             return None
         column = self._job.slice_by or ""
         log = DeltaLog(delta_sink.table_path(self._storage, self._job.source))
@@ -171,10 +185,9 @@ class _Run:
         except PySparkException as error:  # deleted since, after a compaction
             raise MustRecompute(said_by_spark(error)) from error
 
-    def _files(self) -> DataFrame:
-        source = self._spec.source
-        assert isinstance(source, Files)
-        return source.read(self._spark, self._spec.contracts[source.contract])
+    def _outside(self) -> DataFrame:
+        told, only = self._decision.sources[self._job.source], self._decision.added if self._only_new else None
+        return outside.rows(self._spark, self._spec, told, self._environment, only)
 
     def _unseen(self, once: DataFrame, before: Rows | None, dedupe: Dedupe) -> DataFrame:
         from pyspark.errors import PySparkException
@@ -338,11 +351,14 @@ class _Run:
         if self._job.changes:
             unit = current.columns.get("_version", "null")
         at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
+        record = dict.fromkeys(("_key", "_value"), "null")
+        if record.keys() <= current.columns.keys():
+            record = {name: current.columns[name] for name in record}
         return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
             f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
             f"{reasons} as reasons", f"{sql.string(segment.origin)} as origin",
             f"cast({at['_partition']} as int) as partition", f"cast({at['_offset']} as bigint) as offset",
-            "cast(null as binary) as key", "cast(null as binary) as value",
+            f"cast({record['_key']} as binary) as key", f"cast({record['_value']} as binary) as value",
             f"{rows.first_row(current.verdicts)} as row", f"cast({unit} as string) as unit")  # fmt: skip
 
     def _txn(self) -> str:
@@ -354,6 +370,10 @@ class _Run:
         sink = self._spec.sink
         if isinstance(sink, Console):
             result.limit(sink.rows).show(sink.rows, truncate=False)
+            return
+        if isinstance(sink, Kafka | Files):
+            further.write(result, sink, self._spec, self._environment, self._storage)
+            noted.write(self._storage, self._job.name, self._record())
             return
         if isinstance(sink, Delta) and (self._spec.merges or self._spec.deletes_from):
             self._merge(sink, result)

@@ -2,8 +2,9 @@
 
 ``positions`` and ``batches``: how far each stream has read (``progress.py``). ``queries``: up to which batch of which
 checkpoint a stream with state of Spark's is here (``endings.py``). ``served``: which version of a Delta table the copy
-holds (``serving.py``). ``backfills``: the day that the last recount of a stream has reached (``recount.py``).
-``runs``: what was seen of everything else, for people (``journal.py``).
+holds (``serving.py``). ``outbox``: changes of windows that are still to be sent to a further sink (``outbox.py``).
+``backfills``: the day that the last recount of a stream has reached (``recount.py``). ``runs``: what was seen of
+everything else, for people (``journal.py``).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ create table if not exists lakehouse.queries (
   state_rows bigint, state_bytes bigint, primary key (pipeline, epoch));
 create table if not exists lakehouse.served (pipeline text primary key, table_id text, version bigint not null,
   served_at timestamptz not null default clock_timestamp(), rows bigint not null, commit_id text, checksum bigint);
+create table if not exists lakehouse.outbox (
+  id bigint generated always as identity primary key, branch text not null, row jsonb not null);
 create table if not exists lakehouse.runs (
   id bigint generated always as identity primary key, pipeline text not null, kind text not null,
   started_at timestamptz not null, ended_at timestamptz not null default clock_timestamp(), outcome text not null,
@@ -88,7 +91,7 @@ def make(cursor: Any) -> None:
 
 
 #: the newest of them last
-_ALL = ["positions", "batches", "served", "backfills", "runs", "last_runs", "commits", "queries"]
+_ALL = ["outbox", "positions", "batches", "served", "backfills", "runs", "last_runs", "commits", "queries"]
 
 
 def ensure(cursor: Any) -> None:

@@ -22,7 +22,8 @@ from psycopg2.extensions import parse_dsn
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.journal import Kind, Run, masked, secrets_of
 from lakehouse_engine.progress import from_micros, now_micros
-from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Delta, Files, Postgres, Sink
+from lakehouse_engine.sinks import Kafka as Messages
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Kafka
@@ -179,18 +180,31 @@ class Lineage:
         from openlineage.client.facet_v2 import output_statistics_output_dataset
 
         table = spec.postgres_table if kind == "serve" or isinstance(spec.sink, Postgres) else None
+        place: tuple[str, str] | None
         if table is not None:
             place, facets = self._places.postgres(table), self._schema(self._columns(table))
         elif isinstance(spec.sink, Delta):
             place = self._places.delta(spec.name)
             facets = self._delta_facets(spec.name, run.version if run else None)
         else:
-            return []
+            place, facets = self._place(spec, spec.sink), {}
+            if place is None:
+                return []
         written: dict[str, Any] = {}
         if run is not None and run.rows is not None:
             written["outputStatistics"] = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
                 rowCount=run.rows, producer=self._producer)  # fmt: skip
-        return [OutputDataset(*place, outputFacets=written, facets=facets)]
+        others = [self._place(spec, sink) for sink in spec.sinks[1:] if kind != "serve"]
+        return [OutputDataset(*place, outputFacets=written, facets=facets),
+                *(OutputDataset(*one) for one in others if one is not None)]  # fmt: skip
+
+    def _place(self, spec: PipelineSpec, sink: Sink) -> tuple[str, str] | None:
+        """Where a sink writes; None for the console."""
+        if isinstance(sink, Messages):
+            return self._places.kafka(sink.topic)
+        if isinstance(sink, Files):
+            return "file", str(Path(sink.path).resolve())
+        return self._places.postgres(sink.target(spec.name)) if isinstance(sink, Postgres) else None
 
     def _delta_facets(self, table: str, version: int | None = None) -> dict[str, Any]:
         from openlineage.client.facet_v2 import dataset_version_dataset

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lakehouse_engine.checks import Freshness
@@ -17,8 +17,9 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Files, Kafka
+from lakehouse_engine.sources import Kafka
 from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.spec.further import TO, branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.stages import Query
@@ -27,6 +28,7 @@ from lakehouse_engine.steps import VALID_FROM, StepError, row_wise, table_checks
 from lakehouse_engine.transforms import (
     Aggregate,
     Dedupe,
+    Filter,
     Join,
     Lookup,
     Parse,
@@ -67,6 +69,8 @@ class Member:
     copies: tuple[Copy, ...] = ()
     #: whether another pipeline reads what changes in its table
     fed: bool = False
+    #: of a further sink: the rows that it gets
+    where: str | None = None
 
     @property
     def name(self) -> str:
@@ -144,14 +148,15 @@ class Plan:
     @property
     def specs(self) -> tuple[PipelineSpec, ...]:
         """The streams' pipelines, then the jobs'."""
-        members = [member.spec for stream in self.streams for member in stream.members]
+        members = [member.spec for stream in self.streams for member in stream.members if TO not in member.name]
         return (*members, *(job.spec for job in self.jobs))
 
 
 def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     """Raises ``SpecError`` with every step that does not fit its rows."""
     problems: list[Problem] = []
-    members, queries = [], []
+    members: list[Member] = []
+    queries = []
     landed = {(s.source.topic, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
     for spec in specs:
         if spec.is_stream:
@@ -159,7 +164,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
                 if needs_state(spec):
                     queries.append(query_of(spec, lambda part: _keeper(part, landed)))
                 else:
-                    members.append(_member(spec, landed))
+                    members += _members(spec, landed)
             except StepError as error:
                 problems.append(error.problem)
     if problems:
@@ -179,6 +184,20 @@ def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
 
 def _contract(spec: PipelineSpec) -> str | None:
     return next((t.contract for t in spec.transforms if isinstance(t, Parse)), None)
+
+
+def _members(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Iterator[Member]:
+    """The pipeline, then one for each further sink: it has its own position, and counts what it is not given.
+
+    Windows have none: what changes in their table is sent on.
+    """
+    first = _member(spec, landed)
+    yield first
+    for part, further in zip(branches(spec), spec.further, strict=True) if first.window is None else ():
+        rows = first.rows
+        if further.where is not None:
+            rows = row_wise(part, rows, Filter(condition=further.where), "sink.where")
+        yield replace(first, spec=part, rows=rows, keeps=frozenset(), where=further.where)
 
 
 def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Member:
@@ -261,7 +280,7 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
         assert isinstance(source, Kafka)
         assert trigger is not None
         console = isinstance(member.spec.sink, Console)
-        key = (source.topic, source.start, source.max_per_trigger, trigger.every, trigger.ends, console)
+        key = (source.topic, json.dumps(source.start), source.max_per_trigger, trigger.every, trigger.ends, console)
         grouped.setdefault(key, []).append(member)
     scans = []
     for (topic, *_), found in sorted(grouped.items(), key=lambda item: item[0]):
@@ -276,11 +295,10 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
 
 
 def _job(spec: PipelineSpec) -> Job:
-    assert not isinstance(spec.source, Kafka)
     slice_by = spec.sink.replace_by if isinstance(spec.sink, Delta) else None
     local, reason = locality(spec, slice_by)
-    if isinstance(spec.source, Files):
-        local, reason = False, "files do not tell which rows of them changed"
+    if not isinstance(spec.source, DeltaSource):
+        local, reason = False, f"{spec.source.key} does not tell which rows of it changed"
     return Job(spec, spec.source.origin, slice_by, local, reason, fingerprint(spec), _rowwise(spec),
                others(spec, slice_by))  # fmt: skip
 
@@ -297,7 +315,7 @@ def _rowwise(spec: PipelineSpec) -> bool:
 def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
     aside = {"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain", "panel",
-             "below"}  # fmt: skip
+             "below", "further"}  # fmt: skip
     aside |= set() if spec.inputs else {"inputs"}
     # where a contract lies does not matter: the same files may be named by another path
     text = spec.model_dump_json(exclude={**dict.fromkeys(aside, True), "contracts": {"__all__": {"file"}}})

@@ -115,6 +115,9 @@ def _place(value: Any, kind: str, key: str) -> str | None:
     if kind in ("sources", "sinks"):
         top = kind.removesuffix("s")
         one = value.get(top)
+        if isinstance(one, list):
+            return next((f"{top}[{index}]" for index, inner in enumerate(one)
+                         if inner == key or (isinstance(inner, dict) and key in inner)), None)  # fmt: skip
         used = one == key or (isinstance(one, dict) and key in one)
         return top if used or (kind == "sources" and key == "delta" and isinstance(one, str)) else None
     for index, one in enumerate(value.get(kind) or []):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lakehouse_engine import analysis, jobs, journal, maintenance, serving
+from lakehouse_engine import analysis, further, jobs, journal, maintenance, serving
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import recount as recounts
 from lakehouse_engine.connections import Connections
@@ -32,9 +32,10 @@ from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.journal import Run
 from lakehouse_engine.log import Log
 from lakehouse_engine.plan import Job, Member, Plan, Scan, always_judged, compile_plan
+from lakehouse_engine.producing import Topic
 from lakehouse_engine.progress import now_micros
 from lakehouse_engine.request import Request, Span, metrics_address
-from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Delta, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import kafka
@@ -123,9 +124,15 @@ class Runner:
     def _preflight(self, plan: Plan) -> None:
         """Services that this run needs answer, or it ends here, before Spark starts and anything is touched."""
         topics = {scan.source.topic for scan in plan.scans}
+        topics |= {job.spec.source.topic for job in plan.jobs if isinstance(job.spec.source, kafka.Kafka)}
         for topic in sorted(topics | {branch.source.topic for query in plan.queries for branch in query.branches}):
             kafka.describe(self.environment.kafka_bootstrap, topic)
-        if any(isinstance(spec.sink, Postgres) for spec in plan.specs):
+        for spec in plan.specs:
+            for number, sink in enumerate(spec.sinks):
+                if isinstance(sink, Kafka):
+                    where = spec.where(f"sink[{number}]" if number else "sink")
+                    Topic(self.environment.kafka_bootstrap, sink.topic, where)
+        if any(isinstance(sink, Postgres) for spec in plan.specs for sink in spec.sinks):
             postgres_sink.connect(self.postgres()).close()
 
     def postgres(self) -> str:
@@ -215,8 +222,9 @@ class Runner:
             raise
 
     def _attempt(self, job: Job, started_at: int) -> Run:
-        decision = decide(job, self.storage)
-        if decision.kind == "nothing" and not always_judged(job.spec) and not jobs.asked(job, self.storage):
+        decision = decide(job, self.storage, environment=self.environment)
+        idle = decision.kind == "nothing" and not always_judged(job.spec) and not jobs.asked(job, self.storage)
+        if idle and not further.lacking(job, self.storage, self.environment):
             self.report.progress(f"{job.name}: nothing new ({decision.reason})")
             return self._job_run(job, "job", started_at, None)
         began = time.monotonic()
@@ -225,11 +233,14 @@ class Runner:
         def announce(made: Decision) -> None:
             self.report.progress(f"{job.name}: {made.kind} ({made.reason})")
 
-        outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce)
+        outcome = jobs.run(self.spark(), job, self.storage, self._dsn_of(job), announce=announce,
+                           environment=self.environment)  # fmt: skip
         for name, number in outcome.warnings.items():
             if number:
                 self.report(f"{job.name}: warning: {name} fails ({number:,})")
         self.report.progress(f"{job.name}: {outcome.rows:,} rows in {time.monotonic() - began:.1f} s")
+        for one in outcome.further:
+            self.report.progress(f"{job.name}: {one.rows:,} rows to {one.target} ({one.reason})")
         return self._job_run(job, "job", started_at, outcome if outcome.decision.kind != "nothing" else None)
 
     def _job_run(self, job: Job, kind: journal.Kind, started_at: int, outcome: jobs.Outcome | None) -> Run:
@@ -240,7 +251,7 @@ class Runner:
                    **DeltaLog(delta_sink.table_path(self.storage, job.name)).standing())  # fmt: skip
 
     def _dsn_of(self, job: Job) -> str | None:
-        return self.postgres() if isinstance(job.spec.sink, Postgres) else None
+        return self.postgres() if any(isinstance(sink, Postgres) for sink in job.spec.sinks) else None
 
     def backfill(self, plan: Plan, span: Span) -> int:
         """Recomputes the jobs' slices and the streams' windows, upstream first; the first failure ends it.
@@ -278,7 +289,7 @@ class Runner:
 
         try:
             return backfills.backfill(self.spark(), job, span, self.storage, self._dsn_of(job), self.report,
-                                      lambda: self._stop, slice_done)  # fmt: skip
+                                      lambda: self._stop, slice_done, self.environment)  # fmt: skip
         except Exception as error:
             self._told.see(journal.failed(job.name, "backfill", started_at, error))
             raise
@@ -324,7 +335,7 @@ class Runner:
     def _stale(self, plan: Plan, dsn: str, started_at: int) -> list[serving.Stale]:
         """The copies to load; of the others it is seen that there is nothing to do."""
         try:
-            stale = serving.stale(plan.served, self.storage, dsn) if plan.served else []
+            stale = serving.stale(list(map(serving.served, plan.served)), self.storage, dsn) if plan.served else []
         except LakehouseError as error:
             for spec in plan.served:
                 self._told.see(journal.failed(spec.name, "serve", started_at, error))

@@ -23,6 +23,7 @@ from lakehouse_engine.component import TABLE, Component, Model
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import described, models_of, summary
 from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.further import Beside
 from lakehouse_engine.spec.pipeline import INPUT_NAME, Airflow, Head, Input, Maintain, Panel, Trigger
 from lakehouse_engine.spec.reader import KEYS
 from lakehouse_engine.spec.schedule import SCHEDULES, SHAPE
@@ -307,7 +308,8 @@ def _pipeline() -> Schema:
         "checks": {"type": "array", "items": item(checks.CHECKS, checks.COMMON), "description":
                    "Conditions that the result's rows must meet."},
         "keys": head["keys"],
-        "sink": _said(item(sinks.SINKS), "Where the rows land."),
+        "sink": _said(_sinks(), "Where the rows land: one component, or a list of them. The first is the pipeline's"
+                      " table; each further one has a ledger of its own, and may have a `where`."),
         "serve": head["serve"],
         "trigger": {**model(Trigger), "type": ["object", "string"], "pattern": "^available_now$",
                     "description": summary(Trigger)},
@@ -330,6 +332,13 @@ def _pipeline() -> Schema:
             {"if": {"not": {"required": ["use"]}}, "then": {"properties": {"params": {"type": "null"}}}},
         ],
     }  # fmt: skip
+
+
+def _sinks() -> Schema:
+    """One sink, or a list of them; what may stand beside those after the first."""
+    first = item(sinks.SINKS)
+    further = {**first, "properties": {**first["properties"], **model(Beside)["properties"]}}
+    return union([first, {"type": "array", "minItems": 1, "prefixItems": [first], "items": further}])
 
 
 def _input(source: Schema) -> Schema:

@@ -1,4 +1,5 @@
-"""``lakehouse serve``: the copy of gold in PostgreSQL. One transaction per table, which can be rebuilt at any time.
+"""Copies of a job's Delta table in PostgreSQL: ``lakehouse serve``, and a further sink. One transaction per table,
+which can be rebuilt at any time.
 
 ``lakehouse.served(pipeline, table_id, version, commit_id, served_at, rows, checksum)`` says which version of which
 Delta table PostgreSQL holds; it is written in the transaction that replaces the rows, so a version that is there is not
@@ -8,6 +9,7 @@ or nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from lakehouse_engine import ledger, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.incremental import in_order
-from lakehouse_engine.sinks import Delta
+from lakehouse_engine.sinks import Delta, Sink
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.postgres import Loaded, Part
@@ -31,15 +33,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Mirror:
+    """A copy in ``table`` of the pipeline's Delta table, of the rows for which ``where`` is true.
+
+    ``key``: its name in the ledger. ``place``: where in the file it is asked for.
+    """
+
+    spec: PipelineSpec
+    table: str
+    key: str
+    place: str
+    where: str | None = None
+    updated_at: bool = True
+    #: where it is, if that is not PostgreSQL's table of this name
+    sink: Sink | None = None
+
+    def of(self, table_id: str | None) -> str | None:
+        """What the ledger says is copied: with other rows or columns it is another table."""
+        if self.where is None and self.updated_at:
+            return table_id
+        said = hashlib.sha256(repr((self.where, self.updated_at)).encode()).hexdigest()[:16]
+        return f"{table_id}/{said}"
+
+
+def served(spec: PipelineSpec) -> Mirror:
+    """What ``serve: postgres`` asks for."""
+    return Mirror(spec, spec.name, spec.name, "serve")
+
+
+@dataclass(frozen=True)
 class Stale:
     """A table whose copy is behind: the version to load, and the part that changed (None: all of it, by ``reason``)."""
 
-    spec: PipelineSpec
+    mirror: Mirror
     version: int
     table_id: str | None
     commit_id: str | None
     part: Part | None
     reason: str
+
+    @property
+    def spec(self) -> PipelineSpec:
+        return self.mirror.spec
 
 
 @dataclass(frozen=True)
@@ -51,27 +86,29 @@ class Served:
     reason: str
 
 
-def stale(specs: Sequence[PipelineSpec], storage: Path, dsn: str) -> list[Stale]:
+def stale(mirrors: Sequence[Mirror], storage: Path, dsn: str) -> list[Stale]:
     """The tables to load, decided from the logs and the ledger. Raises ``RunError`` MISSING_TABLE."""
     with closing(postgres_sink.connect(dsn)) as connection, connection, connection.cursor() as cursor:
         ledger.ensure(cursor)
         cursor.execute("select pipeline, table_id, version, commit_id from lakehouse.served")
         held = {row[0]: row[1:] for row in cursor.fetchall()}
-        for spec in specs:  # here and not by the loads, which would wait for each other
-            postgres_sink.ensure_schema(cursor, spec.name)
-    compared = [_compare(spec, DeltaLog(delta_sink.table_path(storage, spec.name)), held.get(spec.name))
-                for spec in specs]  # fmt: skip
+        for one in mirrors:  # here and not by the loads, which would wait for each other
+            postgres_sink.ensure_schema(cursor, one.table)
+    compared = [compare(one, DeltaLog(delta_sink.table_path(storage, one.spec.name)), held.get(one.key))
+                for one in mirrors]  # fmt: skip
     return [item for item in compared if item is not None]
 
 
-def _compare(spec: PipelineSpec, log: DeltaLog, held: Any) -> Stale | None:
-    version = log.version()
+def compare(mirror: Mirror, log: DeltaLog, held: Any) -> Stale | None:
+    """What the copy lacks, by the table's id, the version and its commit that it says to hold; None for nothing."""
+    spec, version = mirror.spec, log.version()
     if version is None:
-        raise RunError("MISSING_TABLE", f"there is no table {spec.name} yet; run it first", where=spec.where("serve"))
-    table_id, commit_id = log.table_id(), log.commit_id(version)
+        raise RunError("MISSING_TABLE", f"there is no table {spec.name} yet; run it first",
+                       where=spec.where(mirror.place))  # fmt: skip
+    table_id, commit_id = mirror.of(log.table_id()), log.commit_id(version)
 
     def behind(part: Part | None, reason: str) -> Stale:
-        return Stale(spec, version, table_id, commit_id, part, reason)
+        return Stale(mirror, version, table_id, commit_id, part, reason)
 
     if held is None:
         return behind(None, "first load")
@@ -96,36 +133,50 @@ def load(spark: SparkSession, item: Stale, storage: Path, dsn: str) -> Served:
     The rows written are read back and compared by a checksum, and the whole copy by its number of rows; a copy that is
     off (somebody has changed it by hand) is loaded in whole. Raises ``RunError`` MIRROR_DIFFERS.
     """
-    path = str(delta_sink.table_path(storage, item.spec.name))
-    frame = spark.read.format("delta").option("versionAsOf", item.version).load(path)
-    reason = item.reason
+    mirror, reason = item.mirror, item.reason
+    frame = rows_of(spark, item, storage)
     with closing(postgres_sink.connect(dsn)) as connection, connection, connection.cursor() as cursor:
         # the ledger's row is the order of writers: a second one waits here and then writes the same
         cursor.execute("insert into lakehouse.served (pipeline, version, rows) values (%s, -1, 0) on conflict"
-                       " (pipeline) do update set served_at = excluded.served_at", (item.spec.name,))  # fmt: skip
+                       " (pipeline) do update set served_at = excluded.served_at", (mirror.key,))  # fmt: skip
         loaded = _write(cursor, item, frame, item.part)
         total = loaded.rows if item.part is None else frame.count()
-        if _rows(cursor, item.spec.name) != total and item.part is not None:
+        if _rows(cursor, mirror.table) != total and item.part is not None:
             reason = "the copy had been changed by another hand"
             loaded = _write(cursor, item, frame, None)
-        held = _rows(cursor, item.spec.name)
+        held = _rows(cursor, mirror.table)
         if held != total:
             raise RunError("MIRROR_DIFFERS", f"the copy would hold {held:,} rows and the table has {total:,}; nothing"
-                           " was changed", where=item.spec.where("serve"))  # fmt: skip
+                           " was changed", where=mirror.spec.where(mirror.place))  # fmt: skip
         cursor.execute(
             "update lakehouse.served set table_id = %s, version = %s, commit_id = %s, rows = %s, checksum = %s,"
             " served_at = clock_timestamp() where pipeline = %s",
-            (item.table_id, item.version, item.commit_id, total, loaded.checksum, item.spec.name))  # fmt: skip
+            (item.table_id, item.version, item.commit_id, total, loaded.checksum, mirror.key))  # fmt: skip
     return Served(loaded.rows, total, reason)
 
 
+def rows_of(spark: SparkSession, item: Stale, storage: Path) -> DataFrame:
+    """All that the copy has to hold."""
+    mirror = item.mirror
+    path = str(delta_sink.table_path(storage, mirror.spec.name))
+    frame = spark.read.format("delta").option("versionAsOf", item.version).load(path)
+    frame = frame if mirror.where is None else frame.filter(mirror.where)
+    return frame if mirror.updated_at else frame.drop("updated_at")
+
+
+def part_of(frame: DataFrame, part: Part | None) -> DataFrame:
+    if part is None:
+        return frame
+    return frame.filter(sql.among(part.column, dict(frame.dtypes)[part.column], part.slices))
+
+
 def _write(cursor: Any, item: Stale, frame: DataFrame, part: Part | None) -> Loaded:
-    if part is not None:
-        frame = frame.filter(sql.among(part.column, dict(frame.dtypes)[part.column], part.slices))
-    loaded = postgres_sink.load(cursor, item.spec.name, frame, item.spec.where("serve"), part)
+    frame = part_of(frame, part)
+    mirror = item.mirror
+    loaded = postgres_sink.load(cursor, mirror.table, frame, mirror.spec.where(mirror.place), part)
     sink = item.spec.sink
     if part is None and isinstance(sink, Delta) and sink.replace_by:
-        postgres_sink.ensure_index(cursor, item.spec.name, sink.replace_by)
+        postgres_sink.ensure_index(cursor, mirror.table, sink.replace_by)
     return loaded
 
 

@@ -69,7 +69,8 @@ class StateRun(StreamRun):
             self._held = self._ending.held()
             topics = {topic.name: topic.id for topic in self._topics.values()}
             kept = isinstance(self._ending, IntoPostgres | IntoDelta)
-            starts = {name: kafka.starts(topic, self._branch(name).source) for name, topic in self._topics.items()}
+            starts = {name: kafka.offsets_at(self._to.bootstrap_servers, topic, self._branch(name).source.start)
+                      for name, topic in self._topics.items()}  # fmt: skip
             frames = Frames(self.plan, {name: self._read(name, at) for name, at in starts.items()})
             made = Made(self.plan.name, EPOCH, self.plan.fingerprint, topics, version)
             made = self._checkpoint.open(made, self._held) if kept else self._checkpoint.scratch(made)

@@ -15,7 +15,7 @@ from lakehouse_engine.component import format_duration
 from lakehouse_engine.database import Answer, Database, known, plain
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
-from lakehouse_engine.sinks import Delta, delta
+from lakehouse_engine.sinks import Console, Delta, Postgres, delta
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
@@ -80,8 +80,8 @@ def _state(spec: PipelineSpec, ledger: dict[str, Any] | None, done: dict[str, An
     last = ledger["committed_at"] if ledger else None
     hour: dict[str, int] | None = None
     rate = None
-    if isinstance(spec.sink, Delta):
-        record, last = _of_log(storage, spec.name)
+    if not isinstance(spec.sink, Postgres | Console):
+        record, last = _of_log(storage, spec.name) if isinstance(spec.sink, Delta) else (None, None)
         # where the storage cannot be seen from here, PostgreSQL still tells of runs and of the copy
         seen = [r["ended_at"] for r in runs if r["outcome"] != "failed" and r["kind"] != "serve"]
         last = max([*seen, *([last] if last else [])], default=copy["served_at"] if copy else None)

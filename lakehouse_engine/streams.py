@@ -18,19 +18,22 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
+from lakehouse_engine.aside import Aside
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.inserts import QUARANTINED, Inserts, stored_types, typed
 from lakehouse_engine.journal import See, seen
-from lakehouse_engine.judged import LEAST_JUDGED, Judge, not_before
+from lakehouse_engine.judged import LEAST_JUDGED, Judge
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.maintenance import Keeper
+from lakehouse_engine.messages import Messages
+from lakehouse_engine.outbox import Outbox
 from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.scan import Result, ScanQuery, scan_floors
-from lakehouse_engine.sinks import Console, Delta, Postgres, delta_upsert
+from lakehouse_engine.sinks import Console, Delta, Kafka, Postgres, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
@@ -39,6 +42,7 @@ from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
 from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.spec.further import branches
 from lakehouse_engine.streamrun import Report, StreamRun
 
 if TYPE_CHECKING:
@@ -63,7 +67,7 @@ class ScanRun(StreamRun):
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
         self._windows: _Windows | None = None
-        self._landings: list[_Landing | Inserts | _Print] = []
+        self._landings: list[_Landing | Inserts | Messages | _Print] = []
         self._lookups: Lookups | None = None
         #: where members stand that were taken out before a batch: it may begin there
         self._left: list[Mapping[int, Position]] = []
@@ -92,9 +96,14 @@ class ScanRun(StreamRun):
                     self._landings.append(landing)
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
                     assert self._to.postgres_dsn is not None
-                    starts = kafka.starts(self._topic, self.scan.source)
+                    starts = self._first()
                     self._landings.append(Inserts(self._spark, member, self._topic, starts, self._to.postgres_dsn,
                                                   self._to.writer, self._ends, self.scan.every))  # fmt: skip
+                elif isinstance(member.spec.sink, Kafka):
+                    self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
+                    starts = self._first()
+                    self._landings.append(Messages(self._spark, member, self._topic, starts, self._to.bootstrap_servers,
+                                                   self._to.storage, self._ends, self.scan.every))  # fmt: skip
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)
@@ -109,12 +118,16 @@ class ScanRun(StreamRun):
         held += [(landing.name, {p: q.next_offset for p, q in landing.positions.items()}) for landing in self._landings
                  if not isinstance(landing, _Print)]  # fmt: skip
         if not held:
-            return self.scan.source.start
+            start = self.scan.source.start
+            return start if start in ("earliest", "latest") else kafka.starting_offsets(self._topic, [self._first()])
         # once more, after the claim: until then another process may have read on
         self._topic = kafka.describe(self._to.bootstrap_servers, self.scan.source.topic)
         for name, positions in held:
             kafka.check_held(self._topic, positions, name)
         return kafka.starting_offsets(self._topic, [positions for _, positions in held])
+
+    def _first(self) -> dict[int, int]:
+        return kafka.offsets_at(self._to.bootstrap_servers, self._topic, self.scan.source.start)
 
     def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
         count = 0
@@ -190,16 +203,25 @@ class _Windows:
         self._connection = postgres_sink.connect(to.postgres_dsn)
         with self._connection, self._connection.cursor() as cursor:
             ledger.make(cursor)
+            self._outboxes = {member.name: _outboxes(member, merge, to) for member, merge
+                              in zip(self._members, self._merges, strict=True)}  # fmt: skip
             for member, merge in zip(self._members, self._merges, strict=True):
                 ensure_merge(cursor, merge, member)
                 merge.stage(cursor)
-            starts = kafka.starts(topic, scan.source)
+            starts = kafka.offsets_at(to.bootstrap_servers, topic, scan.source.start)
             self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
                             for m in self._members]  # fmt: skip
             for index, merge in enumerate(self._merges):
                 closed = merge.closed_until(cursor) if isinstance(merge, FinalMerge) else None
                 known = [time for time in (closed, self._claims[index].watermark) if time is not None]
                 self._claims[index] = replace(self._claims[index], watermark=max(known, default=None))
+        self._send_on(spark)
+
+    def _send_on(self, spark: SparkSession) -> None:
+        """What changed goes to further sinks; also what a run that ended had not sent."""
+        for member in self._members:
+            for outbox in self._outboxes[member.name]:
+                outbox.send(spark, self._connection)
 
     def positions(self) -> list[tuple[str, dict[int, int]]]:
         """Each member's name and next offset per partition."""
@@ -220,6 +242,7 @@ class _Windows:
         if not ends:
             return 0
         failed = self._commit(started_at, ends, greatest, results, watermarks)
+        self._send_on(frame.sparkSession)
         read = sum(end - min(c.positions[p].next_offset for c in self._claims if p in c.positions)
                    for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
         for index, record in failed["records"].items():
@@ -310,6 +333,11 @@ class _Windows:
         self._connection.close()
 
 
+def _outboxes(member: Member, merge: postgres_sink.Merge | FinalMerge, to: Connections) -> list[Outbox]:
+    return [Outbox(part, further.where, merge.columns, to.bootstrap_servers)
+            for part, further in zip(branches(member.spec), member.spec.further, strict=True)]  # fmt: skip
+
+
 def _delay(member: Member) -> int:
     return member.rows.event_time.delay if member.rows.event_time else 0
 
@@ -325,8 +353,6 @@ def ensure_merge(cursor: Any, merge: postgres_sink.Merge, member: Member) -> Non
 
 def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
-
-
 
 
 def _insert(cursor: Any, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
@@ -363,10 +389,12 @@ def merge_of(spark: SparkSession, member: Member) -> postgres_sink.Merge:
     measures = {name: (measure.function, types[name]) for name, measure in functions.items()}
     sink = member.spec.sink
     assert isinstance(sink, Postgres)
+    outbox = tuple(part.name for part in branches(member.spec))
     if member.window.final:
         kind = SessionMerge if member.window.session else FinalMerge
-        return kind(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append")
-    return postgres_sink.Merge(member.table, keys, measures, sink.updated_at)
+        return kind(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append",
+                    outbox=outbox)  # fmt: skip
+    return postgres_sink.Merge(member.table, keys, measures, sink.updated_at, outbox=outbox)
 
 
 class _Landing:
@@ -376,12 +404,13 @@ class _Landing:
         self._member, self._topic, self._ends, self._trigger = member, topic, ends, scan.every
         self.name = member.name
         self._path = delta_sink.table_path(to.storage, member.name)
-        self._aside = delta_sink.beside(self._path, "quarantine")
+        self._aside = Aside(to.storage, member.name, topic.id)
         policy = member.spec.maintain
-        self._keepers = [Keeper(self._path, policy), Keeper(self._aside, policy.model_copy(update={"zorder_by": ()}))]
-        starts = {p: Position(offset) for p, offset in kafka.starts(topic, scan.source).items()}
+        beside = policy.model_copy(update={"zorder_by": ()})
+        self._keepers = [Keeper(self._path, policy), Keeper(self._aside.path, beside)]
+        begin = kafka.offsets_at(to.bootstrap_servers, topic, scan.source.start)
+        starts = {p: Position(offset) for p, offset in begin.items()}
         self._batch_id, self.positions = self._held(self._path, starts)
-        _, self._aside_positions = self._held(self._aside, {})
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
         self._judge = Judge(member, {**member.merged, **landed})
         self._properties = delta_sink.FED if member.fed else {}
@@ -436,7 +465,7 @@ class _Landing:
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings, deletes=self._deletes)  # fmt: skip
         if counts.refused and self._member.keeps:
-            self._keep_aside(parsed, record)
+            self._aside.keep(parsed, record)
         self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
         self.positions, self._batch_id = dict(record.after), record.batch_id
         return replace(record, behind=self._ends.behind(record.offsets))
@@ -469,20 +498,6 @@ class _Landing:
         if self._member.rows.expanded:  # several rows of one record
             found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
         Upsert(*layout).write(found, record.user_metadata(), at, ties)
-
-    def _keep_aside(self, parsed: DataFrame, record: Record) -> None:
-        """A commit of its own before the main one; after a crash between the two its rows are not added again."""
-        held = {p: q.next_offset for p, q in self._aside_positions.items()}
-        refused = parsed.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"
-                                f" and {not_before(held, '_at')}")  # fmt: skip
-        kept = refused.coalesce(1).selectExpr(
-            f"timestamp'{record.began_at.isoformat()}' as quarantined_at", f"{record.batch_id}L as batch_id",
-            "_step as step",
-            "_reasons as reasons", "_at_topic as origin", "_at_partition as partition", "_at_offset as offset",
-            "_key as key", "_value as value", "cast(null as string) as row",
-            "cast(null as string) as unit")  # fmt: skip
-        delta_sink.append(kept, self._aside, record.user_metadata())
-        self._aside_positions = dict(record.after)
 
 
 class _Print:

@@ -35,7 +35,8 @@ class Told:
             self._journal = Journal(dsn, self._log)
             self._watchers.append(self._journal.see)
         if lineage.configured(Path.cwd()):
-            broker = environment.kafka_bootstrap if plan.streams else None
+            topics = any(one.key == "kafka" for spec in plan.specs for one in (spec.source, *spec.sinks))
+            broker = environment.kafka_bootstrap if topics else None
             self._tell_lineage(plan, lineage.Places(broker, dsn, storage))
         if request.metrics is not None:
             self._show_metrics(plan, *request.metrics)

@@ -12,6 +12,7 @@ from lakehouse_engine import jobs
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.plan import Job, compile_plan
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.staterun import StateRun
 from lakehouse_engine.streams import ScanRun
@@ -93,7 +94,9 @@ class Lab:
 
     def run(self, *names: str, full: bool = False, dsn: str | None = None) -> list[jobs.Outcome]:
         wanted = names or ("silver.events", "gold.events")
-        return [jobs.run(self.spark, self.job(name), self.storage, dsn, full=full) for name in wanted]
+        environment = Environment(storage=str(self.storage), embedded={"postgres": dsn} if dsn else {})
+        return [jobs.run(self.spark, self.job(name), self.storage, dsn, full=full, environment=environment)
+                for name in wanted]  # fmt: skip
 
     def rows(self, table: str) -> list[tuple[Any, ...]]:
         frame = self.spark.read.format("delta").load(str(self.path(table))).drop("updated_at")

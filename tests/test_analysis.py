@@ -41,6 +41,14 @@ WRONG = [
      "  - window: {tumbling: 1 minute, measures: {n: sum(_value)}}", "6 EXPRESSION_TYPE"),
     ("a query", "silver", JOB, "- dedupe", "  - sql: {query: 'select day, id + at as x from input', local: true}",
      "3 EXPRESSION_TYPE"),
+    ("the condition of a further sink", "bronze", LANDING, "sink",
+     "sink:\n  - delta\n  - postgres: {table: realtime.few}\n    where: amount + 1", "8 COLUMN_TYPE"),
+    ("what a message says", "bronze", LANDING, "sink",
+     "sink:\n  - delta\n  - kafka:\n      topic: few\n      key: id\n      value: to_json(struct(*), at)",
+     "10 EXPRESSION_TYPE"),
+    ("a column that a further sink cannot hold", "bronze",
+     changed(LANDING, "sink", "sink:\n  - delta\n  - postgres: {table: realtime.few}"), "- derive",
+     "  - derive: {day: to_date(at), odd: try_parse_json(id)}", "7 COLUMN_TYPE"),
 ]  # fmt: skip
 
 

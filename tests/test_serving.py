@@ -28,7 +28,7 @@ class Mirror:
 
     def serve(self) -> list[Served]:
         spec = self.lab.job("gold.events").spec
-        stale = serving.stale([spec], self.lab.storage, self.dsn)
+        stale = serving.stale([serving.served(spec)], self.lab.storage, self.dsn)
         return [serving.load(self.lab.spark, item, self.lab.storage, self.dsn) for item in stale]
 
     def query(self, text: str) -> list[tuple[Any, ...]]:

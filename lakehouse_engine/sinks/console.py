@@ -13,3 +13,7 @@ class Console(Component):
 
     #: so many at most
     rows: Whole = 20
+
+    def target(self, pipeline: str) -> str:
+        """What people call it."""
+        return self.key

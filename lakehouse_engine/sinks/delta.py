@@ -85,6 +85,10 @@ class Delta(Component):
     #: adds ``updated_at timestamp``, the commit that last changed the row (all modes but ``append``)
     updated_at: Flag = True
 
+    def target(self, pipeline: str) -> str:
+        """The table."""
+        return pipeline
+
 
 #: the tables that may stand beside one: what was refused, what came late, what was deleted
 SIDES = ("quarantine", "late", "deleted")

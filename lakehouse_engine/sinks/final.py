@@ -65,7 +65,7 @@ class FinalMerge(Merge):
         if time is None:
             return 0
         cursor.execute(self._close, {"watermark": time, "begun": time - timedelta(microseconds=self.size)})
-        return int(cursor.rowcount)
+        return int(cursor.rowcount) // max(len(self.outbox), 1)
 
     @cached_property
     def _close(self) -> Composable:
@@ -75,12 +75,12 @@ class FinalMerge(Merge):
             replaced = (sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in columns if c not in self.keys)
             again = sql.SQL(" on conflict ({}) do update set {}").format(
                 self._key_names, sql.SQL(", ").join(replaced))  # fmt: skip
-        return sql.SQL(
-            "with {closed} insert into {table} ({columns}) select {values} from closed order by {keys}{again}"
+        return self.sent_on(self._closed, sql.SQL(
+            "insert into {table} ({columns}) select {values} from closed order by {keys}{again}"
         ).format(
-            closed=self._closed, table=identifier(self.table), keys=self._key_names,
+            table=identifier(self.table), keys=self._key_names,
             columns=sql.SQL(", ").join(map(sql.Identifier, columns)), values=sql.SQL(", ").join(values),
-            again=again)  # fmt: skip
+            again=again))  # fmt: skip
 
     @property
     def _closed(self) -> Composable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import cached_property
@@ -49,6 +49,10 @@ class Postgres(Component):
     delete_when: Expression | None = None
     #: adds ``updated_at timestamp``, the transaction that last changed the row
     updated_at: Flag = True
+
+    def target(self, pipeline: str) -> str:
+        """The table."""
+        return self.table or pipeline
 
 
 #: Spark type to PostgreSQL type; decimal(p,s) becomes numeric(p,s)
@@ -303,6 +307,8 @@ class Merge:
     keys: Mapping[str, str]
     measures: Mapping[str, tuple[str, str]]
     updated_at: bool = True
+    #: branches that send each change on: rows of the table that change are written into ``lakehouse.outbox`` for each
+    outbox: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def base(self) -> dict[str, tuple[str, str]]:
@@ -378,24 +384,36 @@ class Merge:
             replaced = sql.SQL(", ").join(
                 sql.SQL("{0} = excluded.{0}").format(sql.Identifier(c)) for c in columns if c not in self.keys
             )
-            return sql.SQL(
-                "with merged as ({state} returning *) insert into {table} ({columns}) select {values} from merged"
+            merged = sql.SQL("merged as ({} returning *)").format(self.into_state)
+            return self.sent_on(merged, sql.SQL(
+                "insert into {table} ({columns}) select {values} from merged"
                 " order by {keys} on conflict ({keys}) do update set {replaced}"
             ).format(
-                state=self.into_state, table=identifier(self.table), values=sql.SQL(", ").join(values),
+                table=identifier(self.table), values=sql.SQL(", ").join(values),
                 columns=sql.SQL(", ").join(map(sql.Identifier, columns)), keys=self._key_names,
-                replaced=replaced)  # fmt: skip
+                replaced=replaced))  # fmt: skip
         updates = self._updates
         if self.updated_at:
             updates.append(sql.SQL("updated_at = excluded.updated_at"))
         # sorted by key, so that two writers of one table cannot deadlock
-        return sql.SQL(
+        return self.sent_on(None, sql.SQL(
             "insert into {table} as t ({names}{stamp}) select {names}{now} from {stage} order by {keys}"
             " on conflict ({keys}) do update set {set}"
         ).format(
             table=identifier(self.table), names=self._names, stage=self._stage, keys=self._key_names,
             stamp=sql.SQL(", updated_at" if self.updated_at else ""), now=sql.SQL(", now()" if self.updated_at else ""),
-            set=sql.SQL(", ").join(updates))  # fmt: skip
+            set=sql.SQL(", ").join(updates)))  # fmt: skip
+
+    def sent_on(self, before: Composable | None, insert: Composable) -> Composable:
+        """The statement of an insert into the table, after the queries ``before``; with an outbox, what it changes goes
+        there."""
+        queries = [before] if before is not None else []
+        if self.outbox:
+            queries.append(sql.SQL("changed as ({} returning *)").format(insert))
+            insert = sql.SQL("insert into lakehouse.outbox (branch, row) select b, to_jsonb(changed) - 'updated_at'"
+                             " from changed cross join unnest({}::text[]) b").format(
+                                 sql.Literal(list(self.outbox)))  # fmt: skip
+        return sql.SQL("with {} {}").format(sql.SQL(", ").join(queries), insert) if queries else insert
 
     @property
     def into_state(self) -> Composable:

@@ -1,63 +1,51 @@
-"""``files``: JSON lines or CSV from outside the project, for jobs.
+"""``files``: JSON lines, CSV, Parquet or Avro from outside the project, for jobs.
 
 Columns: those of the contract, and ``_path string``, the file that a row came from. Each line is judged as ``parse``
 judges a record: one that does not keep the contract is quarantined with its text and every reason, never a null. In
 CSV the first line names the columns; an empty field is none, and numbers and booleans are read as such where the
-contract has them so.
+contract has them so. A row of Parquet or Avro is judged as the JSON that it would be; Avro needs the jar spark-avro.
 
 **Delivery guarantees**: a run reads the files that are there, and its commit names them by path, size and time of
-change. While these are as they were there is nothing to do; else the job runs in full, so that each row of each file is
-in the table once. A file that changes while it is read is taken in by the next run.
+change. While these are as they were there is nothing to do. Where files were only added, and each row of the result is
+made of one row of a file, their rows are added; else the job runs in full. So each row of each file is in the table
+once. A file that changes while it is read is taken in by the next run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import AfterValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lakehouse_engine import sql
 from lakehouse_engine.component import Component
 from lakehouse_engine.contract import Contract, ContractName
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.folders import LocalPath, real
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 
 #: the columns of what is read, before the contract
 COLUMNS = {"_value": "binary", "_path": "string"}
+#: files that a commit names one by one
+MOST_NAMED = 1_000
+_AS_JSON = "map('timestampFormat', \"yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX\")"
 _WRITTEN_BARE = {"integer": r"^-?[0-9]+$", "number": r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$",
                  "boolean": "^(true|false)$"}  # fmt: skip
 
 
-def _local(path: str) -> str:
-    if "://" in path:
-        raise PydanticCustomError("NOT_YET", "{path}: files elsewhere than on a disk come with a later version",
-                                  {"path": path})  # fmt: skip
-    if ".." in Path(path).parts or not path.strip():
-        raise PydanticCustomError("BAD_PATH", "{path} leads out of the project; name a path below it, or a whole one",
-                                  {"path": repr(path)})  # fmt: skip
-    return path
-
-
-LocalPath = Annotated[str, AfterValidator(_local), WithJsonSchema(
-    {"type": "string", "title": "path", "pattern": r"^(?!.*://)(?!(.*/)?\.\.(/|$))(?=.*\S)"})]  # fmt: skip
-
-
 class Files(Component):
-    """Files of JSON lines or CSV, for jobs."""
+    """Files of rows, for jobs."""
 
     later: ClassVar[frozenset[str]] = frozenset({"connection"})
 
     #: a file, a folder, or a pattern with ``*``; relative to the folder that the command runs in
     path: LocalPath
     #: how rows are written
-    format: Literal["json", "csv"]
+    format: Literal["json", "csv", "parquet", "avro"]
     #: the name of a file in ``pipelines/contracts/``
     contract: ContractName
 
@@ -67,22 +55,32 @@ class Files(Component):
         return self.path
 
     def there(self) -> list[Path]:
-        """The files, sorted. Raises ``RunError`` MISSING_FILES where there is none."""
+        """The files, sorted. Raises ``RunError`` MISSING_FILES where there is none, UNSAFE_PATH."""
         path = Path(self.path)
         found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        kept = sorted(one.resolve() for one in found if one.is_file() and not one.name.startswith((".", "_")))
+        kept = sorted(real(one, self.path, "source.files.path") for one in found
+                      if one.is_file() and not one.name.startswith((".", "_")))  # fmt: skip
         if not kept:
             raise RunError("MISSING_FILES", f"there is no file at {self.path}", where="source.files.path")
         return kept
 
     def listing(self) -> dict[str, Any]:
-        """What a commit says of the files: how many, and a hash of their paths, sizes and times of change."""
+        """What a commit says of the files: how many, a hash of their paths, sizes and times of change, and up to
+        ``MOST_NAMED`` each of them."""
         told = [(str(one), found.st_size, found.st_mtime_ns) for one in self.there() for found in [one.stat()]]
-        return {"files": len(told), "listing": hashlib.sha256(repr(told).encode()).hexdigest()[:32]}
+        named = {"named": {path: [size, at] for path, size, at in told}} if len(told) <= MOST_NAMED else {}
+        return {"files": len(told), "listing": hashlib.sha256(repr(told).encode()).hexdigest()[:32], **named}
 
-    def read(self, spark: SparkSession, contract: Contract) -> DataFrame:
-        """``_value binary`` (JSON) and ``_path string``: a row for each line."""
-        paths = [path.as_uri() for path in self.there()]
+    def read(self, spark: SparkSession, contract: Contract, only: Collection[str] | None = None) -> DataFrame:
+        """``_value binary`` (JSON) and ``_path string``: a row for each line. ``only``: of these files.
+
+        Raises ``RunError`` MISSING_JAR.
+        """
+        paths = [path.as_uri() for path in self.there() if only is None or str(path) in only]
+        if self.format in ("parquet", "avro"):
+            row = f"to_json(struct(*), {_AS_JSON})"
+            typed = loaded(spark.read.option("mergeSchema", True), self.format, paths)
+            return typed.selectExpr(f"cast({row} as binary) as _value", "_metadata.file_path as _path")
         if self.format == "json":
             lines = spark.read.text(paths)
             return lines.filter("length(trim(value)) > 0").selectExpr(
@@ -92,6 +90,31 @@ class Files(Component):
         rows = spark.read.option("header", True).option("enforceSchema", False).option("escape", '"').csv(paths)
         text = f"concat('{{', array_join(array({', '.join(_members(rows.columns, contract))}), ','), '}}')"
         return rows.selectExpr(f"cast({text} as binary) as _value", "_metadata.file_path as _path")
+
+
+def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, int] | None:
+    """The files, with their bytes, by which a listing has grown; None where that is not all, or not told."""
+    old, new = before.get("named"), now.get("named")
+    if old is None or new is None or any(new.get(path) != at for path, at in old.items()):
+        return None
+    return {path: at[0] for path, at in new.items() if path not in old}
+
+
+def loaded(reader: DataFrameReader, form: str, paths: Sequence[str]) -> DataFrame:
+    """Raises ``RunError`` MISSING_JAR."""
+    from pyspark.errors import PySparkException
+
+    try:
+        return reader.format(form).load(list(paths))
+    except PySparkException as error:
+        if form == "avro" and "avro" in str(error).lower():
+            raise missing_avro("source.files.format") from None
+        raise
+
+
+def missing_avro(where: str) -> RunError:
+    return RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not there; add it"
+                    " (spark.jars in the environment), or use parquet", where=where)  # fmt: skip
 
 
 def _members(columns: list[str], contract: Contract) -> Iterator[str]:

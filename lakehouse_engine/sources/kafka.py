@@ -1,9 +1,13 @@
-"""``kafka``: the records of one topic.
+"""``kafka``: the records of one topic; in a stream all that come, in a job those of a range.
 
 Columns: ``_key binary, _value binary, _topic string, _partition int, _offset bigint, _timestamp timestamp``.
 
 **Delivery guarantees**: reads committed records only, from the position that the sink's own ledger holds; ``start``
 counts when there is none yet. A record is never skipped: a position that the topic no longer holds stops the run.
+
+A job reads each record of its range once a run, and its commit names the topic's id and the offsets. While these are as
+they were there is nothing to do; else it computes everything anew. Records of the range that the topic no longer holds
+stop it, by their offsets where a run has read them, also where the topic is made anew: what it has written stays.
 """
 
 from __future__ import annotations
@@ -11,14 +15,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Component, Table, Whole
+from lakehouse_engine.component import Component, Table, Topic, Whole
 from lakehouse_engine.errors import RunError
 
 if TYPE_CHECKING:
@@ -28,28 +33,43 @@ COLUMNS = {"_key": "binary", "_value": "binary", "_topic": "string", "_partition
            "_timestamp": "timestamp"}  # fmt: skip
 
 
-def _topic(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value):
-        raise PydanticCustomError("BAD_NAME", "{value} is not a topic's name: letters, digits, . _ - only",
-                                  {"value": repr(value)})  # fmt: skip
-    return value
+def _bound(value: object) -> object:
+    if isinstance(value, dict):
+        good = all(re.fullmatch("[0-9]{1,6}", str(p)) and isinstance(o, int) and not isinstance(o, bool) and o >= 0
+                   for p, o in value.items())  # fmt: skip
+        if not good or not value:
+            raise PydanticCustomError("BAD_TIME", "offsets are whole numbers by partition, e.g. {0: 1200, 1: 0}")
+        return {int(p): o for p, o in value.items()}
+    if not isinstance(value, str) or value in ("earliest", "latest"):
+        return value
+    try:
+        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    except ValueError:
+        raise PydanticCustomError("BAD_TIME", "{value} is neither earliest, latest, a time like 2026-01-01T00:00:00Z,"
+                                  " nor offsets by partition", {"value": repr(value)}) from None  # fmt: skip
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
 
 
-Topic = Annotated[str, AfterValidator(_topic), WithJsonSchema(
-    {"type": "string", "title": "topic", "pattern": "^[A-Za-z0-9._-]{1,249}$"})]  # fmt: skip
+#: ``earliest``, ``latest``, a time (ISO) of a record's arrival, or offsets by partition; others begin at the first
+Bound = Annotated[str | dict[int, int], BeforeValidator(_bound), WithJsonSchema(
+    {"type": ["string", "object"], "title": "time or offsets"})]  # fmt: skip
 
 
 class Kafka(Component):
-    """The records of one topic, for streams."""
+    """The records of one topic: for streams, and between ``start`` and ``end`` for jobs."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern", "end", "connection"})
+    later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern", "connection"})
 
     #: its name; there must be one
     topic: Topic
     #: the pipeline that lands this topic; it keeps the records that ``parse`` refuses, the others only count them
     history: Table | None = None
-    #: where the first start begins; later ones go on where the sink's ledger says
-    start: Literal["earliest", "latest"] = "earliest"
+    #: ``earliest``, ``latest``, a time, or offsets by partition (``{0: 1200}``): where the first start begins; later
+    #: ones go on where the sink's ledger says; a job begins there at each run
+    start: Bound = "earliest"
+    #: of a job: what it does not read any more; a time, ``latest`` (what is there at the run), or offsets by partition:
+    #: of those that are not named it reads nothing
+    end: Bound | None = None
     #: records that a micro-batch takes at most
     max_per_trigger: Annotated[Whole, Field(ge=1, json_schema_extra={"minimum": 1})] = 500_000
 
@@ -94,6 +114,86 @@ def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> Top
     finally:
         consumer.close()
     return TopicState(topic, str(description.topic_id), offsets)
+
+
+def offsets_at(bootstrap_servers: str, topic: TopicState, bound: str | Mapping[int, int]) -> dict[int, int]:
+    """The offsets by partition that a ``start`` or an ``end`` stands for: of the first records that lie beyond.
+
+    Raises ``RunError`` KAFKA_UNREACHABLE.
+    """
+    if isinstance(bound, Mapping):
+        return {p: bound.get(p, first) for p, (first, _) in topic.offsets.items()}
+    if bound in ("earliest", "latest"):
+        return {p: first if bound == "earliest" else after for p, (first, after) in topic.offsets.items()}
+    millis = int(datetime.fromisoformat(bound).timestamp() * 1000)
+    found = _asked(bootstrap_servers, topic, lambda consumer, places: consumer.offsets_for_times(places, timeout=8.0),
+                   dict.fromkeys(topic.offsets, millis))  # fmt: skip
+    # -1: all that is there came before
+    return {at.partition: at.offset if at.offset >= 0 else topic.offsets[at.partition][1] for at in found}
+
+
+def _asked(bootstrap_servers: str, topic: TopicState, ask: Callable[[Any, Any], Any], at: Mapping[int, int]) -> Any:
+    from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "log_level": 0, "group.id": "lakehouse-describe",
+                         "isolation.level": "read_committed", "enable.auto.commit": False})  # fmt: skip
+    try:
+        return ask(consumer, [TopicPartition(topic.name, partition, value) for partition, value in at.items()])
+    except KafkaException as error:
+        raise RunError("KAFKA_UNREACHABLE", f"{topic.name}: {error.args[0].str()}", where="connection kafka") from None
+    finally:
+        consumer.close()
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a job reads of a topic: per partition from an offset (included) to another (not included)."""
+
+    topic_id: str
+    offsets: Mapping[int, tuple[int, int]]
+
+    def told(self) -> dict[str, Any]:
+        """As a commit has it."""
+        return {"topic_id": self.topic_id, "offsets": {str(p): list(at) for p, at in sorted(self.offsets.items())}}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Range:
+        return cls(told["topic_id"], {int(p): (at[0], at[1]) for p, at in told["offsets"].items()})
+
+    def read(self, spark: SparkSession, topic: str, bootstrap_servers: str) -> DataFrame:
+        starts, ends = ({p: at[index] for p, at in self.offsets.items()} for index in (0, 1))
+        return read_range(spark, topic, bootstrap_servers, starts, ends)
+
+
+def bounded(source: Kafka, bootstrap_servers: str, before: Range | None, where: str) -> Range:
+    """The range as the topic has it now. ``before``: what the last run has read.
+
+    Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, DATA_LOST, TOPIC_RECREATED.
+    """
+    topic = describe(bootstrap_servers, source.topic)
+    assert source.end is not None
+    starts, ends = (offsets_at(bootstrap_servers, topic, bound) for bound in (source.start, source.end))
+    found = Range(topic.id, {p: (at, max(at, min(ends[p], topic.offsets[p][1]))) for p, at in starts.items()})
+    again = "; lakehouse backfill --full writes what is there in its place"
+    if before is not None and before.topic_id != topic.id:
+        read = ", ".join(f"{first} to {after - 1} of partition {p}" for p, (first, after) in before.offsets.items()
+                         if after > first)  # fmt: skip
+        raise RunError("TOPIC_RECREATED", f"{source.topic} is another topic than the one of which offsets"
+                       f" {read or 'none'} were read: those records are gone{again}", where=where)  # fmt: skip
+    for partition, (first, _) in sorted(topic.offsets.items()):
+        wanted = source.start.get(partition, first) if isinstance(source.start, Mapping) else first
+        had = before.offsets.get(partition, (first, first)) if before is not None else (first, first)
+        least = min(wanted, had[0] if had[0] < had[1] else first)
+        if least < first:
+            raise RunError("DATA_LOST", f"{source.topic} partition {partition} no longer holds offsets {least} to"
+                           f" {first - 1} of the range: retention has passed{again if before is not None else ''}",
+                           where=where)  # fmt: skip
+        by_time = isinstance(source.start, str) and source.start not in ("earliest", "latest")
+        if before is None and by_time and starts[partition] == first > 0:
+            raise RunError("DATA_LOST", f"{source.topic} partition {partition} begins at offset {first}: records of the"
+                           f" range may have been before it; say start: earliest, or {{{partition}: {first}}}, to read"
+                           " what is there", where=where)  # fmt: skip
+    return found
 
 
 def starting_offsets(topic: TopicState, positions: Iterable[Mapping[int, int]]) -> str:
@@ -182,11 +282,6 @@ def read_range(spark: SparkSession, topic: str, bootstrap_servers: str, starts: 
              .option("endingOffsets", json.dumps({topic: {str(p): o for p, o in ends.items()}}))
              .option("kafka.isolation.level", "read_committed").option("failOnDataLoss", "true").load())  # fmt: skip
     return frame.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
-
-
-def starts(topic: TopicState, source: Kafka) -> dict[int, int]:
-    """The offset by partition at which a pipeline begins that has not read yet."""
-    return {p: first if source.start == "earliest" else after for p, (first, after) in topic.offsets.items()}
 
 
 #: SQL of a relation with the columns of a record and without a row

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Delta, Files, Postgres
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.columns import Walk
+from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, PipelineSpec
 from lakehouse_engine.spec.problems import (
     Columns,
@@ -16,7 +17,7 @@ from lakehouse_engine.spec.problems import (
     nobody,
     step_of,
 )
-from lakehouse_engine.spec.rules import ONE, STEPS
+from lakehouse_engine.spec.rules import ONE, SINK, STEPS
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.transforms import Lookup
 
@@ -24,6 +25,9 @@ from lakehouse_engine.transforms import Lookup
 def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
     """Everything that one file, with what it reads, can get wrong."""
     problems = [problem for rule in ONE for problem in rule(spec)]
+    refused = {one.path for one in problems if one.code == "NOT_YET"}
+    parts = [part for number, part in enumerate(branches(spec), 1) if f"sink[{number}]" not in refused]
+    problems += [problem for part in parts for rule in SINK for problem in rule(part)]
     for name in spec.inputs:
         part = spec.part(name, stream=spec.streams(name))
         problems += [problem for rule in STEPS for problem in rule(part)]
@@ -100,16 +104,15 @@ def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]
     """With ``mode: delete`` a pipeline writes a table of its own; the other's writer reads it."""
     writers: dict[tuple[str, str], str] = {}
     for spec in specs:
-        sink = spec.sink
-        tables = [("delta", spec.name)] if isinstance(sink, Delta) else []
-        if isinstance(sink, Postgres):
-            tables.append(("postgres", spec.table))
+        tables = [(sink.key, sink.target(spec.name), f"sink[{number}]" if number else "sink")
+                  for number, sink in enumerate(spec.sinks) if isinstance(sink, Postgres | Files) or (
+                      isinstance(sink, Delta) and not number)]  # fmt: skip
         if spec.serve:
-            tables.append(("postgres", spec.name))
-        for table in tables:
-            if table in writers:
-                yield at(spec, "sink", "SAME_TABLE", f"{writers[table]} writes {table[0]} {table[1]} as well")
-            writers.setdefault(table, spec.name)
+            tables.append(("postgres", spec.name, "serve"))
+        for key, table, place in tables:
+            if writers.get((key, table), spec.name) != spec.name:  # of one pipeline it is said there
+                yield at(spec, place, "SAME_TABLE", f"{writers[key, table]} writes {key} {table} as well")
+            writers.setdefault((key, table), spec.name)
 
 
 def jobs_form_no_cycle(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:

@@ -9,12 +9,15 @@ from lakehouse_engine.checks import Freshness, Relationship
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import Rows
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Files as Folder
+from lakehouse_engine.sinks import Kafka as Messages
 from lakehouse_engine.sources import Files, Kafka
 from lakehouse_engine.sources import files as files_source
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.sources.delta import CHANGE
 from lakehouse_engine.spec import combining
+from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
     LANDED,
@@ -94,7 +97,18 @@ class Walk:
                 self._time(check.column, columns, f"checks[{index}]")
             if isinstance(check, Relationship):
                 self._related(check, f"checks[{index}]")
+        for part, further in zip(branches(spec), spec.further, strict=True):
+            self._branch(part, further.where, columns)
         return self._stored(columns)
+
+    def _branch(self, part: PipelineSpec, where: str | None, columns: Columns) -> None:
+        """What only a further sink says; the steps are the pipeline's."""
+        walk = self._other(part, stream=self._stream)
+        walk._stored(columns)
+        kept = {name: columns[name] for name in Rows.identity(columns).stored}
+        walk._read([where] if where else [], kept, "sink.where")
+        walk._boolean(where, kept, "sink.where", "whether a row goes there")
+        self.problems += [one for one in walk.problems if one.path.startswith("sink")]
 
     def steps(self) -> Columns | None:
         """The columns after the last step."""
@@ -280,11 +294,10 @@ class Walk:
             place = leaf(self._spec, path, name, name)
             self.problems.append(at(self._spec, place, "SAME_COLUMN", f"there is a column {name} already"))
 
-    def _boolean(self, text: str | None, columns: Columns, path: str) -> None:
+    def _boolean(self, text: str | None, columns: Columns, path: str, what: str) -> None:
         kind = self._kind(text, columns) if text else ""
         if kind not in ("", "boolean"):
-            self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"`{text}` is {kind}; whether a row deletes, a"
-                                     " boolean says"))  # fmt: skip
+            self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"`{text}` is {kind}; {what}, a boolean says"))
 
     def _states(self, since: str, columns: Columns, kept: Columns) -> Columns:
         """What a table of states holds."""
@@ -306,7 +319,7 @@ class Walk:
         landing = spec.lands
         stored = Rows.identity(columns).stored
         kept = {n: t for n, t in columns.items() if n in stored or (landing and n in LANDED)}
-        if not isinstance(sink, Console) and sink.updated_at and not appends(spec) and not spec.deletes_from:
+        if isinstance(sink, Delta | Postgres) and sink.updated_at and not appends(spec) and not spec.deletes_from:
             if "updated_at" in kept:
                 self.problems.append(at(spec, "sink", "RESERVED_COLUMN", "updated_at is the engine's column: rename"
                                          " yours, or say updated_at: false in the sink"))  # fmt: skip
@@ -319,7 +332,11 @@ class Walk:
                                         " of a key has to be: derive a column from it"))  # fmt: skip
             self._read([n for n in sink.order_by if n not in hidden], kept, f"sink.{sink.key}.order_by")
             self._read([sink.delete_when] if sink.delete_when else [], columns, f"sink.{sink.key}.delete_when")
-            self._boolean(sink.delete_when, columns, f"sink.{sink.key}.delete_when")
+            self._boolean(sink.delete_when, columns, f"sink.{sink.key}.delete_when", "whether a row deletes")
+        if isinstance(sink, Folder):
+            self._read(sink.partition_by, kept, "sink.files.partition_by")
+        if isinstance(sink, Messages):
+            self._read(sink.expressions(), kept, "sink.kafka")
         if isinstance(sink, Delta) and sink.mode == "delete":
             self._read(spec.keys or (), kept, "keys")
             known = {name: kept.get(name, "") for name in spec.key_columns}

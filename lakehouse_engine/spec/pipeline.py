@@ -15,6 +15,7 @@ from lakehouse_engine.sinks import Delta, Postgres, Sink
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Source
 from lakehouse_engine.spec import yaml
+from lakehouse_engine.spec.further import Further
 from lakehouse_engine.transforms import (
     Aggregate,
     Combining,
@@ -161,6 +162,8 @@ class PipelineSpec(Head):
     transforms: tuple[Transform, ...] = ()
     checks: tuple[Check, ...] = ()
     sink: Sink
+    #: sinks after the first
+    further: tuple[Further, ...] = ()
     trigger: Trigger | None = None
     schedule: str | None = None
     airflow: Airflow = Airflow()
@@ -178,6 +181,11 @@ class PipelineSpec(Head):
     @property
     def layer(self) -> str:
         return self.name.partition(".")[0]
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """All of them: the pipeline's table first."""
+        return (self.sink, *(one.sink for one in self.further))
 
     @property
     def task_id(self) -> str:
@@ -280,7 +288,7 @@ class PipelineSpec(Head):
     @property
     def table(self) -> str:
         """Where its own rows are: a table of PostgreSQL may have a name of its own."""
-        return (isinstance(self.sink, Postgres) and self.sink.table) or self.name
+        return self.sink.target(self.name)
 
     @property
     def postgres_table(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Delta, Kafka, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import (
     LATER,
@@ -86,6 +86,8 @@ def some_unread(spec: PipelineSpec) -> bool:
 
 def appends(spec: PipelineSpec) -> bool:
     """Rows are added and never changed, so nothing says when they were."""
+    if isinstance(spec.sink, Kafka):
+        return True  # a message is never changed
     upserts = isinstance(spec.sink, Delta | Postgres) and spec.sink.mode == "upsert"
     windows = isinstance(spec.sink, Postgres) and any(transform.key == "window" for transform in spec.transforms)
     return spec.is_stream and not upserts and not windows

@@ -15,6 +15,7 @@ from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.further import Beside, Further, with_first
 from lakehouse_engine.spec.pipeline import (
     INPUT_NAME,
     Airflow,
@@ -54,18 +55,18 @@ class Reader:
         for key in ("source", "sink"):
             if key not in content and key not in slips:
                 self._problem("", "MISSING_KEY", f"{key} is missing")
-        source, sink = self._source(content), self._sink(content)
+        source, (sink, *further) = self._source(content), self._sinks(content)
         inputs = self._inputs(content)
         steps = self._list(content, "transforms", transforms.TRANSFORMS, transforms.LATER)
         judged = self._list(content, "checks", checks.CHECKS, checks.LATER, checks.COMMON)
         data = {
             "name": name or f"{self.file.parent.name}.{self.file.stem}", "file": self.shown, "source": source,
-            "inputs": inputs, "transforms": steps, "checks": judged, "sink": sink,
+            "inputs": inputs, "transforms": steps, "checks": judged, "sink": sink.sink, "further": tuple(further),
             **self._clock(content, source, slips),
             "airflow": self._model(Airflow, self._map(content, "airflow"), "airflow") or Airflow(),
             "maintain": self._model(Maintain, self._map(content, "maintain"), "maintain") or Maintain(),
             "panel": self._panels(content.get("panel")),
-            "contracts": self._contracts(source, steps, inputs), "lines": self.content.origins,
+            "contracts": self._contracts(source, steps, inputs), "lines": with_first(self.content.origins),
         }  # fmt: skip
         head = {key: content[key] for key in Head.model_fields if content.get(key) is not None}
         made = self._model(Head, head, "")
@@ -155,19 +156,30 @@ class Reader:
         steps = self._list(value, "transforms", transforms.TRANSFORMS, transforms.LATER, below=below)
         return Input.model_construct(source=self._source(value, below), transforms=steps)
 
-    def _sink(self, content: Mapping[str, Any]) -> Component | Unread:
+    def _sinks(self, content: Mapping[str, Any]) -> list[Further]:
+        """The first one first; ``where`` is not one of its keys."""
+        value = content.get("sink")
         if "sink" not in content:
-            return Unread("")
-        value = content["sink"]
-        if isinstance(value, list):
-            self._problem("sink", "NOT_YET", "several sinks come with a later version")
-            return Unread("")
-        if isinstance(value, dict) and "where" in value:
-            self._problem("sink.where", "NOT_YET", "where beside a sink comes with a later version")
-            value = {key: inner for key, inner in value.items() if key != "where"}
-            if not value:
-                return Unread("")
-        return self._component(value, "sink", sinks.SINKS, sinks.LATER)
+            return [Further.model_construct(sink=Unread(""))]
+        if not isinstance(value, list):
+            return [self._sink(value, "sink", first=True)]
+        if not value:
+            self._problem("sink", "BAD_VALUE", "sink is a component, or a list of them")
+            return [Further.model_construct(sink=Unread(""))]
+        return [self._sink(one, f"sink[{index}]", first=not index) for index, one in enumerate(value)]
+
+    def _sink(self, value: Any, path: str, *, first: bool) -> Further:
+        known = tuple(Beside.model_fields)
+        beside = {key: value[key] for key in known if key in value} if isinstance(value, dict) else {}
+        alone = {key: inner for key, inner in value.items() if key not in beside} if beside else value
+        for key in beside if first else ():
+            self._problem(f"{path}.{key}", "ILLEGAL_SINK", f"{key} is for sinks after the first, which is the"
+                          " pipeline's table and holds all of its result")  # fmt: skip
+        if first and beside and not alone:
+            return Further.model_construct(sink=Unread(""))
+        made = self._model(Beside, {} if first else beside, path) or Beside()
+        sink = self._component(alone, path, sinks.SINKS, sinks.LATER, () if first else known)
+        return Further.model_construct(sink=sink, where=made.where)  # type: ignore[attr-defined]
 
     def _component(self, value: Any, path: str, known: Mapping[str, Any], later: set[str],
                    common: Iterable[str] = ()) -> Component | Unread:  # fmt: skip

@@ -8,8 +8,9 @@ from lakehouse_engine import queries, sql
 from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta
-from lakehouse_engine.spec import changes, combining, modes, streaming
+from lakehouse_engine.sinks import Console, Delta, Files, Kafka
+from lakehouse_engine.sources import Kafka as Topic
+from lakehouse_engine.spec import changes, combining, modes, sinks, streaming
 from lakehouse_engine.spec.event_time import measures_of_streams, watermark_once_and_before_window
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
@@ -40,8 +41,23 @@ def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield at(spec, "source", "NOT_YET", "a stream over a Delta table comes with a later version")
     if spec.is_stream and spec.source.key == "files":
         yield at(spec, "source", "NOT_YET", "a stream over files comes with a later version; give it a schedule")
-    if not spec.is_stream and spec.source.key == "kafka" and not spec.below:
-        yield at(spec, "source", "NOT_YET", "a job over kafka comes with a later version; give it a trigger")
+    source = spec.source
+    if not isinstance(source, Topic) or spec.below:
+        return
+    missing = [key for key in ("start", "end") if key not in source.model_fields_set]
+    if not spec.is_stream and missing:
+        yield at(spec, "source", "MISSING_KEY", f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} missing: a"
+                 " job reads a topic from one time, or offset, to another; a stream has a trigger")  # fmt: skip
+    if spec.is_stream and source.end is not None:
+        yield at(spec, "source.kafka.end", "ILLEGAL_SOURCE", "a stream has no end; end is for jobs")
+    if not spec.is_stream and source.history is not None:
+        yield at(spec, "source.kafka.history", "ILLEGAL_SOURCE", "a job keeps what it refuses itself; history is for"
+                 " streams")  # fmt: skip
+    times = [one for one in (source.start, source.end) if isinstance(one, str) and one[:1].isdigit()]
+    if len(times) > 1 and times[0] >= times[1]:
+        yield at(spec, "source.kafka.end", "BAD_TIME", "end is not after start")
+    if source.end == "earliest" or (source.start == "latest" and not spec.is_stream):
+        yield at(spec, "source.kafka", "BAD_TIME", "there is nothing between start and end")
 
 
 def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:
@@ -66,6 +82,13 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         return
     if isinstance(sink, Console):
         return
+    if spec.serve and not isinstance(sink, Delta):
+        yield at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
+    if isinstance(sink, Files) and spec.is_stream:
+        yield at(spec, "sink", "NOT_YET", "a stream into files comes with a later version; land it in delta, and let a"
+                 " job write them")  # fmt: skip
+    if isinstance(sink, Kafka | Files):
+        return
     final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
     window = ("append",) if isinstance(sink, Delta) else ("upsert", "append") if final else ("upsert",)
     rowwise = ("append", "upsert", "scd2", "delete") if isinstance(sink, Delta) else ("append", "upsert")
@@ -85,7 +108,7 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield from modes.deletes(spec, sink)
     if isinstance(sink, Delta) and sink.replace_by and spec.is_stream:
         yield at(spec, "sink.delta.replace_by", "ILLEGAL_MODE", "replace_by is for jobs; a stream appends")
-    if spec.serve and (spec.is_stream or not isinstance(sink, Delta)):
+    if spec.serve and spec.is_stream and isinstance(sink, Delta):
         yield at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
 
 
@@ -215,9 +238,13 @@ STEPS: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     measures_of_streams,
     *streaming.STEPS,
 )
+#: what holds of each sink
+SINK: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (sink_fits,)
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *STEPS,
-    sink_fits,
+    *SINK,
+    sinks.further_sinks_fit,
+    sinks.topics_are_not_read_back,
     layouts_exclude_each_other,
     slices_do_not_depend_on_the_clock,
     checks_fit_streams_and_jobs,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 Record = tuple[bytes | None, int]
+Received = tuple[bytes | None, bytes | None, list[Any]]
 #: seconds that the broker may take to create a topic or to accept a batch
 PATIENCE = 20.0
 #: a topic keeps what it is given, whatever the clock of its records says
@@ -129,6 +130,28 @@ class Bench:
         if producer.flush(PATIENCE) or failed:
             reason = failed[0] if failed else f"no answer in {PATIENCE:.0f} s"
             raise RunError("NOT_DELIVERED", reason, where="connection kafka")
+
+    def received(self, topic: str) -> list[Received]:
+        """All that a topic of one partition holds, in order: key, value and headers."""
+        from confluent_kafka import Consumer, TopicPartition
+
+        consumer = Consumer({"bootstrap.servers": self.services.bootstrap_servers, "group.id": "lakehouse-test",
+                             "enable.auto.commit": False, "log_level": 0})  # fmt: skip
+        try:
+            place = TopicPartition(topic, 0, 0)
+            _, end = consumer.get_watermark_offsets(place, timeout=PATIENCE)
+            consumer.assign([place])
+            found: list[Received] = []
+            deadline = time.monotonic() + PATIENCE
+            while len(found) < end:
+                for message in consumer.consume(end - len(found), timeout=1.0):
+                    found.append((message.key(), message.value(), list(message.headers() or ())))
+                if time.monotonic() > deadline:
+                    raise RunError("KAFKA_UNREACHABLE", f"{topic} gives {len(found)} of {end} messages",
+                                   where="connection kafka")  # fmt: skip
+            return found
+        finally:
+            consumer.close()
 
     @contextmanager
     def database(self) -> Iterator[str]:

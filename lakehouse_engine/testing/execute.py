@@ -16,7 +16,8 @@ from pathlib import Path
 from lakehouse_engine import analysis
 from lakehouse_engine.errors import LakehouseError, SpecError
 from lakehouse_engine.plan import compile_plan
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Console, Delta, Files, Postgres, Sink
+from lakehouse_engine.sinks import Kafka as Topic
 from lakehouse_engine.sources import Delta as TableSource
 from lakehouse_engine.sources import Source
 from lakehouse_engine.spec.environment import Environment
@@ -113,9 +114,23 @@ def prepared(bench: Bench, case: Case, spec: PipelineSpec, storage: Path) -> Ite
     needs_postgres = any(isinstance(sink, Postgres) for sink in subject.sinks(spec).values())
     database: AbstractContextManager[str | None] = bench.database() if needs_postgres else nullcontext(None)
     with database as dsn:
-        walk = Walk(Place(bench, case, spec, storage, dsn))
+        own = {sink.topic: bench.topic(spec.name) for sink in spec.sinks if isinstance(sink, Topic)}
+        own |= {sink.path: str(bench.storage() / "files") for sink in spec.sinks if isinstance(sink, Files)}
+        walk = Walk(Place(bench, case, _into(spec, own), storage, dsn))
         with closing(walk.running):
-            yield walk, Target(bench, spec, storage, dsn)
+            yield walk, Target(bench, spec, storage, dsn, own)
+
+
+def _into(spec: PipelineSpec, own: Mapping[str, str]) -> PipelineSpec:
+    """The pipeline with topics and folders of the test in place of those that it writes."""
+
+    def sink(one: Sink) -> Sink:
+        if isinstance(one, Files):
+            return one.model_copy(update={"path": own[one.path]})
+        return one.model_copy(update={"topic": own[one.topic]}) if isinstance(one, Topic) else one
+
+    further = tuple(one.model_copy(update={"sink": sink(one.sink)}) for one in spec.further)
+    return spec.model_copy(update={"sink": sink(spec.sink), "further": further})
 
 
 class Walk:
@@ -181,7 +196,9 @@ class Walk:
     def _tables(self, target: Target) -> None:
         """What the pipeline's own tables hold before."""
         for name, rows in self._case.tables.items():
-            sink, place = subject.sinks(self._place.spec)[name], self._place
+            sink, place = subject.sinks(self._place.spec).get(name), self._place
+            if not isinstance(sink, Delta | Postgres):
+                raise Failed(f".tables.{name}", f"{name} is no table: nothing can be in it before")
             plain = [row for row in rows if isinstance(row, Mapping)]
             if isinstance(sink, Delta):
                 table = upstream.written(place.bench, place.spec, place.case.vars, place.storage)

@@ -134,7 +134,7 @@ class FileFeed:
         return ()
 
     def filled(self, row: Row, path: str) -> Row:
-        if row is None or (isinstance(row, str) and self._format == "csv"):
+        if row is None or (isinstance(row, str) and self._format != "json"):
             raise self._place.problem(path, "BAD_VALUE", f"a row of {self._format} is a map")
         return {**self._place.case.defaults, **row} if isinstance(row, Mapping) else row
 
@@ -144,6 +144,9 @@ class FileFeed:
             old.unlink()
         if not rows and there:
             return
+        if self._format not in ("json", "csv"):
+            self._typed(rows, self._folder / f"{len(there):06d}")
+            return
         with (self._folder / f"{len(there):06d}").open("w", encoding="utf-8", newline="") as file:
             if self._format == "json":
                 file.writelines((encoded(row) or b"").decode() + "\n" for row in rows)
@@ -151,6 +154,16 @@ class FileFeed:
             table = csv.DictWriter(file, [*self._columns, *_others(rows, self._columns)], restval="")
             table.writeheader()
             table.writerows(row for row in rows if isinstance(row, Mapping))
+
+
+    def _typed(self, rows: Sequence[Row], path: Path) -> None:
+        """A file of columns that have types: what the rows look like."""
+        beside = self._place.bench.storage()
+        (beside / "rows").write_text("".join((encoded(row) or b"").decode() + "\n" for row in rows), encoding="utf-8")
+        frame = self._place.bench.spark.read.json(str(beside / "rows")).coalesce(1)
+        frame.write.format(self._format).save(str(beside / "files"))
+        (made,) = (one for one in (beside / "files").iterdir() if one.name.startswith("part-"))
+        made.rename(path)
 
 
 def _others(rows: Sequence[Row], known: Sequence[str]) -> list[str]:

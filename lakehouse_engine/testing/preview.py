@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from lakehouse_engine.database import plain
 from lakehouse_engine.errors import Problem, SpecError, UsageError
 from lakehouse_engine.show import Shown
-from lakehouse_engine.sinks import Console, Postgres
+from lakehouse_engine.sinks import Console
 from lakehouse_engine.sources import Files, Kafka, Source
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -93,8 +93,8 @@ def preview(bench: Bench, pipeline: Path, files: Mapping[str, Path], environment
         for _ in walk.batches(target):
             pass
         aside = list(_aside(case, walk, target))
-        tables = [] if isinstance(spec.sink, Console) else [
-            _shown(spec, name, target.named(name), limit) for name in subject.sinks(spec)]  # fmt: skip
+        tables = [_shown(sink.key, name, target.named(name), limit) for name, sink in subject.sinks(spec).items()
+                  if not isinstance(sink, Console)]  # fmt: skip
     return Preview(spec.name, tables, aside, [name for name in subject.sources(spec) if name not in files])
 
 
@@ -163,8 +163,7 @@ def _no_json(name: str) -> NoReturn:
     raise ValueError(f"JSON has no {name}")
 
 
-def _shown(spec: PipelineSpec, name: str, rows: Sequence[Found], limit: int) -> Shown:
-    store = "postgres" if isinstance(spec.sink, Postgres) else spec.sink.key
+def _shown(store: str, name: str, rows: Sequence[Found], limit: int) -> Shown:
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     found = sorted(([plain(row.get(column)) for column in columns] for row in rows), key=_order)
     return Shown(name, store, columns, found[:limit], len(found) > limit)

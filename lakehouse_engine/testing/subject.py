@@ -31,7 +31,7 @@ def sources(spec: PipelineSpec) -> dict[str, Source]:
 
 def sinks(spec: PipelineSpec) -> dict[str, Sink]:
     """What the pipeline writes, by table or topic: its own first."""
-    return {spec.table: spec.sink}
+    return {sink.target(spec.name): sink for sink in spec.sinks}
 
 
 def problems(cases: Sequence[Case]) -> Iterator[Problem]:
@@ -52,7 +52,8 @@ def problems(cases: Sequence[Case]) -> Iterator[Problem]:
         if spec is None:
             continue
         read, written = sources(spec), sinks(spec)
-        sides = [f"{table}__{side}" for table in written for side in _SIDES]
+        stored = [spec.name if sink.key in ("kafka", "files") else table for table, sink in written.items()]
+        sides = [f"{table}__{side}" for table in stored for side in _SIDES]
         for path, name in [(".inputs", name) for name in named[".inputs"]] + [
                 (case.batch_path(number, ""), name) for number, name in batches]:  # fmt: skip
             if name not in read:

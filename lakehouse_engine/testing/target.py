@@ -9,10 +9,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from lakehouse_engine import noted
 from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.messages import TOTALS
+from lakehouse_engine.sinks import Delta, Files, Postgres
+from lakehouse_engine.sinks import Kafka as Topic
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.testing import subject
 from lakehouse_engine.testing.bench import Bench
 
 Found = Mapping[str, Any]
@@ -20,9 +25,14 @@ _SUFFIX = {"late": "late", "quarantined": "quarantine"}
 
 
 class Target:
-    def __init__(self, bench: Bench, spec: PipelineSpec, storage: Path, dsn: str | None) -> None:
+    def __init__(self, bench: Bench, spec: PipelineSpec, storage: Path, dsn: str | None,
+                 own: Mapping[str, str]) -> None:  # fmt: skip
+        """``own``: topics and folders of this test in place of the ones that the pipeline writes."""
         self._bench, self._spec, self._storage, self._dsn = bench, spec, storage, dsn
+        self._own = own
         self._table = spec.table
+        self._beside = spec.name if isinstance(spec.sink, Topic | Files) else self._table
+        self._sinks = subject.sinks(spec)
 
     def rows(self) -> list[Found]:
         """The table; empty while there is none."""
@@ -48,22 +58,30 @@ class Target:
 
     def aside(self, kind: str) -> list[Found]:
         """Rows kept as ``late`` or ``quarantined``: the side table's columns, and the fields of the row itself."""
-        return [_flat(row) for row in self._read(postgres_sink.side_table(self._table, _SUFFIX[kind]))]
+        return [_flat(row) for row in self._read(postgres_sink.side_table(self._beside, _SUFFIX[kind]))]
 
     def counted(self, kind: str) -> int:
         """A stream: its counter over all batches. A job: what it keeps aside now, as a run replaces its slices."""
         if not self._spec.is_stream:
             return len(self.aside(kind))
-        if self._dsn is not None:
+        if isinstance(self._spec.sink, Postgres):
             query = f"select coalesce(sum({kind}), 0)::bigint as n from lakehouse.batches where pipeline = %s"
             return int(self._ask(query, (self._spec.name,))[0]["n"]) if self._exists("lakehouse.batches") else 0
+        record = noted.read(self._storage, self._spec.name)
+        if record is not None:
+            return int(record[TOTALS].get(kind, 0))
         log = DeltaLog(delta_sink.table_path(self._storage, self._spec.name))
         records = [log.record_of(version) for version in log.versions()]
         return sum(int(record["counters"].get(kind, 0)) for record in records if record is not None)
 
     def _read(self, table: str) -> list[Found]:
-        if self._dsn is None:
+        sink = self._sinks.get(table) or self._sinks.get(table.rpartition("__")[0], self._spec.sink)
+        if isinstance(sink, Delta) or (isinstance(sink, Topic | Files) and table not in self._own):
             return self._delta(delta_sink.table_path(self._storage, table))
+        if isinstance(sink, Topic):
+            return [_message(*one) for one in self._bench.received(self._own[table])]
+        if isinstance(sink, Files):
+            return self._files(Path(self._own[table]), sink)
         if not self._exists(table):
             return []
         schema, _, name = table.partition(".")
@@ -73,6 +91,11 @@ class Target:
         if DeltaLog(path).version() is None:
             return []
         return delta_sink.plain_rows(self._bench.spark.read.format("delta").load(str(path)))
+
+    def _files(self, path: Path, sink: Files) -> list[Found]:
+        if not path.exists():
+            return []
+        return delta_sink.plain_rows(self._bench.spark.read.format(sink.format).option("header", True).load(str(path)))
 
     def _exists(self, table: str) -> bool:
         schema, _, name = table.partition(".")
@@ -88,6 +111,13 @@ class Target:
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         finally:
             connection.close()
+
+
+def _message(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> Found:
+    """A message's fields, where its value is an object; beside them ``_key``, ``_value`` and ``_headers`` as text."""
+    texts = [None if part is None else part.decode(errors="replace") for part in (key, value)]
+    told = {name: None if text is None else text.decode(errors="replace") for name, text in headers}
+    return {**_fields(texts[1]), "_key": texts[0], "_value": texts[1], "_headers": told}
 
 
 def _flat(row: Found) -> Found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakehouse_engine import jobs
+from lakehouse_engine import analysis, jobs, outside, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.lookups import Lookups
@@ -153,7 +153,17 @@ def _empty(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Path:
 
 
 def _computed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> StructType:
-    """Found by running the job over empty tables: no second reading of what its steps mean."""
+    """Found by running the job over empty tables: no second reading of what its steps mean.
+
+    Of one that reads no table Spark says it, on no rows. Raises ``RunError`` MISSING_TABLE where it cannot.
+    """
+    if outside.is_outside(spec):
+        environment = Environment(storage=str(bench.storage()), vars=dict(values))
+        columns = analysis.require(bench.spark, [spec], environment).results[spec.name]
+        if columns is None or not all(columns.values()):
+            raise RunError("MISSING_TABLE", f"the columns of {spec.name} are not known", where=spec.where("source"))
+        chosen = ", ".join(f"cast(null as {kind}) as {sql.name(name)}" for name, kind in columns.items())
+        return bench.spark.sql(f"select {chosen}").schema
     scratch = _empty(bench, spec, values)
     jobs.run(bench.spark, compile_plan([spec]).jobs[0], scratch, None)
     return bench.spark.read.format("delta").load(str(delta_sink.table_path(scratch, spec.name))).schema

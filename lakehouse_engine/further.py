@@ -1,0 +1,111 @@
+"""The further sinks of a job: each is brought to the version of its table, and says in its own ledger which it has.
+
+So a run that ends between two of them leaves nothing out: the next one gives each what it lacks, also when the job
+itself has nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lakehouse_engine import noted, serving, sql
+from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.plan import Job
+from lakehouse_engine.producing import Topic, messages
+from lakehouse_engine.serving import Mirror, Stale
+from lakehouse_engine.sinks import Files, Kafka, Postgres
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks.postgres import Part
+from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.further import branches
+from lakehouse_engine.spec.pipeline import PipelineSpec
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a further sink was given: ``rows``, and why those."""
+
+    target: str
+    rows: int
+    reason: str
+
+
+def lacking(job: Job, storage: Path, environment: Environment | None) -> list[Stale]:
+    """The further sinks that do not hold the table's version. Raises ``RunError`` POSTGRES_UNREACHABLE."""
+    log = DeltaLog(delta_sink.table_path(storage, job.name))
+    if not job.spec.further or log.version() is None:
+        return []
+    assert environment is not None
+    mirrors = [_mirror(job.spec, number, part) for number, part in enumerate(branches(job.spec))]
+    copies = [one for one in mirrors if isinstance(one.sink, Postgres)]
+    found = serving.stale(copies, storage, environment.postgres_dsn()) if copies else []
+    for one in mirrors:
+        if not isinstance(one.sink, Postgres):
+            gone = isinstance(one.sink, Files) and not Path(one.sink.path).exists()
+            stale = serving.compare(one, log, None if gone else _noted(storage, one.key))
+            found += [stale] if stale is not None else []
+    return found
+
+
+def _mirror(spec: PipelineSpec, number: int, part: PipelineSpec) -> Mirror:
+    # when a row was last changed is for tables
+    updated_at = isinstance(part.sink, Postgres) and part.sink.updated_at
+    return Mirror(spec, part.sink.target(spec.name), part.name, f"sink[{number + 1}]", spec.further[number].where,
+                  updated_at, part.sink)  # fmt: skip
+
+
+def _noted(storage: Path, key: str) -> tuple[str | None, int, str | None] | None:
+    found = noted.read(storage, key)
+    return None if found is None else (found["table_id"], found["version"], found["commit_id"])
+
+
+def bring(spark: SparkSession, job: Job, storage: Path, environment: Environment | None) -> list[Brought]:
+    """Gives each what it lacks; the caller holds the table. Raises what its sinks raise."""
+    found = []
+    for item in lacking(job, storage, environment):
+        assert environment is not None
+        sink = item.mirror.sink
+        if isinstance(sink, Postgres):
+            done = serving.load(spark, item, storage, environment.postgres_dsn())
+            rows, reason = done.rows, done.reason
+        else:
+            assert isinstance(sink, Kafka | Files)
+            reason, part = item.reason, item.part
+            if isinstance(sink, Files) and part is not None and sink.partition_by[:1] != (part.column,):
+                reason, part = f"{reason}, and partition_by does not begin with {part.column}", None
+            frame = serving.part_of(serving.rows_of(spark, item, storage), part)
+            rows = write(frame, sink, job.spec, environment, storage, item.mirror.place, part)
+            record = {"table_id": item.table_id, "version": item.version, "commit_id": item.commit_id, "rows": rows}
+            noted.write(storage, item.mirror.key, json.dumps(record))
+        found.append(Brought(f"{sink.key} {item.mirror.table}", rows, reason))
+    return found
+
+
+def write(frame: DataFrame, sink: Kafka | Files, spec: PipelineSpec, environment: Environment | None, storage: Path,
+          place: str = "sink", part: Part | None = None) -> int:  # fmt: skip
+    """Writes the rows into a sink that holds no ledger; their number. ``part``: they are what there is of this.
+
+    Raises what the sink raises.
+    """
+    if isinstance(sink, Kafka):
+        assert environment is not None
+        return send(frame, sink, spec, environment, place)
+    frame = frame.persist()
+    try:
+        sink.write(frame, spec.name, storage, spec.where(place), None if part is None else part.slices)
+        return frame.count()
+    finally:
+        frame.unpersist()
+
+
+def send(frame: DataFrame, sink: Kafka, spec: PipelineSpec, environment: Environment, place: str = "sink") -> int:
+    """A message for each row; their number. Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, NOT_DELIVERED."""
+    parts = sink.message(frame.columns, spec.key_columns)
+    topic = Topic(environment.kafka_bootstrap, sink.topic, spec.where(place))
+    return topic.send(messages(frame.selectExpr(*[f"{text} as {sql.name(name)}" for name, text in parts.items()])))

@@ -1,0 +1,95 @@
+"""A stream without a window into a topic: a message for each row, then a note of how far that was.
+
+What it refuses is kept in Delta, beside the table that it would have.
+
+The note is a file in the storage (``noted.py``); the lock of the branch makes sure that there is one writer of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lakehouse_engine import noted, progress, rows, sql
+from lakehouse_engine.aside import Aside
+from lakehouse_engine.inserts import stored_types
+from lakehouse_engine.journal import See, seen
+from lakehouse_engine.judged import Judge
+from lakehouse_engine.plan import EPOCH, Member
+from lakehouse_engine.producing import Topic, messages
+from lakehouse_engine.progress import Position, Record
+from lakehouse_engine.sinks import Kafka
+from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources.ends import Ends
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+#: in the note: rows by outcome of all batches
+TOTALS = "totals"
+
+
+class Messages:
+    """One member of a scan. ``starts``: its offsets per partition where it has not read yet.
+
+    Raises ``PlanError`` EXPRESSION_TYPE; ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, LEDGER_DAMAGED.
+    """
+
+    def __init__(self, spark: SparkSession, member: Member, topic: kafka.TopicState, starts: Mapping[int, int],
+                 bootstrap_servers: str, storage: Path, ends: Ends, trigger: int) -> None:  # fmt: skip
+        self.name, self._topic, self._ends, self._trigger = member.name, topic, ends, trigger
+        self._storage = storage
+        sink = member.spec.sink
+        assert isinstance(sink, Kafka)
+        stored_types(spark, member)  # what a step gets wrong shows here
+        parts = sink.message(list(member.rows.stored), member.spec.key_columns)
+        self._parts = [f"{text} as {sql.name(name)}" for name, text in parts.items()]
+        self._judge = Judge(member, member.rows.stored)
+        self._to = Topic(bootstrap_servers, sink.topic, member.spec.where("sink"))
+        self._aside = Aside(storage, member.name, topic.id) if member.keeps else None
+        self._batch_id, self.positions, self._totals = self._held(starts)
+
+    def _held(self, starts: Mapping[int, int]) -> tuple[int, dict[int, Position], dict[str, int]]:
+        begin = {p: Position(offset) for p, offset in starts.items()}
+        record = noted.read(self._storage, self.name)
+        if record is None:
+            return 0, begin, {}
+        batch_id, positions = progress.from_user_metadata(record)
+        same = record["topic_id"] == self._topic.id
+        return batch_id, {**begin, **positions} if same else begin, dict(record[TOTALS])
+
+    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
+        """Sends what the batch has beyond the position; returns the number of its records."""
+        held = {p: q.next_offset for p, q in self.positions.items()}
+        judged = self._judge.judge(frame, view, held).persist()
+        try:
+            record = self._write(judged, started_at)
+        finally:
+            judged.unpersist()
+        if record is None:
+            return 0
+        see(seen(record, self._trigger, Kafka.key))
+        return sum(record.counters.values())
+
+    def _write(self, judged: DataFrame, started_at: int) -> Record | None:
+        """What was sent and noted; None for a batch without rows."""
+        counts = self._judge.count(judged)
+        if not counts.ends:
+            return None
+        warnings = self._judge.warnings(counts, started_at)
+        after = progress.reached(self.positions, counts.ends)
+        record = Record(self.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
+                        self.positions, after, None, counts.outcomes, warnings,
+                        behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
+        if counts.refused and self._aside is not None:
+            self._aside.keep(judged, record)
+        if counts.outcomes.get(rows.COUNTED):
+            good = judged.filter(f"_outcome = '{rows.COUNTED}'")
+            self._to.send(messages(good.selectExpr(*self._parts)))
+        totals = {name: self._totals.get(name, 0) + counts.outcomes.get(name, 0) for name in progress.COUNTERS}
+        noted.write(self._storage, self.name, json.dumps({**json.loads(record.user_metadata()), TOTALS: totals}))
+        self.positions, self._batch_id, self._totals = dict(record.after), record.batch_id, totals
+        return record

@@ -1,0 +1,125 @@
+"""``files``: a folder of JSON lines, CSV, Parquet or Avro, for jobs.
+
+**Delivery guarantees**: at least once. A job writes its rows into a folder beside, which then takes the place of the
+one that is there by two renames: who lists the folder sees all of the old files or all of the new ones, for an instant
+between the two none. Where the job's table is one of delta with ``replace_by``, and that column comes first in
+``partition_by``, only the folders of the values that changed are put in place, one after the other. What was written is
+noted afterwards; after a crash before that it is written again, so nothing is left out or there twice. A folder that
+somebody else has made is never replaced: the job stops.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
+
+from lakehouse_engine.component import Columns, Component
+from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.folders import LocalPath, real
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+#: in a folder of ours: which pipeline writes it
+OWNER = "_lakehouse.json"
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "json": {"ignoreNullFields": False, "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"},
+    # RFC 4180: a quote is written twice
+    "csv": {"header": True, "escape": '"', "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"},
+    "parquet": {}, "avro": {}}  # fmt: skip
+
+
+class Files(Component):
+    """A folder of files, for jobs."""
+
+    #: the folder, relative to the one that the command runs in; it is made, or is one that the pipeline has made
+    path: LocalPath
+    #: how rows are written
+    format: Literal["json", "csv", "parquet", "avro"]
+    #: a folder for each value of these columns, as Spark and others read it
+    partition_by: Columns = ()
+
+    def target(self, pipeline: str) -> str:
+        """The folder."""
+        return self.path
+
+    def place(self, storage: Path, where: str) -> Path:
+        """The folder itself. Raises ``RunError`` UNSAFE_PATH."""
+        path = Path(self.path)
+        found = real(path, self.path, where)
+        if path.is_symlink() or found.is_relative_to(storage.resolve()) or storage.resolve().is_relative_to(found):
+            raise RunError("UNSAFE_PATH", f"{self.path} is {'a link' if path.is_symlink() else 'where the tables are'};"
+                           " a folder that is written is one of its own", where=where)  # fmt: skip
+        return found
+
+    def write(self, frame: DataFrame, pipeline: str, storage: Path, where: str,
+              slices: Collection[str | None] | None = None) -> None:  # fmt: skip
+        """Puts the rows in place of what is there; with ``slices``, of these values of the first partition column.
+
+        Raises ``RunError`` UNSAFE_PATH, FOLDER_NOT_OURS, MISSING_JAR; ``PlanError`` COLUMN_TYPE.
+        """
+        folder = self.place(storage, where)
+        _check_ours(folder, pipeline, where)
+        new, old = (folder.with_name(f".{folder.name}.{word}-{uuid.uuid4().hex[:8]}") for word in ("new", "old"))
+        try:
+            self._save(frame, new, where)
+            (new / OWNER).write_text(json.dumps({"pipeline": pipeline}), encoding="utf-8")
+            if slices is None or not folder.exists():
+                _exchange(folder, new, old)
+                return
+            for part in {*_of(new, self.partition_by[0], slices), *_of(folder, self.partition_by[0], slices)}:
+                _exchange(folder / part, new / part, old / part)
+        finally:  # also what runs that were killed have left
+            for left in (*folder.parent.glob(f".{folder.name}.new-*"), *folder.parent.glob(f".{folder.name}.old-*")):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _save(self, frame: DataFrame, new: Path, where: str) -> None:
+        from pyspark.errors import PySparkException
+
+        writer = frame.write.format(self.format).options(**_OPTIONS[self.format])
+        try:
+            (writer.partitionBy(*self.partition_by) if self.partition_by else writer).save(new.as_uri())
+        except PySparkException as error:
+            if self.format == "avro" and "avro" in str(error).lower():
+                raise RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not"
+                               " there; add it (spark.jars in the environment), or use parquet",
+                               where=where) from None  # fmt: skip
+            if "UNSUPPORTED_DATA_TYPE" in str(error):
+                reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
+                raise PlanError("COLUMN_TYPE", reason, where=where) from None
+            raise
+
+
+def _check_ours(folder: Path, pipeline: str, where: str) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))["pipeline"]
+    except (OSError, ValueError, KeyError, TypeError):
+        owner = None
+    if owner != pipeline:
+        made = f"is what {owner} writes" if owner else "was not made by this pipeline"
+        raise RunError("FOLDER_NOT_OURS", f"{folder} {made}, and would be replaced; name another folder, or take it"
+                       " away", where=where)  # fmt: skip
+
+
+def _exchange(folder: Path, new: Path, old: Path) -> None:
+    """``new``, if it is there, takes the place of ``folder``, which becomes ``old``."""
+    if folder.exists():
+        old.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(old)
+    if new.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(folder)
+
+
+def _of(folder: Path, column: str, slices: Collection[str | None]) -> set[str]:
+    """The folders of these values."""
+    wanted = {f"{column}={_NULL if value is None else value}" for value in slices}
+    return {one.name for one in folder.iterdir() if one.is_dir() and unquote(one.name) in wanted}

@@ -1,0 +1,67 @@
+"""Which sinks may stand beside a pipeline's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lakehouse_engine.component import Unread
+from lakehouse_engine.errors import Problem
+from lakehouse_engine.sinks import Console, Delta, Kafka, Postgres
+from lakehouse_engine.sources import Kafka as Topics
+from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.problems import at, some_unread
+from lakehouse_engine.spec.streaming import needs_state
+
+
+def further_sinks_fit(spec: PipelineSpec) -> Iterator[Problem]:
+    """They name what they write, and there is a way to give each what it lacks."""
+    if isinstance(spec.sink, Kafka) and spec.is_stream and (_windowed(spec) or needs_state(spec)):
+        yield at(spec, "sink", "NOT_YET", "windows into kafka alone come with a later version; put a table of postgres"
+                 " before it, which holds them: sink: [postgres, kafka: {topic: ...}]")  # fmt: skip
+    names = {spec.table}
+    for number, one in enumerate(spec.further, 1):
+        sink, place = one.sink, f"sink[{number}]"
+        name = sink.target(spec.name)
+        named = not isinstance(sink, Delta | Unread) and not (isinstance(sink, Postgres) and sink.table is None)
+        if named and name in names:
+            yield at(spec, place, "SAME_TABLE", f"another sink of this pipeline is {name}: ledgers, metrics and tests"
+                     " tell sinks apart by their names")  # fmt: skip
+        names |= {name} if named else set()
+        if isinstance(sink, Postgres) and sink.table is None:
+            yield at(spec, place, "MISSING_KEY", "table is missing: the first sink is the pipeline's table, another one"
+                     " names its own")  # fmt: skip
+        if isinstance(sink, Delta):
+            yield at(spec, place, "NOT_YET", "a second table of Delta comes with a later version; make it a pipeline of"
+                     " its own over the same topic or table")  # fmt: skip
+        if not isinstance(sink, Delta | Unread) and not some_unread(spec):
+            yield from _fed(spec, sink.key, place)
+
+
+def topics_are_not_read_back(spec: PipelineSpec) -> Iterator[Problem]:
+    """Its messages would come back to it for ever."""
+    for number, sink in enumerate(spec.sinks):
+        read = [spec.source, *(one.source for one in spec.inputs.values())]
+        if isinstance(sink, Kafka) and any(isinstance(one, Topics) and one.topic == sink.topic for one in read):
+            yield at(spec, f"sink[{number}]" if number else "sink", "SAME_TABLE", f"{sink.topic} is what the pipeline"
+                     " reads: its messages would come back to it for ever")  # fmt: skip
+
+
+def _windowed(spec: PipelineSpec) -> bool:
+    return any(step.key == "window" for step in spec.transforms)
+
+
+def _fed(spec: PipelineSpec, key: str, place: str) -> Iterator[Problem]:
+    if spec.is_stream and needs_state(spec):
+        yield at(spec, place, "NOT_YET", "a second sink of a stream whose state is Spark's comes with a later version")
+    elif spec.is_stream and _windowed(spec):
+        if key == Kafka.key and isinstance(spec.sink, Postgres):
+            return
+        yield at(spec, place, "NOT_YET", f"windows into {key} beside {spec.sink.key} come with a later version")
+    elif not spec.is_stream and key == Console.key:
+        yield at(spec, place, "ILLEGAL_SINK", "a job prints its result where console is its only sink")
+    elif not spec.is_stream and not (isinstance(spec.sink, Delta) and spec.sink.mode in (None, "replace")):
+        yield at(spec, place, "NOT_YET", "a job whose table is one of delta, with mode replace, can have further sinks:"
+                 " they are brought to its version; others come with a later version")  # fmt: skip
+    elif isinstance(spec.sink, Console):
+        yield at(spec, place, "ILLEGAL_SINK", "console keeps nothing; put it after the sink that is the pipeline's"
+                 " table")  # fmt: skip
