@@ -36,6 +36,6 @@ class Aside:
             "_step as step", "_reasons as reasons", "_at_topic as origin", "_at_partition as partition",
             "_at_offset as offset",
             "_key as key", "_value as value", "cast(null as string) as row",
-            "cast(null as string) as unit")  # fmt: skip
-        delta_sink.append(kept, self.path, record.user_metadata())
+            "cast(null as string) as unit", "_at_timestamp as timestamp")  # fmt: skip
+        delta_sink.append(kept, self.path, record.user_metadata(), widen=True)
         self._positions = dict(record.after)

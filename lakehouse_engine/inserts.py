@@ -54,8 +54,7 @@ class Inserts:
                 self._upsert.ensure(cursor, where)
             else:
                 postgres_sink.ensure_table(cursor, member.table, columns, [], where)
-            aside = postgres_sink.identifier(postgres_sink.side_table(member.table, "quarantine"))
-            cursor.execute(postgres_sink.quarantine_ddl(aside))
+            postgres_sink.ensure_quarantine(cursor, member.table)
             self._claim = progress.claim(cursor, member.name, EPOCH, topic.id, topic.name, starts, writer)
 
     @property
@@ -105,15 +104,15 @@ class Inserts:
 
     def _keep_aside(self, cursor: Any, judged: DataFrame, record: Record) -> None:
         now = record.began_at
-        chosen = ["_step", "_reasons", "_at_partition", "_at_offset", "_key", "_value"]
+        chosen = ["_step", "_reasons", "_at_partition", "_at_offset", "_key", "_value", "_at_timestamp"]
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null").select(*chosen)
         aside = postgres_sink.identifier(postgres_sink.side_table(self._member.table, "quarantine"))
 
         def kept() -> Iterator[Sequence[Any]]:
-            for step, reasons, partition, offset, key, value in refused.toLocalIterator():
-                yield (now, record.batch_id, step, list(reasons), self._topic.name, partition, offset, key, value)
+            for step, reasons, partition, offset, key, value, at in postgres_sink.python_rows(refused):
+                yield (now, record.batch_id, step, list(reasons), self._topic.name, partition, offset, key, value, at)
 
-        postgres_sink.copy(cursor, aside, QUARANTINED, kept())
+        postgres_sink.copy(cursor, aside, [*QUARANTINED, "timestamp"], kept())
 
     def close(self) -> None:
         self._connection.close()

@@ -32,15 +32,15 @@ class Judge:
         chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(self._tallies)]
         times = [member.rows.resolve(check.time) for check in self._fresh]
         chosen += [f"if({written}, {time}, null) as _newest{i}" for i, time in enumerate(times)]
-        place = [f"{name} as _at{name}" for name in ("_topic", "_partition", "_offset")]
+        place = [f"{name} as _at{name}" for name in ("_topic", "_partition", "_offset", "_timestamp")]
         self._chosen = ", ".join([*chosen, *place, "_key", "_value"])
 
     def judge(self, frame: DataFrame, view: str, held: Mapping[int, int]) -> DataFrame:
         """The batch's rows that are not held yet.
 
         ``columns``, ``_outcome string``, ``_step string`` and ``_reasons array<string>`` of what the pipeline keeps
-        aside itself, the record's ``_at_topic string``, ``_at_partition int``, ``_at_offset bigint``, ``_key`` and
-        ``_value binary``.
+        aside itself, the record's ``_at_topic string``, ``_at_partition int``, ``_at_offset bigint``,
+        ``_at_timestamp timestamp``, ``_key`` and ``_value binary``.
         """
         frame.createOrReplaceTempView(view)
         inner = rows.layered(view, self._member.rows.layers)

@@ -34,7 +34,7 @@ class Request:
     """``specs``: files and folders, relative to the project. ``variables``: the command's environment variables, from
     which files take values and secrets; never shown."""
 
-    command: Literal["run", "serve", "backfill", "maintain", "validate", "plan"]
+    command: Literal["run", "serve", "backfill", "replay", "maintain", "validate", "plan"]
     specs: tuple[Path, ...]
     env: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # run as a script, with the package not installed
 from lakehouse_engine import analysis, further, jobs, journal, maintenance, serving
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import recount as recounts
+from lakehouse_engine import replay as replays
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, RunError, SpecError, UsageError
@@ -35,6 +36,7 @@ from lakehouse_engine.plan import Job, Member, Plan, Scan, always_judged, compil
 from lakehouse_engine.producing import Topic
 from lakehouse_engine.progress import now_micros
 from lakehouse_engine.request import Request, Span, metrics_address
+from lakehouse_engine.rows import COUNTED
 from lakehouse_engine.sinks import Delta, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -89,6 +91,8 @@ class Runner:
             return self.serve(plan)
         if request.command == "maintain":
             return self.maintain(plan, apply=request.apply)
+        if request.command == "replay":
+            return self.replay(plan)
         assert request.span is not None
         return self.backfill(plan, request.span)
 
@@ -250,7 +254,7 @@ class Runner:
                    sink=job.spec.sink.key,
                    **DeltaLog(delta_sink.table_path(self.storage, job.name)).standing())  # fmt: skip
 
-    def _dsn_of(self, job: Job) -> str | None:
+    def _dsn_of(self, job: Job | Member) -> str | None:
         return self.postgres() if any(isinstance(sink, Postgres) for sink in job.spec.sinks) else None
 
     def backfill(self, plan: Plan, span: Span) -> int:
@@ -277,6 +281,29 @@ class Runner:
                 began = time.monotonic()
                 count = self._backfill(job, span)
                 self.report(f"{job.name}: {count} slices of {span} in {time.monotonic() - began:.1f} s")
+        return 0
+
+    def replay(self, plan: Plan) -> int:
+        """Judges again what streams have refused; the first failure ends it. Raises ``PlanError`` NOT_YET."""
+        members = [member for scan in plan.scans for member in scan.members]
+        if len(members) != len(plan.specs):
+            raise UsageError("NOT_YET", "a replay is for streams whose state is not Spark's; a job judges anew whenever"
+                             " its source changes: lakehouse run, or lakehouse backfill --full")  # fmt: skip
+        for member in members:
+            replays.check(member)
+        with _Signals(self):
+            for member in members:
+                began, started_at = time.monotonic(), now_micros()
+                to = self._connections(self._dsn_of(member))
+                try:
+                    found = replays.replay(self.spark(), member, to, self.report)
+                except Exception as error:
+                    self._told.see(journal.failed(member.name, "backfill", started_at, error))
+                    raise
+                added = found.outcomes.get(COUNTED, 0)
+                self._told.see(Run(member.name, "backfill", "committed", started_at, rows=added,
+                                   sink=member.spec.sink.key))  # fmt: skip
+                self.report.progress(f"{member.name}: {found.text()}, in {time.monotonic() - began:.1f} s")
         return 0
 
     def _backfill(self, job: Job, span: Span) -> int:

@@ -109,7 +109,12 @@ def _of_delta(spark: SparkSession, table: str, path: Path, limit: int) -> Shown:
 
     frame = spark.read.format("delta").load(str(path))
     sorted_by = [F.col(sql_name(name)).desc_nulls_last() for name, kind in frame.dtypes[:3] if kind in _IN_ORDER]
-    rows = [tuple(row.values()) for row in delta.plain_rows(frame.orderBy(*sorted_by).limit(limit + 1))]
+    texts = {name: _readable(sql_name(name)) for name, kind in frame.dtypes if kind == "binary"}
+    first = frame.orderBy(*sorted_by).limit(limit + 1).withColumns({name: F.expr(text) for name, text in texts.items()})
+    rows = [tuple(row.values()) for row in delta.plain_rows(first)]
     return Shown(table, "delta", tuple(frame.columns), rows[:limit], len(rows) > limit)
 
 
+def _readable(column: str) -> str:
+    """SQL: bytes as text where they are one, else in hex, as ``plain`` has those of PostgreSQL."""
+    return f"coalesce(try_validate_utf8(cast({column} as string)), concat('\\\\x', lower(hex({column}))))"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, engine_jars, environment_of, perform, report
+from lakehouse_engine.cli.shared import ENV, JSON, OWN, SPECS, engine_jars, environment_of, name_of, perform, report
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.request import Request, Span, metrics_address
 
@@ -58,6 +58,36 @@ def backfill(
         raise UsageError("BAD_RANGE", "name the pipelines to fill back")
     span = Span(first or None, last or None, full)
     perform(Request("backfill", specs, env, os.environ.copy(), span=span), own=own)
+
+
+@click.group()
+def quarantine() -> None:
+    """Look at what was refused, and judge it again after a contract or a check was mended."""
+
+
+@quarantine.command("show")
+@click.argument("table")
+@click.option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@ENV
+@JSON
+def quarantine_show(table: str, rows: int, env: str | None, as_json: bool) -> None:
+    """Show what is kept aside of a pipeline, with every reason: LAYER.NAME, or its file; the newest first."""
+    from lakehouse_engine import show as shown
+
+    found = shown.read(f"{name_of(table)}__quarantine", environment_of(env), rows, lambda: engine_jars(report), report)
+    click.echo(json.dumps(found.as_json()) if as_json else found.text())
+
+
+@quarantine.command("replay")
+@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@ENV
+@OWN
+def quarantine_replay(specs: tuple[Path, ...], env: str | None, own: bool) -> None:
+    """Judge it again by the files as they are now; what passes is added to the table, each record once.
+
+    The stream must not run meanwhile. Windows are counted anew by `lakehouse backfill`, jobs by their next run.
+    """
+    perform(Request("replay", specs, env, os.environ.copy()), own=own)
 
 
 @click.command()

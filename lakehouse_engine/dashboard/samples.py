@@ -28,15 +28,23 @@ def of_postgres(database: Database, table: str, what: str) -> list[dict[str, Any
 
 
 def of_delta(storage: Path, table: str) -> list[dict[str, Any]]:
-    """Rows of ``<table>__quarantine``, newest first, from the files that its newest commits added."""
+    """Rows of ``<table>__quarantine``, newest first, from the files that its newest commits added.
+
+    A file whose rows were rewritten without some of them is not one of them any more.
+    """
     import pyarrow.parquet as parquet
 
     path = delta.table_path(storage, f"{table}__quarantine")
-    log, found, opened = DeltaLog(path), [], 0
+    log, found, opened, gone = DeltaLog(path), [], 0, set[str]()
     for version in reversed(log.versions()):
-        for action in log.actions(version):
+        actions = list(log.actions(version))
+        gone |= {action["remove"]["path"] for action in actions
+                 if "remove" in action and action["remove"].get("dataChange", True)}  # fmt: skip
+        for action in actions:
             added = action.get("add")
-            if added is None or not added.get("dataChange", True) or added.get("size", 0) > LARGEST:
+            if added is None or added["path"] in gone or added.get("size", 0) > LARGEST:
+                continue
+            if not added.get("dataChange", True):
                 continue
             file = path / added["path"]
             if file.is_file():  # compacted away, else: its rows are in a file that only moves rows about

@@ -141,13 +141,15 @@ def keep_statistics(spark: SparkSession, path: Path, columns: Sequence[str]) -> 
 
 def append(frame: DataFrame, path: Path, record: str, *, partition_by: Sequence[str] = (),
            cluster_by: Sequence[str] = (), run: str | None = None,
-           properties: Mapping[str, str] | None = None) -> None:  # fmt: skip
+           properties: Mapping[str, str] | None = None, widen: bool = False) -> None:  # fmt: skip
     """Adds the rows in one commit that carries ``record`` in ``userMetadata``; ``run`` as for ``replace``.
 
-    ``properties``: of the table, where this makes it.
+    ``properties``: of the table, where this makes it. ``widen``: columns that the table lacks are added to it.
     """
     new = DeltaLog(path).version() is None
     writer = frame.write.format("delta").mode("append").option("userMetadata", record)
+    if widen:
+        writer = writer.option("mergeSchema", "true")
     if run is not None:
         writer = writer.option("txnAppId", run).option("txnVersion", "1")
     if new:

@@ -68,12 +68,18 @@ LATE = """create table if not exists {} (arrived_at timestamptz not null, batch_
   "offset" bigint not null, row jsonb, applied_at timestamptz)"""
 QUARANTINE = """create table if not exists {} (quarantined_at timestamptz not null, batch_id bigint not null,
   step text not null, reasons text[] not null, origin text not null, partition int, "offset" bigint, key bytea,
-  value bytea, row jsonb, unit text)"""
+  value bytea, row jsonb, unit text, "timestamp" timestamptz)"""
 
 
-def quarantine_ddl(table: Composable) -> Composable:
-    """The statement that creates a quarantine where there is none."""
-    return sql.SQL(QUARANTINE).format(table)
+def ensure_quarantine(cursor: Any, table: str) -> None:
+    """Creates the quarantine of ``table`` where there is none; one of an older version gets the record's time."""
+    aside = identifier(side_table(table, "quarantine"))
+    cursor.execute(sql.SQL(QUARANTINE).format(aside))
+    # asked first: what adds a column locks the table, also where there is nothing to add
+    cursor.execute("select from pg_attribute where attrelid = %s::regclass and attname = 'timestamp'",
+                   (aside.as_string(cursor),))  # fmt: skip
+    if cursor.fetchone() is None:
+        cursor.execute(sql.SQL('alter table {} add column if not exists "timestamp" timestamptz').format(aside))
 
 
 def pg_type(spark_type: str, where: str) -> str:
