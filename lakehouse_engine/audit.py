@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 #: by partition the first offset and the one after the last
 Ranges = Mapping[int, tuple[int, int]]
+_UUID = 36
 #: how many records a topic holds in ranges; None where it does not hold them any more
 Held = Callable[[str, Ranges], int | None]
 
@@ -46,8 +47,14 @@ class Batch:
     kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def of_table(self) -> bool:
+        """Whether the ranges are versions of a Delta table, whose id is a UUID, and not offsets of a topic."""
+        return len(self.topic_id) == _UUID
+
+    @property
     def read(self) -> int:
-        return sum(until - since for since, until in self.ranges.values())
+        """Offsets; of a table's versions nothing tells the rows but what was counted."""
+        return self.accounted if self.of_table else sum(until - since for since, until in self.ranges.values())
 
     @property
     def accounted(self) -> int:

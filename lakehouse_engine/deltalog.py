@@ -222,6 +222,16 @@ class DeltaLog:
                 return True
         return False
 
+    def rewrites(self, version: int) -> bool:
+        """Whether the commit takes rows away that were there; compactions do not."""
+        return any("remove" in action and _changed_file(action) is not None for action in self.actions(version))
+
+    def overwrites(self, version: int) -> bool:
+        """Whether it wrote rows in place of others, as a job does: those that stay are deleted and inserted."""
+        info = self.info(version)
+        mode = info.get("operationParameters", {}).get("mode")
+        return bool(info.get("operation") == "WRITE" and mode == "Overwrite")
+
 
 def _changed_file(action: dict[str, Any]) -> dict[str, Any] | None:
     """The file that the action adds or removes, unless it only moves rows about."""

@@ -144,7 +144,7 @@ class IntoPostgres:
                 self._move(cursor, batch)
                 if batch.rows:
                     self._rows(cursor, batch)
-                for suffix, columns, rows in (("quarantine", [*QUARANTINED, "row"], _refused(batch)),
+                for suffix, columns, rows in (("quarantine", QUARANTINED, _refused(batch)),
                                               ("late", postgres_sink.LATE_COLUMNS, _late(batch))):  # fmt: skip
                     aside = postgres_sink.identifier(postgres_sink.side_table(table, suffix))
                     postgres_sink.copy(cursor, aside, columns, rows)

@@ -102,7 +102,7 @@ def _origins(spec: PipelineSpec) -> list[dict[str, Any]]:
 
 
 def _scan(scan: Scan) -> dict[str, Any]:
-    return {"name": scan.name, "topic": scan.source.topic, "every": format_duration(scan.every), "when": _when(scan),
+    return {"name": scan.name, "topic": scan.source.origin, "every": format_duration(scan.every), "when": _when(scan),
             "members": [_member(member) for member in scan.members]}  # fmt: skip
 
 

@@ -19,29 +19,30 @@ from lakehouse_engine.plan import EPOCH, Member
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.upsert import Upsert
-from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.sources.reading import Reading
+from lakehouse_engine.sources.versions import recreated
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 #: the columns of a quarantine in PostgreSQL that a stream fills
-QUARANTINED = ["quarantined_at", "batch_id", "step", "reasons", "origin", "partition", "offset", "key", "value"]
+QUARANTINED = ["quarantined_at", "batch_id", "step", "reasons", "origin", "partition", "offset", "key", "value", "row"]
 
 
 class Inserts:
-    """One member of a scan. ``starts``: its offsets per partition where it has not read yet.
+    """One member of a scan.
 
     Raises ``PlanError`` EXPRESSION_TYPE, COLUMN_TYPE, TABLE_DIFFERS; ``RunError`` POSTGRES_UNREACHABLE.
     """
 
-    def __init__(self, spark: SparkSession, member: Member, topic: kafka.TopicState, starts: Mapping[int, int],
-                 dsn: str, writer: str, ends: Ends, trigger: int) -> None:  # fmt: skip
-        self.name, self._member, self._topic, self._writer = member.name, member, topic, writer
-        self._ends, self._trigger = ends, trigger
+    def __init__(self, spark: SparkSession, member: Member, read: Reading, dsn: str, writer: str,
+                 trigger: int) -> None:  # fmt: skip
+        self.name, self._member, self._topic, self._writer = member.name, member, read.topic, writer
+        self._ends, self._trigger = read.ends, trigger
         self._judge = Judge(member, member.merged)
         where = member.spec.where("sink")
-        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in stored_types(spark, member).items()}
+        kinds = stored_types(spark, member, read.nothing(spark))
+        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in kinds.items()}
         sink = member.spec.sink
         assert isinstance(sink, postgres_sink.Postgres)
         keys = member.spec.key_columns
@@ -55,17 +56,21 @@ class Inserts:
             else:
                 postgres_sink.ensure_table(cursor, member.table, columns, [], where)
             postgres_sink.ensure_quarantine(cursor, member.table)
-            self._claim = progress.claim(cursor, member.name, EPOCH, topic.id, topic.name, starts, writer)
+            self._claim = claimed(cursor, member, read, writer)
 
     @property
     def positions(self) -> Mapping[int, Position]:
         return self._claim.positions
 
-    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
-        """Adds what the batch has beyond the position; returns the number of its records."""
-        judged = self._judge.judge(frame, view, {p: q.next_offset for p, q in self.positions.items()}).persist()
+    def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
+        """Adds what the batch has beyond the position; returns the number of its records.
+
+        ``reached``: where the batch ends, if its rows do not tell.
+        """
+        held = {} if reached else {p: q.next_offset for p, q in self.positions.items()}
+        judged = self._judge.judge(frame, view, held).persist()
         try:
-            record = self._write(judged, started_at)
+            record = self._write(judged, started_at, reached)
         finally:
             judged.unpersist()
         if record is None:
@@ -73,19 +78,21 @@ class Inserts:
         see(seen(record, self._trigger, "postgres"))
         return sum(record.counters.values())
 
-    def _write(self, judged: DataFrame, started_at: int) -> Record | None:
+    def _write(self, judged: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
         """What was committed; None for a batch without rows."""
         counts = self._judge.count(judged)
         if not counts.ends:
             return None
         warnings = self._judge.warnings(counts, started_at)
-        after = progress.reached(self.positions, counts.ends)
+        after = progress.reached(self.positions, reached or counts.ends)
         record = Record(self.name, EPOCH, self._claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings,
                         behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
-        columns = list(self._judge.columns)
+        columns = [name for name in self._judge.columns if name != "_later"]
         beside = ["_at_partition", "_at_offset"] if self._upsert else []
-        good = judged.filter(f"_outcome = '{rows.COUNTED}'").select(*map(sql.name, [*columns, *beside]))
+        if "_later" in self._judge.columns:  # of those of a key and an order the last is the newest
+            beside = ["cast(_later.col2 as int) as _at_partition", "_later._version as _at_offset"]
+        good = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*map(sql.name, columns), *beside)
         try:
             with self._connection, self._connection.cursor() as cursor:
                 if counts.outcomes.get(rows.COUNTED):
@@ -104,13 +111,13 @@ class Inserts:
 
     def _keep_aside(self, cursor: Any, judged: DataFrame, record: Record) -> None:
         now = record.began_at
-        chosen = ["_step", "_reasons", "_at_partition", "_at_offset", "_key", "_value", "_at_timestamp"]
+        chosen = ["_step", "_reasons", "_at_partition", "_at_offset", "_key", "_value", "_as_row", "_at_timestamp"]
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null").select(*chosen)
         aside = postgres_sink.identifier(postgres_sink.side_table(self._member.table, "quarantine"))
 
         def kept() -> Iterator[Sequence[Any]]:
-            for step, reasons, partition, offset, key, value, at in postgres_sink.python_rows(refused):
-                yield (now, record.batch_id, step, list(reasons), self._topic.name, partition, offset, key, value, at)
+            for step, reasons, partition, offset, *bytes_and_row, at in postgres_sink.python_rows(refused):
+                yield (now, record.batch_id, step, list(reasons), self._topic.name, partition, offset, *bytes_and_row, at)
 
         postgres_sink.copy(cursor, aside, [*QUARANTINED, "timestamp"], kept())
 
@@ -118,9 +125,20 @@ class Inserts:
         self._connection.close()
 
 
-def stored_types(spark: SparkSession, member: Member) -> dict[str, str]:
-    """The Spark types of the columns that are stored. Raises ``PlanError`` EXPRESSION_TYPE."""
-    inner = rows.layered(kafka.NO_RECORDS, member.rows.layers)
+def claimed(cursor: Any, member: Member, read: Reading, writer: str) -> progress.Claim:
+    """Takes the pipeline over. Raises ``RunError`` STATE_DIFFERS, TABLE_RECREATED."""
+    topic = read.topic
+    if not read.placed and progress.read_another(cursor, member.name, EPOCH, topic.id, topic.name):
+        raise recreated(topic.name, member.name, member.spec.where("source"))
+    return progress.claim(cursor, member.name, EPOCH, topic.id, topic.name, read.starts(), writer)
+
+
+def stored_types(spark: SparkSession, member: Member, nothing: str) -> dict[str, str]:
+    """The Spark types of the columns that are stored; ``nothing``: SQL of a relation with those of what is read.
+
+    Raises ``PlanError`` EXPRESSION_TYPE.
+    """
+    inner = rows.layered(nothing, member.rows.layers)
     refusals = [(verdict.refused, verdict.step) for verdict in member.rows.verdicts]
     stored = [(text, "transforms") for text in member.rows.stored.values()]
     place = f"sink.{member.spec.sink.key}.delete_when"

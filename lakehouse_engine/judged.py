@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,22 +26,37 @@ class Judge:
         written = rows.passing(member.rows.verdicts)
         self._tallies = rows.tallies(member.rows, written)
         self._fresh = [check for check in member.spec.checks if isinstance(check, Freshness)]
-        step, reasons = rows.first_reasons(v for v in member.rows.verdicts if v.step in member.keeps)
+        #: whether it reads a table, whose rows are kept aside as such
+        self._of_rows = member.spec.follows is not None
+        #: what tells a table's rows apart where several are made of one
+        self._record = ["_record"] if self._of_rows and member.rows.expanded else []
+        kept = [v for v in member.rows.verdicts if v.step in member.keeps]
+        step, reasons = rows.first_reasons(kept)
         chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
         chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
         chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(self._tallies)]
         times = [member.rows.resolve(check.time) for check in self._fresh]
         chosen += [f"if({written}, {time}, null) as _newest{i}" for i, time in enumerate(times)]
-        place = [f"{name} as _at{name}" for name in ("_topic", "_partition", "_offset", "_timestamp")]
-        self._chosen = ", ".join([*chosen, *place, "_key", "_value"])
+        partition, offset = member.place
+        at = "cast(null as timestamp)" if self._of_rows else "_timestamp"
+        place = ["_topic as _at_topic", f"{partition} as _at_partition", f"{offset} as _at_offset",
+                 f"{at} as _at_timestamp"]  # fmt: skip
+        aside = self._of_rows and any(verdict.outcome == rows.QUARANTINED for verdict in kept)
+        row = rows.first_row(kept) if aside else "cast(null as string)"
+        self._chosen = ", ".join([*chosen, *place, "_key", "_value", f"{row} as _as_row", *self._record])
 
     def judge(self, frame: DataFrame, view: str, held: Mapping[int, int]) -> DataFrame:
         """The batch's rows that are not held yet.
 
         ``columns``, ``_outcome string``, ``_step string`` and ``_reasons array<string>`` of what the pipeline keeps
         aside itself, the record's ``_at_topic string``, ``_at_partition int``, ``_at_offset bigint``,
-        ``_at_timestamp timestamp``, ``_key`` and ``_value binary``.
+        ``_at_timestamp timestamp``, ``_key`` and ``_value binary``; of a table's row, ``_as_row string`` (JSON) is what
+        was refused.
         """
+        if self._record:
+            from pyspark.sql import functions as F
+
+            frame = frame.withColumn("_record", F.monotonically_increasing_id())
         frame.createOrReplaceTempView(view)
         inner = rows.layered(view, self._member.rows.layers)
         return frame.sparkSession.sql(f"select {self._chosen} from ({inner}) where {not_before(held)}")
@@ -49,7 +64,8 @@ class Judge:
     def count(self, judged: DataFrame, *, placed: bool = True) -> Counts:
         """``placed``: a row has a record that it comes of; else each row counts for itself."""
         expanded = placed and self._member.rows.expanded
-        return _count(judged, len(self._tallies), len(self._fresh), expanded=expanded)
+        record = ["_at_partition", "_at_offset", *self._record] if expanded else []
+        return _count(judged, len(self._tallies), len(self._fresh), record)
 
     def warnings(self, counts: Counts, started_at: int) -> dict[str, int]:
         """Rows that fail, by the warning's name. Raises ``RunError`` CHECK_FAILED."""
@@ -87,16 +103,17 @@ class Counts:
 _BEST = (rows.COUNTED, rows.QUARANTINED, rows.FILTERED)
 
 
-def _count(parsed: DataFrame, tallies: int, fresh: int, *, expanded: bool) -> Counts:
+def _count(parsed: DataFrame, tallies: int, fresh: int, record: Sequence[str]) -> Counts:
+    """``record``: what rows of one record have in common, where there may be several."""
     from pyspark.sql import functions as F
 
     wanted = [F.count("*").alias("rows"), F.expr(f"count_if(_outcome = '{rows.QUARANTINED}')").alias("refused")]
     wanted += [F.expr(f"count_if(_tally{i})").alias(f"w{i}") for i in range(tallies)]
     wanted += [F.max(f"_newest{i}").alias(f"t{i}") for i in range(fresh)]
     outcome = F.col("_outcome")
-    if expanded:
+    if record:
         best = F.expr(f"min(array_position(array({', '.join(map(sql.string, _BEST))}), _outcome))").alias("best")
-        parsed = parsed.groupBy("_at_partition", "_at_offset").agg(*wanted, best)
+        parsed = parsed.groupBy(*record).agg(*wanted, best)
         outcome = F.element_at(F.array(*map(F.lit, _BEST)), F.col("best").cast("int"))
         wanted = [F.sum(name).alias(name) for name in ("rows", "refused", *(f"w{i}" for i in range(tallies)))]
         wanted += [F.max(f"t{i}").alias(f"t{i}") for i in range(fresh)]

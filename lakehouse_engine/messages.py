@@ -21,8 +21,7 @@ from lakehouse_engine.plan import EPOCH, Member
 from lakehouse_engine.producing import Topic, messages
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import Kafka
-from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.sources.reading import Reading
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -33,40 +32,42 @@ TOTALS = "totals"
 
 
 class Messages:
-    """One member of a scan. ``starts``: its offsets per partition where it has not read yet.
+    """One member of a scan.
 
-    Raises ``PlanError`` EXPRESSION_TYPE; ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, LEDGER_DAMAGED.
+    Raises ``PlanError`` EXPRESSION_TYPE; ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, LEDGER_DAMAGED,
+    TABLE_RECREATED.
     """
 
-    def __init__(self, spark: SparkSession, member: Member, topic: kafka.TopicState, starts: Mapping[int, int],
-                 bootstrap_servers: str, storage: Path, ends: Ends, trigger: int) -> None:  # fmt: skip
-        self.name, self._topic, self._ends, self._trigger = member.name, topic, ends, trigger
-        self._storage = storage
+    def __init__(self, spark: SparkSession, member: Member, read: Reading, bootstrap_servers: str, storage: Path,
+                 trigger: int) -> None:  # fmt: skip
+        self.name, self._read, self._trigger = member.name, read, trigger
+        self._topic, self._ends, self._storage = read.topic, read.ends, storage
         sink = member.spec.sink
         assert isinstance(sink, Kafka)
-        stored_types(spark, member)  # what a step gets wrong shows here
+        stored_types(spark, member, read.nothing(spark))  # what a step gets wrong shows here
         parts = sink.message(list(member.rows.stored), member.spec.key_columns)
         self._parts = [f"{text} as {sql.name(name)}" for name, text in parts.items()]
         self._judge = Judge(member, member.rows.stored)
         self._to = Topic(bootstrap_servers, sink.topic, member.spec.where("sink"))
-        self._aside = Aside(storage, member.name, topic.id) if member.keeps else None
-        self._batch_id, self.positions, self._totals = self._held(starts)
+        self._aside = Aside(storage, member.name, read) if member.keeps else None
+        self._batch_id, self.positions, self._totals = self._held(member.spec.where("source"))
 
-    def _held(self, starts: Mapping[int, int]) -> tuple[int, dict[int, Position], dict[str, int]]:
-        begin = {p: Position(offset) for p, offset in starts.items()}
+    def _held(self, where: str) -> tuple[int, dict[int, Position], dict[str, int]]:
+        begin = {p: Position(offset) for p, offset in self._read.starts().items()}
         record = noted.read(self._storage, self.name)
         if record is None:
             return 0, begin, {}
+        self._read.check_same(record, self.name, where)
         batch_id, positions = progress.from_user_metadata(record)
         same = record["topic_id"] == self._topic.id
         return batch_id, {**begin, **positions} if same else begin, dict(record[TOTALS])
 
-    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
         """Sends what the batch has beyond the position; returns the number of its records."""
-        held = {p: q.next_offset for p, q in self.positions.items()}
+        held = {} if reached else {p: q.next_offset for p, q in self.positions.items()}
         judged = self._judge.judge(frame, view, held).persist()
         try:
-            record = self._write(judged, started_at)
+            record = self._write(judged, started_at, reached)
         finally:
             judged.unpersist()
         if record is None:
@@ -74,17 +75,17 @@ class Messages:
         see(seen(record, self._trigger, Kafka.key))
         return sum(record.counters.values())
 
-    def _write(self, judged: DataFrame, started_at: int) -> Record | None:
+    def _write(self, judged: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
         """What was sent and noted; None for a batch without rows."""
         counts = self._judge.count(judged)
         if not counts.ends:
             return None
         warnings = self._judge.warnings(counts, started_at)
-        after = progress.reached(self.positions, counts.ends)
+        after = progress.reached(self.positions, reached or counts.ends)
         record = Record(self.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings,
                         behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
-        if counts.refused and self._aside is not None:
+        if self._aside is not None and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         if counts.outcomes.get(rows.COUNTED):
             good = judged.filter(f"_outcome = '{rows.COUNTED}'")

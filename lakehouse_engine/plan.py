@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.locality import Other, locality, others
@@ -17,7 +18,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import Kafka, versions
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.spec.further import TO, branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -85,19 +86,32 @@ class Member:
         """The columns that it stores; where its rows replace each other also what says how."""
         return self.rows.stored if self.window is not None else merged(self.spec, self.rows)
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """SQL of where a row came from: partition and offset."""
+        if self.spec.follows is None:
+            return "_partition", "_offset"
+        return versions.place(self.spec.tables_have[self.spec.follows])
+
     def window_member(self) -> WindowMember:
         assert self.window is not None
-        return WindowMember(self.name, self.rows, self.window, self.keeps)
+        return WindowMember(self.name, self.rows, self.window, self.keeps, self.place,
+                            raw=self.spec.follows is None)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One streaming query: a source read once, at one trigger, for all its members."""
+    """One streaming query: a source read once, at one trigger, for all its members; over a table there is one."""
 
     name: str
-    source: Kafka
+    source: Kafka | DeltaSource
     every: int
     members: tuple[Member, ...]
+
+    @property
+    def reads(self) -> tuple[Kafka | DeltaSource, ...]:
+        """What comes in as a stream."""
+        return (self.source,)
 
     @property
     def ends(self) -> bool:
@@ -146,6 +160,11 @@ class Plan:
         return (*self.scans, *self.queries)
 
     @property
+    def reads(self) -> tuple[Kafka | DeltaSource, ...]:
+        """What comes in as a stream, of all of them."""
+        return tuple(source for stream in self.streams for source in stream.reads)
+
+    @property
     def specs(self) -> tuple[PipelineSpec, ...]:
         """The streams' pipelines, then the jobs'."""
         members = [member.spec for stream in self.streams for member in stream.members if TO not in member.name]
@@ -177,8 +196,9 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
 
 
 def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> str:
-    """The pipeline that keeps the records which ``parse`` refuses."""
-    assert isinstance(spec.source, Kafka)
+    """The pipeline that keeps the records which ``parse`` refuses: of a table's rows, the one that reads it."""
+    if not isinstance(spec.source, Kafka):
+        return spec.name
     return spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
 
 
@@ -200,9 +220,18 @@ def _members(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -
         yield replace(first, spec=part, rows=rows, keeps=frozenset(), where=further.where)
 
 
+def _read(spec: PipelineSpec) -> Rows:
+    """A stream's rows as they come: the records of a topic, or the rows of a table."""
+    source = spec.source
+    if isinstance(source, Kafka):
+        return Rows.identity(kafka_source.COLUMNS)
+    assert isinstance(source, DeltaSource)
+    columns = versions.columns_of(source, spec.tables_have[source.table])
+    return Rows({name: sql.name(versions.own(name)) for name in columns}, columns)
+
+
 def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Member:
-    assert isinstance(spec.source, Kafka)
-    rows = Rows.identity(kafka_source.COLUMNS)
+    rows = _read(spec)
     window = None
     keeps = set()
     copies: list[Copy] = []
@@ -273,24 +302,26 @@ def always_judged(spec: PipelineSpec) -> bool:
 
 
 def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
-    """Members with the same source (``history`` aside) and trigger share a scan."""
-    grouped: dict[tuple[str, str, int, int, bool, bool], list[Member]] = {}
+    """Members with the same topic, options (``history`` aside) and trigger share a scan."""
+    grouped: dict[tuple[str, str, int, int, bool, bool, str], list[Member]] = {}
     for member in members:
         source, trigger = member.spec.source, member.spec.trigger
-        assert isinstance(source, Kafka)
+        assert isinstance(source, Kafka | DeltaSource)
         assert trigger is not None
         console = isinstance(member.spec.sink, Console)
-        key = (source.topic, json.dumps(source.start), source.max_per_trigger, trigger.every, trigger.ends, console)
+        # the rows of a table do not say which commit they came by: members at different ones cannot share a batch
+        most, alone = (source.max_per_trigger, "") if isinstance(source, Kafka) else (0, member.name)
+        key = (source.origin, json.dumps(source.start), most, trigger.every, trigger.ends, console, alone)
         grouped.setdefault(key, []).append(member)
     scans = []
-    for (topic, *_), found in sorted(grouped.items(), key=lambda item: item[0]):
+    for (origin, *_), found in sorted(grouped.items(), key=lambda item: item[0]):
         found.sort(key=lambda m: m.name)
         # the least name of its members: the same files give the same name
         source = found[0].spec.source
-        assert isinstance(source, Kafka)
+        assert isinstance(source, Kafka | DeltaSource)
         trigger = found[0].spec.trigger
         assert trigger is not None
-        scans.append(Scan(f"{topic}@{found[0].name}", source, trigger.every, tuple(found)))
+        scans.append(Scan(f"{origin}@{found[0].name}", source, trigger.every, tuple(found)))
     return tuple(scans)
 
 
@@ -315,7 +346,7 @@ def _rowwise(spec: PipelineSpec) -> bool:
 def fingerprint(spec: PipelineSpec) -> str:
     """Changes when the pipeline computes something else, or something the engine cannot tell from it."""
     aside = {"file", "lines", "complete", "description", "airflow", "schedule", "serve", "trigger", "maintain", "panel",
-             "below", "further"}  # fmt: skip
+             "below", "further", "tables_have"}  # fmt: skip
     aside |= set() if spec.inputs else {"inputs"}
     # where a contract lies does not matter: the same files may be named by another path
     text = spec.model_dump_json(exclude={**dict.fromkeys(aside, True), "contracts": {"__all__": {"file"}}})

@@ -181,6 +181,14 @@ def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, sta
     return Claim(positions, batch_id, to_micros(watermark))
 
 
+def read_another(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str) -> bool:
+    """Whether the pipeline has read something else that was called so."""
+    cursor.execute("select exists (select from lakehouse.positions where (pipeline, epoch, topic) = (%s, %s, %s)"
+                   " and topic_id <> %s)", (pipeline, epoch, topic, topic_id))  # fmt: skip
+    found: tuple[bool] = cursor.fetchone()
+    return found[0]
+
+
 _MOVE = """
 update lakehouse.positions p set next_offset = v.next_offset, max_event_time = v.max_event_time, idle = v.idle,
   last_row_at = v.last_row_at
@@ -250,4 +258,5 @@ def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Positi
 
 
 __all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit",
-           "from_micros", "from_user_metadata", "move", "next_watermark", "now_micros", "to_micros"]  # fmt: skip
+           "from_micros", "from_user_metadata", "move", "next_watermark", "now_micros", "read_another",
+           "to_micros"]  # fmt: skip

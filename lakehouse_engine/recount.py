@@ -56,6 +56,9 @@ def check(member: Member, span: Span) -> None:
     if member.window is None or not isinstance(member.spec.sink, Postgres):
         raise PlanError("NOT_YET", f"{member.name} has no windows that are merged in PostgreSQL; only those can be"
                         " counted anew", where=member.spec.where("sink"))  # fmt: skip
+    if not isinstance(member.spec.source, Kafka):
+        raise PlanError("NOT_YET", f"{member.name} reads a table; counting its windows anew from it comes with a later"
+                        " version", where=member.spec.where("source"))  # fmt: skip
     for text in (span.first, span.last):
         try:
             date.fromisoformat(text or "2026-01-01")

@@ -39,7 +39,7 @@ from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Kafka
-from lakehouse_engine.sources.kafka import COLUMNS
+from lakehouse_engine.sources.kafka import COLUMNS, NO_RECORDS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -68,7 +68,7 @@ def check(member: Member) -> None:
     sink, instead = member.spec.sink, "comes with a later version"
     if member.window is not None:
         instead = f"is done by counting anew: lakehouse backfill {member.spec.file} --from DAY"
-    elif not member.rows.expanded and (member.spec.lands or (isinstance(sink, Postgres) and sink.mode != "upsert")):
+    elif member.spec.follows is None and not member.rows.expanded and (member.spec.lands or (isinstance(sink, Postgres) and sink.mode != "upsert")):
         return
     raise PlanError("NOT_YET", f"{member.name}: a replay is for streams that add a row for each record to Delta or"
                     f" PostgreSQL; of this one it {instead}", where=member.spec.where("sink"))  # fmt: skip
@@ -86,7 +86,7 @@ def replay(spark: SparkSession, member: Member, to: Connections, report: Report)
     ) as lookups:
         for error in lookups.refresh(session, progress.now_micros()).values():
             raise error
-        stored_types(session, member)  # what a step gets wrong shows here
+        stored_types(session, member, NO_RECORDS)  # what a step gets wrong shows here
         if isinstance(member.spec.sink, Delta):
             return _Landed(session, member, to.storage).replay()
         assert to.postgres_dsn is not None

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ from lakehouse_engine.rows import COUNTED
 from lakehouse_engine.sinks import Delta, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
@@ -49,6 +50,8 @@ from lakehouse_engine.told import Told
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from lakehouse_engine.supervise import Supervised
 
 
 #: tables that are copied to PostgreSQL side by side
@@ -127,9 +130,9 @@ class Runner:
 
     def _preflight(self, plan: Plan) -> None:
         """Services that this run needs answer, or it ends here, before Spark starts and anything is touched."""
-        topics = {scan.source.topic for scan in plan.scans}
+        topics = {source.topic for source in plan.reads if isinstance(source, kafka.Kafka)}
         topics |= {job.spec.source.topic for job in plan.jobs if isinstance(job.spec.source, kafka.Kafka)}
-        for topic in sorted(topics | {branch.source.topic for query in plan.queries for branch in query.branches}):
+        for topic in sorted(topics):
             kafka.describe(self.environment.kafka_bootstrap, topic)
         for spec in plan.specs:
             for number, sink in enumerate(spec.sinks):
@@ -179,7 +182,11 @@ class Runner:
         try:
             for scan in scans:
                 started_at = now_micros()
-                running[scan.name] = Supervised(scan, self.spark(), to, self._told, available_now or scan.ends)
+                ready = self._ready(scan, scans, running, ends=available_now or scan.ends)
+                running[scan.name] = Supervised(scan, self.spark(), to, self._told, available_now or scan.ends, ready)
+                if ready is not None:
+                    self.report(f"{scan.name}: waits for {_source(scan)}")
+                    continue
                 try:
                     running[scan.name].start()
                 except Exception as error:
@@ -196,6 +203,21 @@ class Runner:
                 supervised.stop()
         for supervised in running.values():
             self.failures += supervised.failures
+
+    def _ready(self, scan: Scan | Query, scans: Sequence[Scan | Query], running: Mapping[str, Supervised], *,
+               ends: bool) -> Callable[[], bool] | None:  # fmt: skip
+        """Asks whether a stream over tables that others of this call write may begin; None where it need not wait.
+
+        One that ends begins when those have ended, another when their tables are there.
+        """
+        tables = {source.table for source in scan.reads if isinstance(source, DeltaSource)}
+        before = {one.name: member.name for one in scans for member in one.members if member.name in tables}
+        if ends and before:
+            return lambda: all(running[name].done for name in before)
+        logs = [DeltaLog(delta_sink.table_path(self.storage, table)) for table in before.values()]
+        if all(log.version() is not None for log in logs):
+            return None
+        return lambda: all(log.version() is not None for log in logs)
 
     def _connections(self, dsn: str | None) -> Connections:
         return Connections(self.environment.kafka_bootstrap, dsn, self.storage,
@@ -403,9 +425,7 @@ class Runner:
 
 
 def _source(scan: Scan | Query) -> str:
-    if isinstance(scan, Scan):
-        return scan.source.topic
-    return " and ".join(dict.fromkeys(branch.source.topic for branch in scan.branches))
+    return " and ".join(dict.fromkeys(source.origin for source in scan.reads))
 
 
 def planned(specs: Sequence[Path], environment: Environment) -> Plan:

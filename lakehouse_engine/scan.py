@@ -38,12 +38,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class WindowMember:
-    """A window pipeline as the scan sees it. ``keeps`` are the steps whose refused rows it keeps itself."""
+    """A window pipeline as the scan sees it. ``keeps`` are the steps whose refused rows it keeps itself.
+
+    ``place``: SQL of the partition and offset that a row which is kept aside is said to come from. ``raw``: of one that
+    is refused the record is kept, else its columns.
+    """
 
     name: str
     rows: Rows
     window: Window
     keeps: frozenset[str] = frozenset()
+    place: tuple[str, str] = ("_partition", "_offset")
+    raw: bool = True
 
     @property
     def keys(self) -> list[str]:
@@ -219,7 +225,7 @@ class ScanQuery:
         """JSON of a row that is kept aside (which makes it a group of its own), null for every other."""
         micros = self._micros(member)
         stored = ", ".join(f"{sql.string(n)}, {text}" for n, text in member.rows.stored.items())
-        place = "'p', _partition, 'o', _offset"
+        place = f"'p', {member.place[0]}, 'o', {member.place[1]}"
         row = f"'row', to_json(named_struct({stored}))" if stored else "'row', '{}'"
         late = f"_outcome{index} = {LATE}"
         if member.window.sliding:  # closed for some windows, open for others
@@ -230,7 +236,7 @@ class ScanQuery:
         kept = [v for v in member.rows.verdicts if v.outcome == outcomes.QUARANTINED and v.step in member.keeps]
         for verdict in kept:
             here = f"_outcome{index} = {QUARANTINED} and {self._first(member, verdict)}"
-            cases += f" when {here} then {_refused(verdict, place)}"
+            cases += f" when {here} then {_refused(verdict, place, raw=member.raw)}"
         return f"case{cases} end"
 
     def _first(self, member: WindowMember, verdict: Verdict) -> str:
@@ -306,9 +312,10 @@ def _floor(index: int) -> str:
     return f"get(_batch, {2 * index + 1})"
 
 
-def _refused(verdict: Verdict, place: str) -> str:
+def _refused(verdict: Verdict, place: str, *, raw: bool) -> str:
+    what = "'key', base64(_key), 'value', base64(_value)" if raw else f"'row', to_json({verdict.row})"
     return (f"to_json(named_struct({place}, 'step', {sql.string(verdict.step)}, 'reasons', {verdict.reasons},"
-            " 'key', base64(_key), 'value', base64(_value)))")  # fmt: skip
+            f" {what}))")  # fmt: skip
 
 
 def scan_floors(

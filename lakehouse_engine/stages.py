@@ -79,6 +79,11 @@ class Query:
         return (self,)
 
     @property
+    def reads(self) -> tuple[Kafka, ...]:
+        """What comes in as a stream."""
+        return tuple(branch.source for branch in self.branches)
+
+    @property
     def every(self) -> int:
         assert self.spec.trigger is not None
         return self.spec.trigger.every

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from lakehouse_engine import progress
 from lakehouse_engine.connections import Connections
-from lakehouse_engine.errors import RunError
+from lakehouse_engine.errors import LakehouseError, RunError
 from lakehouse_engine.journal import See
 from lakehouse_engine.locks import Lock
-from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import Delta, Kafka
+from lakehouse_engine.sources.reading import Behind, OfTopic, Reading
+from lakehouse_engine.sources.versions import OfTable
+from lakehouse_engine.spec.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -21,11 +25,21 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 
+def reading(spec: PipelineSpec, to: Connections) -> Reading:
+    """What a stream, or one of its inputs, reads. Raises ``RunError`` where it is not there."""
+    source = spec.source
+    if isinstance(source, Kafka):
+        return OfTopic(source, to.bootstrap_servers)
+    assert isinstance(source, Delta)
+    path = delta_sink.table_path(to.storage, source.table)
+    return OfTable(source, path, spec.tables_have[source.table], spec.where("source"))
+
+
 class StreamRun:
     """What a scan and a query on Spark's state have in common. ``error``: what ended the query, if a batch did."""
 
     def __init__(self, name: str, spark: SparkSession, connections: Connections, report: Report, see: See,
-                 ends: Ends) -> None:  # fmt: skip
+                 ends: Behind) -> None:  # fmt: skip
         """``report`` is told of each batch in words, ``see`` of what each pipeline did in it."""
         self.error: BaseException | None = None
         self.detached: dict[str, str] = {}
@@ -70,6 +84,17 @@ class StreamRun:
             except BaseException as error:
                 self.error = error
                 raise
+
+    def why(self) -> BaseException | None:
+        """What ended the query, None when nothing did: what a batch said, else what its source says of it."""
+        if self.error is not None or self.query is None:
+            return self.error
+        error: BaseException | None = self.query.exception()
+        return error and (self._explained() or error)
+
+    def _explained(self) -> LakehouseError | None:
+        """Why the query may have ended between two batches, where that can be told."""
+        return None
 
     def stop(self) -> None:
         """Lets the current batch commit and refuses the next."""

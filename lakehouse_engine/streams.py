@@ -21,8 +21,8 @@ from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
 from lakehouse_engine.aside import Aside
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.errors import RunError
-from lakehouse_engine.inserts import QUARANTINED, Inserts, stored_types, typed
+from lakehouse_engine.errors import LakehouseError, RunError
+from lakehouse_engine.inserts import QUARANTINED, Inserts, claimed, stored_types, typed
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import LEAST_JUDGED, Judge
 from lakehouse_engine.locks import acquire
@@ -41,9 +41,9 @@ from lakehouse_engine.sinks.delta_upsert import Upsert
 from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
 from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.sources.reading import Held, Reading
 from lakehouse_engine.spec.further import branches
-from lakehouse_engine.streamrun import Report, StreamRun
+from lakehouse_engine.streamrun import Report, StreamRun, reading
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -60,9 +60,8 @@ class ScanRun(StreamRun):
     def __init__(self, spark: SparkSession, scan: Scan, connections: Connections, report: Report,
                  see: See = lambda _: None) -> None:  # fmt: skip
         self.scan = scan
-        self._topic = kafka.describe(connections.bootstrap_servers, scan.source.topic)
-        ends = Ends(connections.bootstrap_servers, self._topic)
-        super().__init__(scan.name, spark, connections, report, see, ends)
+        self._read = reading(scan.members[0].spec, connections)
+        super().__init__(scan.name, spark, connections, report, see, self._read.ends)
         self._rested = 0.0
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
@@ -82,7 +81,7 @@ class ScanRun(StreamRun):
             for member in windows:  # whoever counts windows of the past holds it, too
                 self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
             if windows:
-                self._windows = _Windows(self._spark, windows, self._topic, self.scan, self._to, self._ends)
+                self._windows = _Windows(self._spark, windows, self._read, self.scan, self._to)
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
@@ -90,57 +89,51 @@ class ScanRun(StreamRun):
                         path = delta_sink.table_path(self._to.storage, member.name)
                         delta_sink.feed(self._spark, path, DeltaLog(path).record())
                     if member.spec.merges:
-                        stored_types(self._spark, member)  # a batch that fails would come again and again
-                    landing = _Landing(member, self._topic, self.scan, self._to, self._ends)
+                        # a batch that fails would come again and again
+                        stored_types(self._spark, member, self._read.nothing(self._spark))
+                    landing = _Landing(member, self._read, self.scan, self._to)
                     landing.delete(self._spark, self._report)
                     self._landings.append(landing)
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
                     assert self._to.postgres_dsn is not None
-                    starts = self._first()
-                    self._landings.append(Inserts(self._spark, member, self._topic, starts, self._to.postgres_dsn,
-                                                  self._to.writer, self._ends, self.scan.every))  # fmt: skip
+                    self._landings.append(Inserts(self._spark, member, self._read, self._to.postgres_dsn,
+                                                  self._to.writer, self.scan.every))  # fmt: skip
                 elif isinstance(member.spec.sink, Kafka):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
-                    starts = self._first()
-                    self._landings.append(Messages(self._spark, member, self._topic, starts, self._to.bootstrap_servers,
-                                                   self._to.storage, self._ends, self.scan.every))  # fmt: skip
+                    self._landings.append(Messages(self._spark, member, self._read, self._to.bootstrap_servers,
+                                                   self._to.storage, self.scan.every))  # fmt: skip
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)
-            stream = kafka.read(self._spark, self.scan.source, self._to.bootstrap_servers, self._starting())
+            stream = self._read.stream(self._spark, self._checkpoint, self._held())
             self._begin(stream, self._checkpoint, self.scan.every, available_now=available_now)
         except BaseException:
             self.release()
             raise
 
-    def _starting(self) -> str:
-        held = self._windows.positions() if self._windows else []
-        held += [(landing.name, {p: q.next_offset for p, q in landing.positions.items()}) for landing in self._landings
-                 if not isinstance(landing, _Print)]  # fmt: skip
-        if not held:
-            start = self.scan.source.start
-            return start if start in ("earliest", "latest") else kafka.starting_offsets(self._topic, [self._first()])
-        # once more, after the claim: until then another process may have read on
-        self._topic = kafka.describe(self._to.bootstrap_servers, self.scan.source.topic)
-        for name, positions in held:
-            kafka.check_held(self._topic, positions, name)
-        return kafka.starting_offsets(self._topic, [positions for _, positions in held])
+    def _held(self) -> list[Held]:
+        held: list[Held] = [*self._windows.positions()] if self._windows else []
+        return held + [(landing.name, {p: q.next_offset for p, q in landing.positions.items()})
+                       for landing in self._landings if not isinstance(landing, _Print)]  # fmt: skip
 
-    def _first(self) -> dict[int, int]:
-        return kafka.offsets_at(self._to.bootstrap_servers, self._topic, self.scan.source.start)
+    def _explained(self) -> LakehouseError | None:
+        found = (self._read.explained(positions, name) for name, positions in self._held())
+        return next((error for error in found if error is not None), None)
 
     def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
         count = 0
         self._look_up(frame.sparkSession, started_at)
+        frame = self._read.batch(frame, self._checkpoint, number)
+        reached = self._read.reached(self._checkpoint, number)
         if self._windows:
             others = [landing.positions for landing in self._landings if not isinstance(landing, _Print)]
             others += self._left
-            count = self._windows.write(frame, self._view, started_at, others, self._see)
+            count = self._windows.write(frame, self._view, started_at, others, reached, self._see)
             self.detached.update(self._windows.detached)
         for landing in self._landings:
             if isinstance(landing, _Landing):
                 landing.delete(self._spark, self._report)
-            count = max(count, landing.write(frame, self._view, started_at, self._see))
+            count = max(count, landing.write(frame, self._view, started_at, reached, self._see))
         return count
 
     def _look_up(self, session: SparkSession, started_at: int) -> None:
@@ -192,14 +185,14 @@ class ScanRun(StreamRun):
 class _Windows:
     """The window members of a scan: one query, one transaction."""
 
-    def __init__(self, spark: SparkSession, members: Sequence[Member], topic: kafka.TopicState, scan: Scan,
-                 to: Connections, ends: Ends) -> None:  # fmt: skip
+    def __init__(self, spark: SparkSession, members: Sequence[Member], read: Reading, scan: Scan,
+                 to: Connections) -> None:  # fmt: skip
         assert to.postgres_dsn is not None
         self.detached: dict[str, str] = {}
         self._members = list(members)
-        self._to, self._topic, self._ends, self._trigger = to, topic, ends, scan.every
+        self._to, self._topic, self._ends, self._trigger = to, read.topic, read.ends, scan.every
         self._query = ScanQuery([m.window_member() for m in members])
-        self._merges = [merge_of(spark, member) for member in members]
+        self._merges = [merge_of(spark, member, read.nothing(spark)) for member in members]
         self._connection = postgres_sink.connect(to.postgres_dsn)
         with self._connection, self._connection.cursor() as cursor:
             ledger.make(cursor)
@@ -208,9 +201,7 @@ class _Windows:
             for member, merge in zip(self._members, self._merges, strict=True):
                 ensure_merge(cursor, merge, member)
                 merge.stage(cursor)
-            starts = kafka.offsets_at(to.bootstrap_servers, topic, scan.source.start)
-            self._claims = [progress.claim(cursor, m.name, EPOCH, topic.id, topic.name, starts, to.writer)
-                            for m in self._members]  # fmt: skip
+            self._claims = [claimed(cursor, m, read, to.writer) for m in self._members]
             for index, merge in enumerate(self._merges):
                 closed = merge.closed_until(cursor) if isinstance(merge, FinalMerge) else None
                 known = [time for time in (closed, self._claims[index].watermark) if time is not None]
@@ -229,8 +220,11 @@ class _Windows:
                 for member, claim in zip(self._members, self._claims, strict=True)]  # fmt: skip
 
     def write(self, frame: DataFrame, view: str, started_at: int, others: Sequence[Mapping[int, Position]],
-              see: See) -> int:  # fmt: skip
-        """``others``: how far the members that are no windows have read; the batch begins at the least of all."""
+              reached: Mapping[int, int] | None, see: See) -> int:  # fmt: skip
+        """``others``: how far the members that are no windows have read; the batch begins at the least of all.
+
+        ``reached``: where the batch ends, if its rows do not tell.
+        """
         if not self._members:
             return 0
         watermarks = [progress.next_watermark(c.positions.values(), _delay(m), c.watermark)
@@ -241,10 +235,13 @@ class _Windows:
         ends, greatest, results = self._query.read(collected)
         if not ends:
             return 0
+        ends = dict(reached or ends)
         failed = self._commit(started_at, ends, greatest, results, watermarks)
         self._send_on(frame.sparkSession)
         read = sum(end - min(c.positions[p].next_offset for c in self._claims if p in c.positions)
                    for p, end in ends.items() if any(p in c.positions for c in self._claims))  # fmt: skip
+        if reached:  # those are no records
+            read = max((sum(result.counters.values()) for result in results), default=0)
         for index, record in failed["records"].items():
             self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
             see(seen(record, self._trigger, "postgres"))
@@ -315,7 +312,8 @@ class _Windows:
             _insert(cursor, postgres_sink.side_table(member.table, "late"), postgres_sink.LATE_COLUMNS, late)
         if result.refused:
             refused = [(now, record.batch_id, d["step"], d["reasons"], self._topic.name, d["p"], d["o"],
-                        _bytes(d.get("key")), _bytes(d.get("value"))) for d in result.refused]  # fmt: skip
+                        _bytes(d.get("key")), _bytes(d.get("value")), d.get("row"))
+                       for d in result.refused]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)
 
     def take_out(self, names: Collection[str]) -> list[Mapping[int, Position]]:
@@ -363,11 +361,14 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text)
 
 
-def merge_of(spark: SparkSession, member: Member) -> postgres_sink.Merge:
-    """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line."""
+def merge_of(spark: SparkSession, member: Member, nothing: str = kafka.NO_RECORDS) -> postgres_sink.Merge:
+    """The target's columns and types, as Spark sees the pipeline. Raises ``PlanError`` EXPRESSION_TYPE at file:line.
+
+    ``nothing``: SQL of a relation with the columns of what is read.
+    """
     assert member.window is not None
     compiled = member.window_member()
-    inner = rows.layered(kafka.NO_RECORDS, member.rows.layers)
+    inner = rows.layered(nothing, member.rows.layers)
 
     step = f"transforms[{len(member.spec.transforms) - 1}].window"
     refusals: list[tuple[str, str]] = []  # each: an expression and where it stands
@@ -400,16 +401,16 @@ def merge_of(spark: SparkSession, member: Member) -> postgres_sink.Merge:
 class _Landing:
     """A stream into Delta: refused rows first, then the rest, each commit with its position."""
 
-    def __init__(self, member: Member, topic: kafka.TopicState, scan: Scan, to: Connections, ends: Ends) -> None:
-        self._member, self._topic, self._ends, self._trigger = member, topic, ends, scan.every
+    def __init__(self, member: Member, read: Reading, scan: Scan, to: Connections) -> None:
+        self._member, self._read, self._topic, self._trigger = member, read, read.topic, scan.every
+        self._ends = read.ends
         self.name = member.name
         self._path = delta_sink.table_path(to.storage, member.name)
-        self._aside = Aside(to.storage, member.name, topic.id)
+        self._aside = Aside(to.storage, member.name, read)
         policy = member.spec.maintain
         beside = policy.model_copy(update={"zorder_by": ()})
         self._keepers = [Keeper(self._path, policy), Keeper(self._aside.path, beside)]
-        begin = kafka.offsets_at(to.bootstrap_servers, topic, scan.source.start)
-        starts = {p: Position(offset) for p, offset in begin.items()}
+        starts = {p: Position(offset) for p, offset in read.starts().items()}
         self._batch_id, self.positions = self._held(self._path, starts)
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
         self._judge = Judge(member, {**member.merged, **landed})
@@ -418,7 +419,7 @@ class _Landing:
         self._deletes = deletions.done(DeltaLog(self._path))
         if member.spec.deletes_from:
             deletions.announce(to.storage, member.spec.deletes_from, member.name)
-        if not member.spec.lands:
+        if member.spec.merges:
             side = policy.model_copy(update={"zorder_by": ()})
             self._keepers.append(Keeper(delta_upsert.deleted_path(self._path), side))
 
@@ -437,14 +438,15 @@ class _Landing:
             return 0, starts
         if "checkpoint" in record:
             raise progress.state_differs(self.name, f"delete {path} and the tables beside it")
+        self._read.check_same(record, self.name, self._member.spec.where("source"))
         batch_id, positions = progress.from_user_metadata(record)
         return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
 
-    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
-        ahead = {p: q.next_offset for p, q in self.positions.items()}
+    def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
+        ahead = {} if reached else {p: q.next_offset for p, q in self.positions.items()}
         parsed = self._judge.judge(frame, view, ahead).persist()
         try:
-            record = self._write(parsed, started_at)
+            record = self._write(parsed, started_at, reached)
         finally:
             parsed.unpersist()
         if record is None:
@@ -455,16 +457,16 @@ class _Landing:
         see(seen(record, self._trigger, "delta", ended_at=ended_at, **DeltaLog(self._path).standing()))
         return sum(record.counters.values())
 
-    def _write(self, parsed: DataFrame, started_at: int) -> Record | None:
+    def _write(self, parsed: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
         """What was committed; None for a batch without rows."""
         counts = self._judge.count(parsed)
         if not counts.ends:
             return None
         warnings = self._judge.warnings(counts, started_at)
-        after = progress.reached(self.positions, counts.ends)
+        after = progress.reached(self.positions, reached or counts.ends)
         record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings, deletes=self._deletes)  # fmt: skip
-        if counts.refused and self._member.keeps:
+        if self._member.keeps and self._aside.wanted(counts, record):
             self._aside.keep(parsed, record)
         self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
         self.positions, self._batch_id = dict(record.after), record.batch_id
@@ -491,11 +493,13 @@ class _Landing:
         layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
                   sink.updated_at, self._properties)  # fmt: skip
         if sink.mode == "scd2":
-            Scd2(*layout).write(good.select(*columns), record.user_metadata(), at)
+            Scd2(*layout).write(good.select(*columns).drop("_later"), record.user_metadata(), at)
             return
         ties = ["_at_offset", "_at_partition"]
         found = good.select(*columns, *ties)
-        if self._member.rows.expanded:  # several rows of one record
+        if self._member.spec.reads_changes:  # of those of a key and an order the last is the newest
+            found, ties = good.select(*columns), ["_later"]
+        elif self._member.rows.expanded or self._member.spec.follows:  # several rows of one place
             found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
         Upsert(*layout).write(found, record.user_metadata(), at, ties)
 
@@ -508,7 +512,7 @@ class _Print:
     def __init__(self, member: Member) -> None:
         self.name, self._member = member.name, member
 
-    def write(self, frame: DataFrame, view: str, started_at: int, see: See) -> int:
+    def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
         sink = self._member.spec.sink
         assert isinstance(sink, Console)
         frame.createOrReplaceTempView(view)

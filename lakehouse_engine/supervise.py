@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lakehouse_engine import journal
@@ -25,8 +26,10 @@ MAX_RESTARTS = 5
 class Supervised:
     """A scan that is started again when it fails, with growing pauses, and given up when that does not help."""
 
-    def __init__(self, scan: Scan | Query, spark: SparkSession, to: Connections, told: Told,
-                 available_now: bool) -> None:  # fmt: skip
+    def __init__(self, scan: Scan | Query, spark: SparkSession, to: Connections, told: Told, available_now: bool,
+                 ready: Callable[[], bool] | None = None) -> None:  # fmt: skip
+        """``ready``: it is begun by ``look`` when what it reads is there, and not before."""
+        self._ready = ready
         self._scan, self._spark, self._to, self._told = scan, spark, to, told
         self._since = now_micros()
         self._available_now = available_now
@@ -50,6 +53,10 @@ class Supervised:
     def look(self) -> None:
         if self.done:
             return
+        if self._ready is not None:
+            if not self._ready():
+                return
+            self._ready, self._again_at = None, time.monotonic()
         if self._again_at is not None:
             if time.monotonic() >= self._again_at:
                 self._again_at = None
@@ -64,7 +71,7 @@ class Supervised:
         if run.query.isActive:
             run.rest()
             return
-        error = run.error or run.query.exception()
+        error = run.why()
         if error is None:
             self.done = True
             return

@@ -56,6 +56,14 @@ def test_offsets_without_a_record_are_no_rows() -> None:
     assert (marks.ok, marks.read, marks.empty) == (True, 10, 3)
 
 
+def test_versions_of_a_table_are_no_rows_but_follow_each_other() -> None:
+    table = "0b1c5a7e-6f0e-4c3e-9f70-3b1f0f3f6a11"
+    batches = [replace(one, topic_id=table) for one in (batch(1, 0, 1, counted=70), batch(2, 1, 2, counted=3))]
+    assert judge("a.b", "delta", 1, batches, {}, lambda topic, ranges: pytest.fail("asked")).ok
+    torn = judge("a.b", "delta", 1, [batches[0], replace(batches[1], ranges={0: (2, 3)})], {}, lambda topic, ranges: 0)
+    assert torn.wrong == ("batch 2 leaves out what came before offset 2 of partition 0; the one before ended at 1",)
+
+
 def test_committed_records_of_a_range_are_counted_and_no_marks(stack: Services) -> None:
     topic = f"audited_{uuid.uuid4().hex[:8]}"
     admin = AdminClient({"bootstrap.servers": stack.bootstrap_servers})

@@ -4,14 +4,17 @@ Columns: those of the table. With ``changes: true`` also ``_op string`` (insert,
 and ``_time timestamp``, the commit that made the change.
 
 **Delivery guarantees**: a job reads one version of the table, named in its commit. What changed since the version of
-the last commit is taken from the table's own log.
+the last commit is taken from the table's own log. A stream reads the table as it is, then the rows that its commits
+add, or what they change; which version comes next is written with the rows, so each is in the result once. It stops
+rather than skip or guess: where rows were changed under it (``rewrites``), where a version is no longer there, and
+where the table was made anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
@@ -37,18 +40,22 @@ def _as_of(value: int | str | None) -> int | str | None:
 
 
 class Delta(Component):
-    """The Delta table of a pipeline, for jobs. ``bronze.user_events`` is short for ``{delta: {table: ...}}``."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"start", "rewrites"})
+    """The Delta table of a pipeline. ``bronze.user_events`` is short for ``{delta: {table: ...}}``."""
 
     #: the pipeline that writes it
     table: Table
-    #: a version, or a moment: the newest version that was there then
+    #: for jobs: a version, or a moment: the newest version that was there then
     as_of: Annotated[Whole | str | None, AfterValidator(_as_of)] = None
     #: what changed, row by row, instead of what is there; a job takes it with ``mode: upsert`` or ``scd2``. The first
     #: run takes the table as it is, each row an insert; later ones what their commits changed. The pipeline that writes
     #: the table keeps its changes where both are run, or planned, together
     changes: Flag = False
+    #: for streams: where the first start begins, with the rows that are there (``earliest``) or after them; later ones
+    #: go on where the sink's ledger says
+    start: Literal["earliest", "latest"] = "earliest"
+    #: for streams: what a commit is that changes or deletes rows which are there already: an error, or passed over with
+    #: all the rows that it adds (``ignore``)
+    rewrites: Literal["fail", "ignore"] = "fail"
 
     @property
     def origin(self) -> str:
@@ -64,8 +71,7 @@ def read_changes(spark: SparkSession, log: DeltaLog, since: int, until: int) -> 
     """What the commits after version ``since``, to ``until``, changed: the table's columns and those of ``CHANGE``."""
     reader = spark.read.format("delta").option("readChangeFeed", "true").option("startingVersion", since + 1)
     frame = as_changes(reader.option("endingVersion", until).load(str(log.path)))
-    rewritten = [v for v in range(since + 1, until + 1) if _overwrites(log, v)]
-    return _without_rewritten(frame, rewritten) if rewritten else frame
+    return without_rewritten(frame, [v for v in range(since + 1, until + 1) if log.overwrites(v)])
 
 
 def read_all(frame: DataFrame, version: int, at: datetime) -> DataFrame:
@@ -84,14 +90,10 @@ def as_changes(frame: DataFrame) -> DataFrame:
     return after.selectExpr(*columns, op, "_commit_version as _version", "_commit_timestamp as _time")
 
 
-def _overwrites(log: DeltaLog, version: int) -> bool:
-    """Whether the commit wrote rows in place of others, as a job does: those that stay are deleted and inserted."""
-    info = log.info(version)
-    return bool(info.get("operation") == "WRITE" and info.get("operationParameters", {}).get("mode") == "Overwrite")
-
-
-def _without_rewritten(frame: DataFrame, versions: Sequence[int]) -> DataFrame:
+def without_rewritten(frame: DataFrame, versions: Sequence[int]) -> DataFrame:
     """Without the rows that these versions deleted and inserted as they were."""
+    if not versions:
+        return frame
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Delta, Files, Postgres
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.columns import Walk
 from lakehouse_engine.spec.further import branches
@@ -33,7 +34,48 @@ def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
         problems += [problem for rule in STEPS for problem in rule(part)]
     walk = Walk(spec, upstream)
     walk.result()
-    return problems + walk.problems + [*_history(spec, upstream), *_deleted(spec, upstream)]
+    others = (*_history(spec, upstream), *_deleted(spec, upstream), *_followed(spec, upstream))
+    return problems + walk.problems + [*others]
+
+
+def _streamed(spec: PipelineSpec) -> Iterator[tuple[str, DeltaSource]]:
+    """The tables that a stream reads as streams, each with its place in the file."""
+    parts = [("source", spec.source)] if spec.is_stream else []
+    parts += [(f"inputs.{name}", one.source) for name, one in spec.inputs.items() if spec.streams(name)]
+    for place, source in parts:
+        if isinstance(source, DeltaSource):
+            yield place, source
+
+
+def _followed(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
+    """A stream over a table: what columns it has must show, and that its rows stay as they were added."""
+    for place, source in _streamed(spec):
+        owner = upstream.find(source.table, spec.file)
+        if owner is None or not (owner.complete and spec.complete):
+            if owner is None and source.table not in upstream.names(spec.file):
+                yield at(spec, place, "MISSING_TABLE", f"no pipeline here writes {source.table}: a stream over a table"
+                         " needs the file of its pipeline, which says what columns it has")  # fmt: skip
+            continue
+        if not isinstance(owner.sink, Delta):
+            continue
+        if output_columns(owner, upstream) is None:
+            yield at(spec, place, "UNKNOWN_COLUMNS", f"what columns {source.table} has does not show in its file: end"
+                     " its steps with a select")  # fmt: skip
+        if not source.changes and source.rewrites == "fail" and (owner.merges or not owner.is_stream):
+            how = f"with mode {owner.sink.mode}" if owner.merges else "by a job, anew"
+            yield at(spec, place, "ILLEGAL_INPUT", f"{source.table} is written {how}, so rows change under the stream:"
+                     f" read what changes ({{delta: {{table: {source.table}, changes: true}}}}), or say rewrites:"
+                     " ignore to pass over such commits")  # fmt: skip
+
+
+def with_tables(spec: PipelineSpec, upstream: Upstream) -> PipelineSpec:
+    """A stream knows the columns of the tables that it reads as streams: its own stay the same."""
+    have: dict[str, Columns] = {}
+    for _, source in _streamed(spec):
+        owner = upstream.find(source.table, spec.file)
+        columns = output_columns(owner, upstream) if owner is not None else None
+        have[source.table] = {name: kind for name, kind in (columns or {}).items() if name != "updated_at"}
+    return spec.model_copy(update={"tables_have": have}) if have else spec
 
 
 def with_taken(spec: PipelineSpec, upstream: Upstream) -> PipelineSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.spec.check import check_all, check_one, with_taken
+from lakehouse_engine.spec.check import check_all, check_one, with_tables, with_taken
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.reader import Reader, read_contract
@@ -74,7 +74,7 @@ def read(
         problems += check_one(spec, upstream)
     problems += check_all(specs)
     if not problems:
-        specs = [with_taken(spec, upstream) for spec in specs]
+        specs = [with_tables(with_taken(spec, upstream), upstream) for spec in specs]
     said = tuple(_masked(problem, secrets) for problem in problems)
     return Read(tuple(sorted(specs, key=lambda spec: spec.name)), said, upstream)
 

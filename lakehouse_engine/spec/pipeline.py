@@ -170,6 +170,8 @@ class PipelineSpec(Head):
     maintain: Maintain = Maintain()
     panel: tuple[Panel, ...] = ()
     contracts: dict[str, Contract] = Field(default_factory=dict)
+    #: of Delta tables that it reads as streams, the columns that the files of their pipelines give them
+    tables_have: Mapping[str, Mapping[str, str]] = Field(default_factory=dict, repr=False)
     #: where its keys stand in the file: ``inputs.<name>.`` for the part that ``part`` gives, else nothing
     below: str = ""
 
@@ -208,9 +210,11 @@ class PipelineSpec(Head):
 
     @property
     def lands(self) -> bool:
-        """Whether it adds the rows of a stream to a Delta table, with where and when their records came."""
+        """Whether it adds the records of a topic to a Delta table, with where and when they came."""
         windowed = any(isinstance(t, Window) for t in self.transforms)
-        return self.is_stream and isinstance(self.sink, Delta) and self.sink.mode in (None, "append") and not windowed
+        if windowed or not self.is_stream or isinstance(self.source, DeltaSource):
+            return False
+        return isinstance(self.sink, Delta) and self.sink.mode in (None, "append")
 
     @property
     def deletes_from(self) -> str | None:
@@ -221,6 +225,11 @@ class PipelineSpec(Head):
     def reads_changes(self) -> bool:
         """Whether its source is what changes in a table."""
         return isinstance(self.source, DeltaSource) and self.source.changes
+
+    @property
+    def follows(self) -> str | None:
+        """The table that a stream's own source is."""
+        return self.source.table if self.is_stream and isinstance(self.source, DeltaSource) else None
 
     @property
     def merges(self) -> bool:

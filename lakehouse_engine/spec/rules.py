@@ -9,6 +9,7 @@ from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableChec
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Files, Kafka
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka as Topic
 from lakehouse_engine.spec import changes, combining, modes, sinks, streaming
 from lakehouse_engine.spec.event_time import measures_of_streams, watermark_once_and_before_window
@@ -37,8 +38,8 @@ CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate
 
 
 def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
-    if spec.is_stream and spec.source.key == "delta":
-        yield at(spec, "source", "NOT_YET", "a stream over a Delta table comes with a later version")
+    if isinstance(spec.source, DeltaSource):
+        yield from _table_fits(spec, spec.source)
     if spec.is_stream and spec.source.key == "files":
         yield at(spec, "source", "NOT_YET", "a stream over files comes with a later version; give it a schedule")
     source = spec.source
@@ -58,6 +59,26 @@ def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield at(spec, "source.kafka.end", "BAD_TIME", "end is not after start")
     if source.end == "earliest" or (source.start == "latest" and not spec.is_stream):
         yield at(spec, "source.kafka", "BAD_TIME", "there is nothing between start and end")
+
+
+def _table_fits(spec: PipelineSpec, source: DeltaSource) -> Iterator[Problem]:
+    place = "source.delta"
+    if not spec.is_stream:
+        for key in ("start", "rewrites"):
+            if key in source.model_fields_set:
+                yield at(spec, f"{place}.{key}", "STREAM_ONLY", f"{key} is for streams; a job reads one version of the"
+                         " table: leave it out")  # fmt: skip
+        return
+    if source.as_of is not None:
+        yield at(spec, f"{place}.as_of", "JOB_ONLY", "as_of is one version of the table, for jobs; a stream goes on"
+                 " with what is added: leave it out")  # fmt: skip
+    if source.changes and "rewrites" in source.model_fields_set:
+        yield at(spec, f"{place}.rewrites", "ILLEGAL_INPUT", "with changes: true each rewritten row is a change of its"
+                 " own: leave rewrites out")  # fmt: skip
+    why = streaming.needs_state(spec)
+    if why or spec.below:
+        yield at(spec, "source", "NOT_YET", f"a table as the source of a stream on Spark's state ({why or 'a join'})"
+                 " comes with a later version")  # fmt: skip
 
 
 def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:

@@ -100,10 +100,9 @@ class AsJob:
 
 
 def _failure(run: StreamRun, error: Exception, where: str) -> LakehouseError:
-    """Why a stream ended, by what its own batch said."""
-    if isinstance(run.error, LakehouseError):
-        return run.error
-    return RunError("STREAM_FAILED", first_line(run.error or error), where=where)
+    """Why a stream ended, by what its own batch, or its source, said."""
+    why = run.why() or error
+    return why if isinstance(why, LakehouseError) else RunError("STREAM_FAILED", first_line(why), where=where)
 
 
 #: asked in turn; the first that takes the pipeline runs it

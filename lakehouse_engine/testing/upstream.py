@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import analysis, jobs, outside, sql
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.lookups import Lookups
@@ -22,6 +23,7 @@ from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.stateful import Frames
+from lakehouse_engine.streamrun import reading
 from lakehouse_engine.testing.bench import Bench
 
 if TYPE_CHECKING:
@@ -132,14 +134,17 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
         chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items())
         return bench.spark.sql(f"select {chosen}").schema
     member: Member = plan.scans[0].members[0]
-    lookups = Lookups(bench.spark, [member], _empty(bench, spec, values), lambda _: None)
+    scratch = _empty(bench, spec, values)
+    nothing = reading(spec, Connections("", None, scratch, "test")).nothing(bench.spark) if spec.follows else (
+        kafka.NO_RECORDS)  # fmt: skip
+    lookups = Lookups(bench.spark, [member], scratch, lambda _: None)
     try:
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
         columns = {**member.rows.stored, **landed}
         if isinstance(spec.sink, Delta) and spec.sink.valid_from:
             columns |= dict.fromkeys(("valid_from", "valid_to"), member.rows.resolve(spec.sink.valid_from))
         chosen = ", ".join(f"{text} as `{name}`" for name, text in columns.items())
-        return bench.spark.sql(f"select {chosen} from ({layered(kafka.NO_RECORDS, member.rows.layers)})").schema
+        return bench.spark.sql(f"select {chosen} from ({layered(nothing, member.rows.layers)})").schema
     finally:
         lookups.close()
 

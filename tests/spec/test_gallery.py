@@ -23,7 +23,9 @@ SOURCES = ["component.py", "contract.py", "sql.py", "testing/reader.py", "testin
 #: said by a run, or of a path that is no file; the loader's own tests have the latter
 ELSEWHERE = {"SECRET_MISSING", "NO_CONNECTION", "STACK_DOWN", "ENVIRONMENT_MISSING", "KAFKA_UNREACHABLE",
              "MISSING_TOPIC", "DATA_LOST", "POSITION_BEYOND_TOPIC", "UNREADABLE", "NO_PIPELINES", "NO_TESTS",
-             "CHECK_FAILED", "UNKNOWN_TOPIC", "MISSING_FILES", "TOPIC_RECREATED", "MISSING_JAR"}  # fmt: skip
+             "CHECK_FAILED", "UNKNOWN_TOPIC", "MISSING_FILES", "TOPIC_RECREATED", "MISSING_JAR",
+             "TABLE_RECREATED", "POSITION_BEYOND_TABLE", "ROWS_REWRITTEN", "CHANGES_OFF", "CHANGES_GONE",
+             "TABLE_DIFFERS", "STREAM_FAILED"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [case for _, case in CASES], ids=[f"{name}: {case.title}" for name, case in CASES])

@@ -1,0 +1,107 @@
+"""What a stream reads, by positions that its sinks keep: the offsets of a topic here, a table's versions in
+``versions.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lakehouse_engine.errors import LakehouseError
+from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources.ends import Ends
+from lakehouse_engine.sources.kafka import Kafka, TopicState
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+class Behind(Protocol):
+    """How much of what is read there is left; see ``Ends``."""
+
+    def start(self) -> None: ...
+    def ask(self) -> None: ...
+    def behind(self, positions: Mapping[int, int]) -> int: ...
+    def close(self) -> None: ...
+
+
+#: a pipeline and the next position of each partition that its sink holds
+Held = tuple[str, Mapping[int, int]]
+
+
+class Reading(Protocol):
+    """``topic``: what is read, as the ledger calls it. ``ends``: where it ends by now.
+
+    ``placed``: each row says its position; else that is known of the batch alone, and another one of its name is not
+    begun anew: what was read of that one is in the table.
+    """
+
+    topic: TopicState
+    ends: Behind
+    placed: bool
+
+    def starts(self) -> dict[int, int]:
+        """The position by partition at which a pipeline begins that has not read yet."""
+
+    def check_same(self, record: Mapping[str, Any], pipeline: str, where: str) -> None:
+        """Raises ``RunError`` where a commit's record is of another one that was called so."""
+
+    def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
+        """The stream from the least position on; ``checkpoint``: an empty folder that the query will have.
+
+        Raises ``LakehouseError`` where what follows a position is not there any more.
+        """
+
+    def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
+        """A micro-batch with the place of each row: ``_topic``, ``_partition``, ``_offset``, ``_key``, ``_value``."""
+
+    def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
+        """The positions after a micro-batch, where its rows do not tell them."""
+
+    def nothing(self, spark: SparkSession) -> str:
+        """SQL of a relation with the columns of ``batch`` and without a row."""
+
+    def explained(self, positions: Mapping[int, int], pipeline: str) -> LakehouseError | None:
+        """Why the query may have ended, where what it reads says so."""
+
+
+class OfTopic:
+    """A topic of Kafka. Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC."""
+
+    placed = True
+
+    def __init__(self, source: Kafka, bootstrap_servers: str) -> None:
+        self._source, self._servers = source, bootstrap_servers
+        self.topic = kafka.describe(bootstrap_servers, source.topic)
+        self.ends: Behind = Ends(bootstrap_servers, self.topic)
+
+    def starts(self) -> dict[int, int]:
+        return kafka.offsets_at(self._servers, self.topic, self._source.start)
+
+    def check_same(self, record: Mapping[str, Any], pipeline: str, where: str) -> None:
+        """A topic that was made anew is read from its start."""
+
+    def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
+        start = self._source.start
+        if not held:
+            at_end = start in ("earliest", "latest")
+            starting = str(start) if at_end else kafka.starting_offsets(self.topic, [self.starts()])
+        else:
+            # once more, after the claim: until then another process may have read on
+            self.topic = kafka.describe(self._servers, self._source.topic)
+            for name, positions in held:
+                kafka.check_held(self.topic, positions, name)
+            starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])
+        return kafka.read(spark, self._source, self._servers, starting)
+
+    def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
+        return frame
+
+    def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
+        return None
+
+    def nothing(self, spark: SparkSession) -> str:
+        return kafka.NO_RECORDS
+
+    def explained(self, positions: Mapping[int, int], pipeline: str) -> LakehouseError | None:
+        return None
