@@ -117,7 +117,8 @@ class Inserts:
 
         def kept() -> Iterator[Sequence[Any]]:
             for step, reasons, partition, offset, *bytes_and_row, at in postgres_sink.python_rows(refused):
-                yield (now, record.batch_id, step, list(reasons), self._topic.name, partition, offset, *bytes_and_row, at)
+                place = (self._topic.name, partition, offset)
+                yield (now, record.batch_id, step, list(reasons), *place, *bytes_and_row, at)
 
         postgres_sink.copy(cursor, aside, [*QUARANTINED, "timestamp"], kept())
 
