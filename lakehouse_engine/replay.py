@@ -68,9 +68,9 @@ def check(member: Member) -> None:
     sink, instead = member.spec.sink, "comes with a later version"
     if member.window is not None:
         instead = f"is done by counting anew: lakehouse backfill {member.spec.file} --from DAY"
-    elif member.spec.follows is None and not member.rows.expanded:
-        if member.spec.lands or (isinstance(sink, Postgres) and sink.mode != "upsert"):
-            return
+    elif (member.spec.follows is None and not member.rows.expanded
+          and (member.spec.lands or (isinstance(sink, Postgres) and sink.mode != "upsert"))):  # fmt: skip
+        return
     raise PlanError("NOT_YET", f"{member.name}: a replay is for streams that add a row for each record to Delta or"
                     f" PostgreSQL; of this one it {instead}", where=member.spec.where("sink"))  # fmt: skip
 
