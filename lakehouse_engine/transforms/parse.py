@@ -17,13 +17,13 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lakehouse_engine import sql
 from lakehouse_engine.checks import Share
 from lakehouse_engine.component import Column, Component
 from lakehouse_engine.contract import NOUNS, Contract, ContractName, Field
-from lakehouse_engine.rows import QUARANTINED, Layer, Rows, Verdict, Watched
+from lakehouse_engine.rows import FILTERED, QUARANTINED, Layer, Rows, Verdict, Watched
 
 _END = secrets.token_hex(8)
 _OPTIONS = ("map('mode','PERMISSIVE','columnNameOfCorruptRecord','_corrupt','allowSingleQuotes','false',"
@@ -38,7 +38,7 @@ _JSON_TYPE = {"string": "string", "timestamp": "string", "date": "string", "inte
 class Parse(Component):
     """Reads a record's bytes by a contract; what does not keep it is quarantined."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"into", "format", "tombstones", "ddl"})
+    later: ClassVar[frozenset[str]] = frozenset({"into", "format", "ddl"})
 
     #: the name of a file in ``pipelines/contracts/``
     contract: ContractName
@@ -46,6 +46,9 @@ class Parse(Component):
     column: Column = "_value"
     #: the share of refused records, e.g. 1%, above which a run fails
     tolerance: Share | None = None
+    #: a record without a value, which compacted topics keep for a key that is gone: quarantined, or dropped and counted
+    #: as filtered
+    tombstones: Literal["quarantine", "drop"] = "quarantine"
 
     @classmethod
     def short(cls, value: object) -> object:
@@ -57,6 +60,8 @@ class Parse(Component):
     def row(self, rows: Rows, step: str, contract: Contract) -> Rows:
         """Adds a column per field. Layers are named after contract and column, so members of a scan share them."""
         value = rows.resolve(self.column)
+        if self.tombstones == "drop":
+            rows = rows.refuse(Verdict(step, FILTERED, f"{value} is null"))
         alias = f"_{contract.name}_of{self.column}"
         json = _Json(contract, f"cast({value} as string)", alias)
         ok = f"{alias}_ok"

@@ -159,7 +159,7 @@ GOOD: dict[str, list[Any]] = {
          "transforms": [{"rename": {"b": "a"}}, {"drop": ["a"]}, {"drop": "a"}, {"cast": {"a": "decimal(9,2)"}},
                         {"explode": "a"}, {"explode": {"column": "a", "as": "b", "position": "c", "empty": "drop"}},
                         {"check": [{"not_null": ["a"], "where": "a > 1", "tolerance": "1%"}, {"matches": {"a": "^b"}}]},
-                        {"parse": {"contract": "a", "tolerance": "0.5 %"}},
+                        {"parse": {"contract": "a", "tolerance": "0.5 %", "tombstones": "drop"}},
                         {"filter": "a > 1"}, {"derive": {"b": "a", "c": 1}}, {"select": ["a", "b as c"]},
                         {"dedupe": ["a"]}, {"dedupe": {"keys": ["a"], "keep": "last", "order_by": ["b"]}},
                         {"aggregate": {"by": ["a"], "measures": {"n": "count(*)"}}}],
