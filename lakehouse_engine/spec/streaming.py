@@ -11,10 +11,10 @@ from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread, step_of, unsure
-from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Window
+from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Union, Window
 
-#: steps of a stream that keep state
-STATEFUL = ("dedupe", "window", "join")
+#: steps of a stream that keep state, and the one that puts streams together
+STATEFUL = ("dedupe", "window", "join", "union")
 
 
 def needs_state(spec: PipelineSpec) -> str:
@@ -22,6 +22,8 @@ def needs_state(spec: PipelineSpec) -> str:
     for index, step in enumerate(spec.transforms):
         if isinstance(step, Dedupe | Join):
             return f"{step.key} keeps rows or keys"
+        if isinstance(step, Union):
+            return "union reads several streams"
         if isinstance(step, Window):
             if not step.merges:
                 other = next(name for name, text in step.measures.items() if not sql.merges(text))
@@ -65,8 +67,10 @@ def watermarks_stand_before_the_state(spec: PipelineSpec) -> Iterator[Problem]:
     before: str | None = None
     for index, step in enumerate(spec.transforms if spec.is_stream else ()):
         if step.key == "watermark" and before is not None:
-            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", f"the watermark stands after {before}, which"
-                     " needs it: move it up")  # fmt: skip
+            said = f"the watermark stands after {before}, which needs it: move it up"
+            if before == "union":
+                said = "rows of several streams come together in union: each has its own watermark, before it"
+            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", said)
         if step.key in STATEFUL:
             before = before or step.key
 

@@ -130,13 +130,14 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
     plan = compile_plan([spec])
     if plan.queries:
         (query,) = plan.queries
-        kinds = Frames(query, {branch.name: kafka.nothing(bench.spark) for branch in query.branches}).kinds
+        to = Connections("", None, _empty(bench, spec, values), "test")
+        kinds = Frames(query, {branch.name: _nothing(bench.spark, branch.spec, to) for branch in query.branches}).kinds
         chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items())
         return bench.spark.sql(f"select {chosen}").schema
     member: Member = plan.scans[0].members[0]
     scratch = _empty(bench, spec, values)
-    nothing = reading(spec, Connections("", None, scratch, "test")).nothing(bench.spark) if spec.follows else (
-        kafka.NO_RECORDS)  # fmt: skip
+    to = Connections("", None, scratch, "test")
+    nothing = kafka.NO_RECORDS if spec.raw else reading(spec, to).nothing(bench.spark)
     lookups = Lookups(bench.spark, [member], scratch, lambda _: None)
     try:
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
@@ -147,6 +148,15 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
         return bench.spark.sql(f"select {chosen} from ({layered(nothing, member.rows.layers)})").schema
     finally:
         lookups.close()
+
+
+def _nothing(spark: SparkSession, spec: PipelineSpec, to: Connections) -> DataFrame:
+    """A stream without a row of what an input reads."""
+    if spec.raw:
+        return kafka.nothing(spark)
+    kinds = spark.sql(f"select * from {reading(spec, to).nothing(spark)}").dtypes
+    rate = spark.readStream.format("rate").load().filter("false")
+    return rate.selectExpr(*[f"cast(null as {kind}) as {sql.name(name)}" for name, kind in kinds])
 
 
 def _empty(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Path:
