@@ -37,7 +37,7 @@ class Judge:
         times = [member.rows.resolve(check.time) for check in self._fresh]
         chosen += [f"if({written}, {time}, null) as _newest{i}" for i, time in enumerate(times)]
         partition, offset = ("_partition", "_offset") if made else member.place
-        at = "_timestamp" if member.spec.raw else "cast(null as timestamp)"
+        at = "_timestamp" if member.spec.raw and not made else "cast(null as timestamp)"
         place = ["_topic as _at_topic", f"{partition} as _at_partition", f"{offset} as _at_offset",
                  f"{at} as _at_timestamp"]  # fmt: skip
         aside = not (member.spec.raw or made) and any(verdict.outcome == rows.QUARANTINED for verdict in kept)
