@@ -179,7 +179,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
         if spec.is_stream:
             try:
                 if needs_state(spec):
-                    queries.append(query_of(spec, lambda part: _keeper(part, landed)))
+                    queries.append(_query(spec, landed))
                 else:
                     members += _members(spec, landed)
             except StepError as error:
@@ -188,6 +188,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
         raise SpecError(problems)
     fed = {spec.source.table for spec in specs if isinstance(spec.source, DeltaSource) and spec.source.changes}
     members = [replace(member, fed=member.name in fed) for member in members]
+    queries = [replace(query, fed=query.name in fed) for query in queries]
     jobs = [replace(_job(spec), fed=spec.name in fed) for spec in _ordered([s for s in specs if not s.is_stream])]
     served = tuple(job.spec for job in jobs if job.spec.serve)
     return Plan(_scans(members), tuple(jobs), served, tuple(sorted(queries, key=lambda query: query.name)))
@@ -198,6 +199,16 @@ def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     if not isinstance(spec.source, Kafka):
         return spec.name
     return spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
+
+
+def _query(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Query:
+    copies: list[Copy] = []
+
+    def copied(step: Lookup, place: str) -> str:
+        copies.append(_copy(spec, step, place))
+        return copies[-1].view
+
+    return replace(query_of(spec, lambda part: _keeper(part, landed), copied), copies=tuple(copies))
 
 
 def _contract(spec: PipelineSpec) -> str | None:

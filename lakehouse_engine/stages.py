@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lakehouse_engine import sql
 from lakehouse_engine.rows import Rows
@@ -17,7 +17,7 @@ from lakehouse_engine.sources import Streamed
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.steps import row_wise, streamed, with_checks
-from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Join, Parse, Transform, Union, Window
+from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Lookup, Parse, Sql, Transform, Union, Window
 from lakehouse_engine.transforms.taken import taken
 from lakehouse_engine.transforms.watermark import EVENT_TIME as TIME
 
@@ -73,6 +73,10 @@ class Query:
     #: the main one first
     branches: tuple[Branch, ...]
     reason: str
+    #: what it looks up after its last step with state (``plan.Copy``)
+    copies: tuple[Any, ...] = ()
+    #: whether another pipeline reads what changes in its table
+    fed: bool = False
 
     @property
     def name(self) -> str:
@@ -141,9 +145,12 @@ class Query:
         return found
 
 
-def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str]) -> Query:
-    """``keeper`` names the pipeline that keeps what ``parse`` refuses. Raises ``StepError``."""
-    branches = [_branch(spec, "", spec, keeper)]
+def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str], copied: Callable[[Lookup, str], str]) -> Query:
+    """``keeper`` names the pipeline that keeps what ``parse`` refuses, ``copied`` the view of what a step looks up.
+
+    Raises ``StepError``.
+    """
+    branches = [_branch(spec, "", spec, keeper, copied)]
     for stage in branches[0].stages:
         for name in stage.transform.others if isinstance(stage.transform, Join | Union) else ():
             branches.append(_branch(spec, name, spec.part(name, stream=True), keeper))
@@ -154,8 +161,8 @@ def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str]) -> Query:
     return Query(spec, (replace(main, stages=tuple(stages)), *branches[1:]), needs_state(spec))
 
 
-def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec,
-            keeper: Callable[[PipelineSpec], str]) -> Branch:  # fmt: skip
+def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec, keeper: Callable[[PipelineSpec], str],
+            copied: Callable[[Lookup, str], str] | None = None) -> Branch:  # fmt: skip
     first: Rows | None = None
     current = streamed(spec)
     timed = False
@@ -176,8 +183,12 @@ def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec,
             current = Rows.identity(_after(transform, carried, theirs, last=_last(spec, index) or not timed))
             stages.append(Stage(transform, step, tuple(carried), current, theirs))
             continue
-        assert not isinstance(transform, Aggregate | Combining), "the loader refuses these in a stream"
-        current = row_wise(spec, current, transform, step)
+        assert not isinstance(transform, Aggregate | Sql), "the loader refuses these in a stream"
+        view = ""
+        if isinstance(transform, Lookup):
+            assert copied is not None, "the loader refuses it in an input"
+            view = copied(transform, step)
+        current = row_wise(spec, current, transform, step, view)
         if not isinstance(transform, Parse) or keeper(spec) == spec.name:
             keeps.add(f"{spec.below}{step}")
     if stages:

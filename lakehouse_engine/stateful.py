@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import rows, sql
 from lakehouse_engine.errors import PlanError, said_by_spark
 from lakehouse_engine.judged import Judge
-from lakehouse_engine.plan import LANDING_COLUMNS, Member
+from lakehouse_engine.plan import LANDING_COLUMNS, Member, merged
 from lakehouse_engine.rows import QUARANTINED, Rows
-from lakehouse_engine.sinks import Delta
 from lakehouse_engine.stages import Branch, Query, Stage
 from lakehouse_engine.transforms import Dedupe, Join, Union, Window
 from lakehouse_engine.transforms.watermark import EVENT_TIME as TIME
@@ -197,8 +196,9 @@ def _after(query: Query, stored: Mapping[str, str]) -> Judge:
 
 
 def _stored(query: Query) -> dict[str, str]:
-    landed = LANDING_COLUMNS if isinstance(query.spec.sink, Delta) and query.spec.raw else ()
-    return {**query.rows.stored, **{name: query.rows.columns[name] for name in landed if name in query.rows.columns}}
+    landed = LANDING_COLUMNS if query.spec.lands else ()
+    columns = query.rows.columns
+    return {**merged(query.spec, query.rows), **{name: columns[name] for name in landed if name in columns}}
 
 
 def _without_raw(records: DataFrame) -> DataFrame:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import progress, rows, sql
 from lakehouse_engine.checkpoints import Checkpoint, Held, Made
 from lakehouse_engine.connections import Connections
+from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.endings import Batch, Ending, IntoDelta, IntoPostgres, Shown
 from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Counts
 from lakehouse_engine.locks import acquire
+from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.plan import EPOCH
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import Delta, Postgres
@@ -45,6 +47,7 @@ class StateRun(StreamRun):
         self._positions: dict[str, Mapping[int, Position]] = {}
         self._ending = self._ends_in(reset)
         self._held: Held | None = None
+        self._lookups: Lookups | None = None
 
     def _ends_in(self, reset: str) -> Ending:
         sink = self.plan.spec.sink
@@ -66,9 +69,13 @@ class StateRun(StreamRun):
             self._held = self._ending.held()
             topics = {read.topic.name: read.topic.id for read in self._reads.values()}
             kept = isinstance(self._ending, IntoPostgres | IntoDelta)
+            self._lookups = Lookups(self._spark, [self.plan], self._to.storage, self._report)
             frames = Frames(self.plan, {name: read.begin(self._spark) for name, read in self._reads.items()})
             made = Made(self.plan.name, EPOCH, self.plan.fingerprint, topics, version)
             made = self._checkpoint.open(made, self._held) if kept else self._checkpoint.scratch(made)
+            if self.plan.fed:
+                path = delta_sink.table_path(self._to.storage, self.plan.name)
+                delta_sink.feed(self._spark, path, DeltaLog(path).record())
             self._ending.claim(made.id, frames.kinds)
             self._claim_positions()
             self._frames = frames
@@ -106,6 +113,9 @@ class StateRun(StreamRun):
         if self._held is not None and number <= self._held.batch:
             frame.count()  # the state has to be there for the next one
             return 0
+        assert self._lookups is not None
+        for error in self._lookups.refresh(frame.sparkSession, started_at).values():
+            raise error
         parts = self._placed(self._frames.apart(frame), number)
         counts = [judge.count(part) for judge, part in zip(self._frames.records, parts.records, strict=True)]
         watermark = self._checkpoint.watermark_before(number)
@@ -256,6 +266,8 @@ class StateRun(StreamRun):
 
     def release(self) -> None:
         self._ending.close()
+        if self._lookups:
+            self._lookups.close()
         super().release()
 
 

@@ -17,6 +17,7 @@ from lakehouse_engine.plan import LANDING_COLUMNS, Member, compile_plan
 from lakehouse_engine.rows import layered
 from lakehouse_engine.sinks import Delta, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks.delta_upsert import DELETES
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment
@@ -132,7 +133,9 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
         (query,) = plan.queries
         to = Connections("", None, _empty(bench, spec, values), "test")
         kinds = Frames(query, {branch.name: _nothing(bench.spark, branch.spec, to) for branch in query.branches}).kinds
-        chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items())
+        if isinstance(spec.sink, Delta) and spec.sink.valid_from:
+            kinds = {**kinds, "valid_to": kinds["valid_from"]}
+        chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items() if name != DELETES)
         return bench.spark.sql(f"select {chosen}").schema
     member: Member = plan.scans[0].members[0]
     scratch = _empty(bench, spec, values)
