@@ -100,8 +100,8 @@ class Checkpoint:
                 raise self._refused("STATE_DIFFERS", f"{place} {what}, and the state was made by the steps before")
         for name, topic_id in wanted.topics.items():
             if made.topics.get(name) != topic_id:
-                raise self._refused("STATE_DIFFERS", f"the topic {name} was deleted and made anew: offsets of the old"
-                                    " one mean nothing there")  # fmt: skip
+                raise self._refused("STATE_DIFFERS", f"{name} was deleted and made anew: positions of the old one mean"
+                                    " nothing there")  # fmt: skip
         if made.spark != wanted.spark:
             raise self._refused("STATE_DIFFERS", f"the state was written by Spark {made.spark}, and this is"
                                 f" {wanted.spark}")  # fmt: skip

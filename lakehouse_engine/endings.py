@@ -25,7 +25,9 @@ from lakehouse_engine.progress import Position, Record, from_micros
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sinks.upsert import Upsert
+from lakehouse_engine.sinks import upsert as postgres_upsert
+from lakehouse_engine.sinks.delta_scd2 import Scd2
+from lakehouse_engine.sinks.delta_upsert import DELETES, Upsert
 from lakehouse_engine.stages import Query
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class IntoPostgres:
         self._query, self._writer, self._reset = query, writer, reset
         self._connection = postgres_sink.connect(dsn)
         self._checkpoint, self._number = "", -1
-        self._upsert: Upsert | None = None
+        self._upsert: postgres_upsert.Upsert | None = None
         self._stamp: Mapping[str, str] = {}
         self.batch_id = 0
 
@@ -107,13 +109,14 @@ class IntoPostgres:
         query, where = self._query, self._query.spec.where("sink")
         sink = query.spec.sink
         assert isinstance(sink, Postgres)
-        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in kinds.items()}
+        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in kinds.items() if name != DELETES}
         upserts = sink.mode == "upsert" or (sink.mode is None and query.window is not None)
         with self._connection, self._connection.cursor() as cursor:
             ledger.make(cursor)
             if upserts:
                 keys = query.spec.key_columns
-                self._upsert = Upsert(query.table, columns, keys, sink.order_by, sink.updated_at)
+                self._upsert = postgres_upsert.Upsert(query.table, columns, keys, sink.order_by, sink.updated_at,
+                                      sink.delete_when is not None)  # fmt: skip
                 self._upsert.ensure(cursor, where)
             else:  # of windows that are added it is known when, as of those that the database merges
                 self._stamp = {"updated_at": "timestamptz"} if query.window and sink.updated_at else {}
@@ -216,7 +219,8 @@ class IntoDelta:
         policy = query.spec.maintain
         aside = policy.model_copy(update={"zorder_by": ()})
         self._keepers = [Keeper(self._path, policy)]
-        self._keepers += [Keeper(delta_sink.beside(self._path, side), aside) for side in ("quarantine", "late")]
+        sides = ("quarantine", "late", *(["deleted"] if query.spec.merges else []))
+        self._keepers += [Keeper(delta_sink.beside(self._path, side), aside) for side in sides]
         self._checkpoint = ""
         self._record: Mapping[str, Any] | None = None
         self.batch_id = 0
@@ -256,12 +260,30 @@ class IntoDelta:
                 "cast(null as timestamp) as applied_at"))  # fmt: skip
         sink = self._query.spec.sink
         assert isinstance(sink, Delta)
-        delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
-                          partition_by=sink.partition_by, cluster_by=sink.cluster_by)  # fmt: skip
+        properties = delta_sink.FED if self._query.fed else {}
+        if self._query.spec.merges:
+            self._merge(sink, batch, text, properties)
+        else:
+            delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
+                              partition_by=sink.partition_by, cluster_by=sink.cluster_by,
+                              properties=properties)  # fmt: skip
         self.batch_id = batch.record.batch_id
         for keeper in self._keepers:
             keeper.after(batch.good.sparkSession)
         return DeltaLog(self._path).standing()
+
+    def _merge(self, sink: Delta, batch: Batch, text: str, properties: Mapping[str, str]) -> None:
+        from pyspark.sql import functions as F
+
+        layout = (self._path, self._query.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
+                  sink.updated_at, properties)  # fmt: skip
+        at, columns = batch.record.began_at, [*map(sql.name, batch.columns)]
+        if sink.mode == "scd2":
+            Scd2(*layout).write(batch.good.select(*columns), text, at)
+            return
+        # several rows may have one place, or none
+        found = batch.good.select(*columns, "_at_offset", "_at_partition").withColumn("_row", F.to_json(F.struct("*")))
+        Upsert(*layout).write(found, text, at, ["_at_offset", "_at_partition", "_row"])
 
     def _keep(self, suffix: str, batch: Batch, text: str, frame: DataFrame) -> None:
         """A commit of its own before the main one; after a crash between the two its rows are not added again."""

@@ -112,16 +112,18 @@ def _when(stream: Scan | Query) -> str:
     return f"every {format_duration(stream.every)}"
 
 
+_LATE = (": late is what Spark's watermark says when a row comes, the slowest input's; the number of late rows is a"
+         " lower bound")  # fmt: skip
+
+
 def _query(query: Query) -> dict[str, Any]:
     """A stream whose state is Spark's; its lateness is Spark's too."""
     does = ", ".join(transform.key for transform in query.spec.transforms)
-    sink = query.spec.sink
+    sink, timed = query.spec.sink, query.branches[0].timed
     target = f"{sink.key} {sink.target(query.name)}"
-    return {"pipeline": query.name, "topics": list(dict.fromkeys(b.source.topic for b in query.branches)),
+    return {"pipeline": query.name, "topics": list(dict.fromkeys(source.origin for source in query.reads)),
             "every": format_duration(query.every), "when": _when(query), "reason": query.reason, "does": does,
-            "lateness": "a query of its own on Spark's state, with a checkpoint that must be kept: late is what Spark's"
-                        " watermark says when a row comes, the slowest input's; the number of late rows is a lower"
-                        " bound",
+            "lateness": "a query of its own on Spark's state, with a checkpoint that must be kept" + _LATE * timed,
             "sink": target + ", exactly once" * (sink.key != "console")}  # fmt: skip
 
 

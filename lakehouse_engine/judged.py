@@ -21,15 +21,14 @@ LEAST_JUDGED = 1_000
 class Judge:
     """Compiles a member once. ``columns``: those that its good rows have, by name, over the source."""
 
-    def __init__(self, member: Member, columns: Mapping[str, str]) -> None:
+    def __init__(self, member: Member, columns: Mapping[str, str], *, made: bool = False) -> None:
+        """``made``: of rows that a step with state made; what they have as a place is theirs."""
         self._member, self.columns = member, columns
         written = rows.passing(member.rows.verdicts)
         self._tallies = rows.tallies(member.rows, written)
         self._fresh = [check for check in member.spec.checks if isinstance(check, Freshness)]
-        #: whether it reads a table, whose rows are kept aside as such
-        self._of_rows = member.spec.follows is not None
         #: what tells a table's rows apart where several are made of one
-        self._record = ["_record"] if self._of_rows and member.rows.expanded else []
+        self._record = ["_record"] if member.spec.follows and member.rows.expanded and not made else []
         kept = [v for v in member.rows.verdicts if v.step in member.keeps]
         step, reasons = rows.first_reasons(kept)
         chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
@@ -37,11 +36,11 @@ class Judge:
         chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(self._tallies)]
         times = [member.rows.resolve(check.time) for check in self._fresh]
         chosen += [f"if({written}, {time}, null) as _newest{i}" for i, time in enumerate(times)]
-        partition, offset = member.place
-        at = "cast(null as timestamp)" if self._of_rows else "_timestamp"
+        partition, offset = ("_partition", "_offset") if made else member.place
+        at = "_timestamp" if member.spec.raw and not made else "cast(null as timestamp)"
         place = ["_topic as _at_topic", f"{partition} as _at_partition", f"{offset} as _at_offset",
                  f"{at} as _at_timestamp"]  # fmt: skip
-        aside = self._of_rows and any(verdict.outcome == rows.QUARANTINED for verdict in kept)
+        aside = not (member.spec.raw or made) and any(verdict.outcome == rows.QUARANTINED for verdict in kept)
         row = rows.first_row(kept) if aside else "cast(null as string)"
         self._chosen = ", ".join([*chosen, *place, "_key", "_value", f"{row} as _as_row", *self._record])
 
@@ -125,7 +124,7 @@ def _count(parsed: DataFrame, tallies: int, fresh: int, record: Sequence[str]) -
     tallied, seen, refused = [0] * tallies, 0, 0
     newest: list[int | None] = [None] * fresh
     for row in grouped.collect():
-        if row["_at_partition"] is not None:
+        if row["_at_partition"] is not None and row["last"] is not None:
             ends[row["_at_partition"]] = max(row["last"] + 1, ends.get(row["_at_partition"], 0))
         outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
         tallied = [total + row[f"w{i}"] for i, total in enumerate(tallied)]

@@ -18,6 +18,7 @@ from lakehouse_engine.errors import LakehouseError, PlanError, RunError, said_by
 from lakehouse_engine.incremental import source_version
 from lakehouse_engine.plan import Copy, Member
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.stages import Query
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -28,7 +29,7 @@ class _Held:
     """``version`` of the table that the view has, None before the first; ``asked_at``: when it was the newest."""
 
     copy: Copy
-    members: list[Member]
+    members: list[Member | Query]
     kinds: list[tuple[str, str]]
     version: int | None = None
     asked_at: int = 0
@@ -38,7 +39,7 @@ class _Held:
 class Lookups:
     """All copies of a scan's members."""
 
-    def __init__(self, spark: SparkSession, members: Iterable[Member], storage: Path,
+    def __init__(self, spark: SparkSession, members: Iterable[Member | Query], storage: Path,
                  report: Callable[[str], None]) -> None:  # fmt: skip
         """Makes the views known to ``spark``, for their columns' types.
 

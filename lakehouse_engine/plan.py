@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lakehouse_engine import sql
 from lakehouse_engine.checks import Freshness
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.locality import Other, locality, others
@@ -18,14 +17,13 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka, versions
-from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.sources import Kafka, Rate, Streamed, versions
 from lakehouse_engine.spec.further import TO, branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.stages import Query
 from lakehouse_engine.stages import query as query_of
-from lakehouse_engine.steps import VALID_FROM, StepError, row_wise, table_checks, with_checks
+from lakehouse_engine.steps import VALID_FROM, StepError, row_wise, streamed, table_checks, with_checks
 from lakehouse_engine.transforms import (
     Aggregate,
     Dedupe,
@@ -96,7 +94,7 @@ class Member:
     def window_member(self) -> WindowMember:
         assert self.window is not None
         return WindowMember(self.name, self.rows, self.window, self.keeps, self.place,
-                            raw=self.spec.follows is None)  # fmt: skip
+                            raw=self.spec.raw)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,12 @@ class Scan:
     """One streaming query: a source read once, at one trigger, for all its members; over a table there is one."""
 
     name: str
-    source: Kafka | DeltaSource
+    source: Streamed
     every: int
     members: tuple[Member, ...]
 
     @property
-    def reads(self) -> tuple[Kafka | DeltaSource, ...]:
+    def reads(self) -> tuple[Streamed, ...]:
         """What comes in as a stream."""
         return (self.source,)
 
@@ -160,7 +158,7 @@ class Plan:
         return (*self.scans, *self.queries)
 
     @property
-    def reads(self) -> tuple[Kafka | DeltaSource, ...]:
+    def reads(self) -> tuple[Streamed, ...]:
         """What comes in as a stream, of all of them."""
         return tuple(source for stream in self.streams for source in stream.reads)
 
@@ -181,7 +179,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
         if spec.is_stream:
             try:
                 if needs_state(spec):
-                    queries.append(query_of(spec, lambda part: _keeper(part, landed)))
+                    queries.append(_query(spec, landed))
                 else:
                     members += _members(spec, landed)
             except StepError as error:
@@ -190,6 +188,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
         raise SpecError(problems)
     fed = {spec.source.table for spec in specs if isinstance(spec.source, DeltaSource) and spec.source.changes}
     members = [replace(member, fed=member.name in fed) for member in members]
+    queries = [replace(query, fed=query.name in fed) for query in queries]
     jobs = [replace(_job(spec), fed=spec.name in fed) for spec in _ordered([s for s in specs if not s.is_stream])]
     served = tuple(job.spec for job in jobs if job.spec.serve)
     return Plan(_scans(members), tuple(jobs), served, tuple(sorted(queries, key=lambda query: query.name)))
@@ -200,6 +199,16 @@ def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     if not isinstance(spec.source, Kafka):
         return spec.name
     return spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
+
+
+def _query(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Query:
+    copies: list[Copy] = []
+
+    def copied(step: Lookup, place: str) -> str:
+        copies.append(_copy(spec, step, place))
+        return copies[-1].view
+
+    return replace(query_of(spec, lambda part: _keeper(part, landed), copied), copies=tuple(copies))
 
 
 def _contract(spec: PipelineSpec) -> str | None:
@@ -220,18 +229,8 @@ def _members(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -
         yield replace(first, spec=part, rows=rows, keeps=frozenset(), where=further.where)
 
 
-def _read(spec: PipelineSpec) -> Rows:
-    """A stream's rows as they come: the records of a topic, or the rows of a table."""
-    source = spec.source
-    if isinstance(source, Kafka):
-        return Rows.identity(kafka_source.COLUMNS)
-    assert isinstance(source, DeltaSource)
-    columns = versions.columns_of(source, spec.tables_have[source.table])
-    return Rows({name: sql.name(versions.own(name)) for name in columns}, columns)
-
-
 def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Member:
-    rows = _read(spec)
+    rows = streamed(spec)
     window = None
     keeps = set()
     copies: list[Copy] = []
@@ -306,19 +305,20 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
     grouped: dict[tuple[str, str, int, int, bool, bool, str], list[Member]] = {}
     for member in members:
         source, trigger = member.spec.source, member.spec.trigger
-        assert isinstance(source, Kafka | DeltaSource)
+        assert isinstance(source, Streamed)
         assert trigger is not None
         console = isinstance(member.spec.sink, Console)
-        # the rows of a table do not say which commit they came by: members at different ones cannot share a batch
+        # the rows of a table do not say which commit they came by: members at different ones share no batch
         most, alone = (source.max_per_trigger, "") if isinstance(source, Kafka) else (0, member.name)
-        key = (source.origin, json.dumps(source.start), most, trigger.every, trigger.ends, console, alone)
+        start = "" if isinstance(source, Rate) else json.dumps(source.start)
+        key = (source.origin, start, most, trigger.every, trigger.ends, console, alone)
         grouped.setdefault(key, []).append(member)
     scans = []
     for (origin, *_), found in sorted(grouped.items(), key=lambda item: item[0]):
         found.sort(key=lambda m: m.name)
         # the least name of its members: the same files give the same name
         source = found[0].spec.source
-        assert isinstance(source, Kafka | DeltaSource)
+        assert isinstance(source, Streamed)
         trigger = found[0].spec.trigger
         assert trigger is not None
         scans.append(Scan(f"{origin}@{found[0].name}", source, trigger.every, tuple(found)))

@@ -295,7 +295,7 @@ def _nullable(schema: Schema) -> Schema:
 def _pipeline() -> Schema:
     head = model(Head)["properties"]
     source = item(sources.SOURCES)
-    source["pattern"] = _either(f"^{TABLE.pattern}$")
+    source["pattern"] = f"^{TABLE.pattern}$|{source['pattern']}"
     properties: Schema = {
         "description": head["description"],
         "use": {"type": "string", "description": "The template in pipelines/templates/ that it is made from."},

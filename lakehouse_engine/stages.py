@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lakehouse_engine import sql
 from lakehouse_engine.rows import Rows
-from lakehouse_engine.sources import Kafka
-from lakehouse_engine.sources import kafka as kafka_source
+from lakehouse_engine.sources import Streamed
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
-from lakehouse_engine.steps import row_wise, with_checks
-from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Join, Parse, Transform, Window
+from lakehouse_engine.steps import row_wise, streamed, with_checks
+from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Lookup, Parse, Sql, Transform, Union, Window
 from lakehouse_engine.transforms.taken import taken
 from lakehouse_engine.transforms.watermark import EVENT_TIME as TIME
 
-Stateful = Dedupe | Window | Join
+#: a union keeps nothing, and yet its rows come of several streams, each with its own records
+Stateful = Dedupe | Window | Join | Union
 #: what a record weighs most; a step with state does not carry it unless a later step reads it
 _RAW = ("_key", "_value", "_headers")
 
@@ -51,9 +51,14 @@ class Branch:
     keeps: frozenset[str]
 
     @property
-    def source(self) -> Kafka:
-        assert isinstance(self.spec.source, Kafka)
+    def source(self) -> Streamed:
+        assert isinstance(self.spec.source, Streamed)
         return self.spec.source
+
+    @property
+    def timed(self) -> bool:
+        """Whether its rows have an event time."""
+        return self.rows.event_time is not None
 
     @property
     def end(self) -> Rows:
@@ -68,6 +73,10 @@ class Query:
     #: the main one first
     branches: tuple[Branch, ...]
     reason: str
+    #: what it looks up after its last step with state (``plan.Copy``)
+    copies: tuple[Any, ...] = ()
+    #: whether another pipeline reads what changes in its table
+    fed: bool = False
 
     @property
     def name(self) -> str:
@@ -79,7 +88,7 @@ class Query:
         return (self,)
 
     @property
-    def reads(self) -> tuple[Kafka, ...]:
+    def reads(self) -> tuple[Streamed, ...]:
         """What comes in as a stream."""
         return tuple(branch.source for branch in self.branches)
 
@@ -123,7 +132,7 @@ class Query:
         for branch in self.branches:
             below = branch.spec.below
             source = branch.source
-            found[f"{below}source"] = f"kafka {source.topic}"
+            found[f"{below}source"] = f"{source.key} {source.origin}"
             last = len(branch.spec.transforms)
             if not below:
                 last = 1 + max(i for i, t in enumerate(branch.spec.transforms) if isinstance(t, Stateful))
@@ -136,12 +145,14 @@ class Query:
         return found
 
 
-def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str]) -> Query:
-    """``keeper`` names the pipeline that keeps what ``parse`` refuses. Raises ``StepError``."""
-    branches = [_branch(spec, "", spec, keeper)]
+def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str], copied: Callable[[Lookup, str], str]) -> Query:
+    """``keeper`` names the pipeline that keeps what ``parse`` refuses, ``copied`` the view of what a step looks up.
+
+    Raises ``StepError``.
+    """
+    branches = [_branch(spec, "", spec, keeper, copied)]
     for stage in branches[0].stages:
-        if isinstance(stage.transform, Join):
-            name = stage.transform.with_
+        for name in stage.transform.others if isinstance(stage.transform, Join | Union) else ():
             branches.append(_branch(spec, name, spec.part(name, stream=True), keeper))
     main = branches[0]
     stages = list(main.stages)
@@ -150,10 +161,11 @@ def query(spec: PipelineSpec, keeper: Callable[[PipelineSpec], str]) -> Query:
     return Query(spec, (replace(main, stages=tuple(stages)), *branches[1:]), needs_state(spec))
 
 
-def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec,
-            keeper: Callable[[PipelineSpec], str]) -> Branch:  # fmt: skip
+def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec, keeper: Callable[[PipelineSpec], str],
+            copied: Callable[[Lookup, str], str] | None = None) -> Branch:  # fmt: skip
     first: Rows | None = None
-    current = Rows.identity(kafka_source.COLUMNS)
+    current = streamed(spec)
+    timed = False
     stages: list[Stage] = []
     keeps = set()
     for index, transform in enumerate(spec.transforms):
@@ -163,13 +175,20 @@ def _branch(pipeline: PipelineSpec, name: str, spec: PipelineSpec,
                 stages[-1] = replace(stages[-1], rows=current)
             else:
                 first = current
+            timed = timed or current.event_time is not None
             carried = _carried(current, spec.transforms[index:])
+            if isinstance(transform, Union):
+                carried = _shared(pipeline, transform, carried, keeper)
             theirs = _theirs(pipeline, transform, keeper) if isinstance(transform, Join) else None
-            current = Rows.identity(_after(transform, carried, theirs, last=_last(spec, index)))
+            current = Rows.identity(_after(transform, carried, theirs, last=_last(spec, index) or not timed))
             stages.append(Stage(transform, step, tuple(carried), current, theirs))
             continue
-        assert not isinstance(transform, Aggregate | Combining), "the loader refuses these in a stream"
-        current = row_wise(spec, current, transform, step)
+        assert not isinstance(transform, Aggregate | Sql), "the loader refuses these in a stream"
+        view = ""
+        if isinstance(transform, Lookup):
+            assert copied is not None, "the loader refuses it in an input"
+            view = copied(transform, step)
+        current = row_wise(spec, current, transform, step, view)
         if not isinstance(transform, Parse) or keeper(spec) == spec.name:
             keeps.add(f"{spec.below}{step}")
     if stages:
@@ -184,6 +203,15 @@ def _last(spec: PipelineSpec, index: int) -> bool:
 def _theirs(pipeline: PipelineSpec, join: Join, keeper: Callable[[PipelineSpec], str]) -> dict[str, str]:
     other = _branch(pipeline, join.with_, pipeline.part(join.with_, stream=True), keeper)
     return taken(join.take, join.keys, other.end.columns)
+
+
+def _shared(pipeline: PipelineSpec, union: Union, ours: Mapping[str, str],
+            keeper: Callable[[PipelineSpec], str]) -> dict[str, str]:  # fmt: skip
+    """Our columns without those, beginning with ``_``, that not all others have."""
+    ends = [_branch(pipeline, name, pipeline.part(name, stream=True), keeper).end for name in union.inputs]
+    there = [{name.lower() for name in end.columns} for end in ends]
+    return {name: kind for name, kind in ours.items()
+            if not name.startswith("_") or all(name.lower() in columns for columns in there)}  # fmt: skip
 
 
 def _carried(rows: Rows, later: tuple[Transform, ...]) -> dict[str, str]:
@@ -201,4 +229,5 @@ def _after(transform: Stateful, columns: Mapping[str, str], theirs: Mapping[str,
         made = dict.fromkeys(transform.made, "timestamp")
         by = {name: known.get(name.lower(), "") for name in transform.by}
         return {**made, **by, **dict.fromkeys(transform.measures, ""), **({} if last else time)}
-    return {**columns, **dict.fromkeys(theirs or {}, ""), **time}
+    untimed = isinstance(transform, Union) and last
+    return {**columns, **dict.fromkeys(theirs or {}, ""), **({} if untimed else time)}

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import rows, sql
 from lakehouse_engine.errors import PlanError, said_by_spark
 from lakehouse_engine.judged import Judge
-from lakehouse_engine.plan import LANDING_COLUMNS, Member
+from lakehouse_engine.plan import LANDING_COLUMNS, Member, merged
 from lakehouse_engine.rows import QUARANTINED, Rows
-from lakehouse_engine.sinks import Delta
 from lakehouse_engine.stages import Branch, Query, Stage
-from lakehouse_engine.transforms import Dedupe, Join, Window
+from lakehouse_engine.transforms import Dedupe, Join, Union, Window
 from lakehouse_engine.transforms.watermark import EVENT_TIME as TIME
 
 if TYPE_CHECKING:
@@ -75,30 +74,32 @@ class Frames:
     def _through(self, branch: Branch) -> DataFrame:
         """The branch's rows after its last step with state; without one, before what comes after it."""
         time = branch.rows.event_time
-        assert time is not None, "the loader requires a watermark before a step with state"
+        known = None if time is None else sql.name(TIME)
         into = branch.stages[0].into if branch.stages else tuple(branch.rows.columns)
-        frame = self._segment(branch, 0, self._streams[branch.name], branch.rows, into, time.expression)
-        frame = frame.withWatermark(TIME, f"{time.delay // 1000} milliseconds")
+        frame = self._segment(branch, 0, self._streams[branch.name], branch.rows, into,
+                              None if time is None else time.expression)  # fmt: skip
+        if time is not None:
+            frame = frame.withWatermark(TIME, f"{time.delay // 1000} milliseconds")
         for index, stage in enumerate(branch.stages):
             if index:
                 before = branch.stages[index - 1].rows
-                frame = self._segment(branch, index, frame, before, stage.into, sql.name(TIME))
+                frame = self._segment(branch, index, frame, before, stage.into, known)
             last = index == len(branch.stages) - 1 and not branch.name
             with _at(branch, stage.place):
                 frame = self._apply(frame, stage, last=last)
         if branch.stages and branch.name:
             end = branch.stages[-1].rows
-            frame = self._segment(branch, len(branch.stages), frame, end, tuple(end.columns), sql.name(TIME))
+            frame = self._segment(branch, len(branch.stages), frame, end, tuple(end.columns), known)
         return frame
 
     def _segment(self, branch: Branch, index: int, frame: DataFrame, current: Rows, columns: Sequence[str],
-                 time: str) -> DataFrame:  # fmt: skip
+                 time: str | None) -> DataFrame:  # fmt: skip
         view = f"{self._view}_{branch.name}_{index}"
         frame.createOrReplaceTempView(view)
         chosen = [f"{current.columns[name]} as {sql.name(name)}" for name in columns if name != TIME]
         inner = rows.layered(view, current.layers)
         where = rows.passing(current.verdicts)
-        chosen.append(f"{time} as {TIME}")
+        chosen += [f"{time} as {TIME}"] if time is not None else []
         with _at(branch, "transforms"):
             return frame.sparkSession.sql(f"select {', '.join(chosen)} from ({inner}) where {where}")
 
@@ -107,7 +108,18 @@ class Frames:
             return frame.dropDuplicatesWithinWatermark(list(stage.transform.keys))
         if isinstance(stage.transform, Window):
             return _windows(frame, stage.transform, last=last)
+        if isinstance(stage.transform, Union):
+            return self._united(frame, stage.transform)
         return self._joined(frame, stage, stage.transform)
+
+    def _united(self, ours: DataFrame, union: Union) -> DataFrame:
+        from pyspark.sql import functions as F
+
+        names = ours.columns  # the event time is one of them where they have one
+        for name in union.inputs:
+            theirs = self._through(next(branch for branch in self.query.branches if branch.name == name))
+            ours = ours.unionByName(theirs.select(*[F.col(sql.name(column)).alias(column) for column in names]))
+        return ours
 
     def _joined(self, ours: DataFrame, stage: Stage, join: Join) -> DataFrame:
         from pyspark.sql import functions as F
@@ -168,9 +180,9 @@ def _before(branch: Branch) -> Judge:
     """What the row-wise steps before the state make of each record, with its time and what it is."""
     spec = branch.spec.model_copy(update={"checks": ()})  # those judge the result
     time = branch.rows.event_time
-    assert time is not None
     passes = rows.passing(branch.rows.verdicts)
-    columns = {"_time": f"if({passes}, unix_micros({time.expression}), null)",
+    micros = "cast(null as bigint)" if time is None else f"unix_micros({time.expression})"
+    columns = {"_time": f"if({passes}, {micros}, null)",
                "_row": f"if({passes}, {rows.struct(branch.rows.stored)}, null)"}  # fmt: skip
     return Judge(Member(spec, branch.rows, None, branch.keeps), columns)
 
@@ -180,12 +192,13 @@ def _after(query: Query, stored: Mapping[str, str]) -> Judge:
     aside = any(verdict.outcome == QUARANTINED for verdict in verdicts)
     row = rows.first_row(verdicts) if aside else "cast(null as string)"
     steps = frozenset(verdict.step for verdict in verdicts)
-    return Judge(Member(query.spec, query.rows, None, steps), {**stored, "_refused_row": row})
+    return Judge(Member(query.spec, query.rows, None, steps), {**stored, "_refused_row": row}, made=True)
 
 
 def _stored(query: Query) -> dict[str, str]:
-    landed = LANDING_COLUMNS if isinstance(query.spec.sink, Delta) else ()
-    return {**query.rows.stored, **{name: query.rows.columns[name] for name in landed if name in query.rows.columns}}
+    landed = LANDING_COLUMNS if query.spec.lands else ()
+    columns = query.rows.columns
+    return {**merged(query.spec, query.rows), **{name: columns[name] for name in landed if name in columns}}
 
 
 def _without_raw(records: DataFrame) -> DataFrame:

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import progress, rows, sql
 from lakehouse_engine.checkpoints import Checkpoint, Held, Made
 from lakehouse_engine.connections import Connections
+from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.endings import Batch, Ending, IntoDelta, IntoPostgres, Shown
+from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Counts
 from lakehouse_engine.locks import acquire
+from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.plan import EPOCH
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
-from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.ends import Ends
-from lakehouse_engine.stages import Branch, Query
+from lakehouse_engine.stages import Branch, Query, Stateful
 from lakehouse_engine.stateful import Frames, Parts
-from lakehouse_engine.streamrun import Report, StreamRun
-from lakehouse_engine.transforms import Dedupe, Window
+from lakehouse_engine.streamrun import Report, StreamRun, reading
+from lakehouse_engine.transforms import Dedupe, Join, Union, Window
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -38,16 +39,15 @@ class StateRun(StreamRun):
     def __init__(self, spark: SparkSession, query: Query, connections: Connections, report: Report,
                  see: See = lambda _: None) -> None:  # fmt: skip
         self.plan = query
-        self._topics = {branch.name: kafka.describe(connections.bootstrap_servers, branch.source.topic)
-                        for branch in query.branches}  # fmt: skip
-        ends = Ends(connections.bootstrap_servers, self._topics[""])
-        super().__init__(query.name, spark, connections, report, see, ends)
+        self._reads = {branch.name: reading(branch.spec, connections) for branch in query.branches}
+        super().__init__(query.name, spark, connections, report, see, self._reads[""].ends)
         folder = connections.storage / "_checkpoints" / query.name
         reset = _reset(query, connections)
         self._checkpoint = Checkpoint(folder, query.spec.where("transforms"), reset)
         self._positions: dict[str, Mapping[int, Position]] = {}
         self._ending = self._ends_in(reset)
         self._held: Held | None = None
+        self._lookups: Lookups | None = None
 
     def _ends_in(self, reset: str) -> Ending:
         sink = self.plan.spec.sink
@@ -67,15 +67,17 @@ class StateRun(StreamRun):
             for name in (self.plan.name, f"query {self.plan.name}"):
                 self._locks.append(acquire(self._spark, self._to.storage, name, self.plan.name))
             self._held = self._ending.held()
-            topics = {topic.name: topic.id for topic in self._topics.values()}
+            topics = {read.topic.name: read.topic.id for read in self._reads.values()}
             kept = isinstance(self._ending, IntoPostgres | IntoDelta)
-            starts = {name: kafka.offsets_at(self._to.bootstrap_servers, topic, self._branch(name).source.start)
-                      for name, topic in self._topics.items()}  # fmt: skip
-            frames = Frames(self.plan, {name: self._read(name, at) for name, at in starts.items()})
+            self._lookups = Lookups(self._spark, [self.plan], self._to.storage, self._report)
+            frames = Frames(self.plan, {name: read.begin(self._spark) for name, read in self._reads.items()})
             made = Made(self.plan.name, EPOCH, self.plan.fingerprint, topics, version)
             made = self._checkpoint.open(made, self._held) if kept else self._checkpoint.scratch(made)
+            if self.plan.fed:
+                path = delta_sink.table_path(self._to.storage, self.plan.name)
+                delta_sink.feed(self._spark, path, DeltaLog(path).record())
             self._ending.claim(made.id, frames.kinds)
-            self._claim_positions(starts)
+            self._claim_positions()
             self._frames = frames
             self._begin(frames.frame, self._checkpoint.folder, self.plan.every if every is None else every,
                         available_now=available_now, mode=self.plan.mode)  # fmt: skip
@@ -83,22 +85,22 @@ class StateRun(StreamRun):
             self.release()
             raise
 
-    def _branch(self, name: str) -> Branch:
-        return next(branch for branch in self.plan.branches if branch.name == name)
-
-    def _read(self, name: str, starts: Mapping[int, int]) -> DataFrame:
-        starting = kafka.starting_offsets(self._topics[name], [starts])  # Spark asks once: then its checkpoint says
-        return kafka.read(self._spark, self._branch(name).source, self._to.bootstrap_servers, starting)
-
-    def _claim_positions(self, starts: Mapping[str, Mapping[int, int]]) -> None:
+    def _claim_positions(self) -> None:
         """Those of a topic that two inputs read are the first one's."""
         seen_topics = set()
-        for name, topic in self._topics.items():
+        for name, read in self._reads.items():
+            topic = read.topic
             if topic.id in seen_topics:
                 continue
             seen_topics.add(topic.id)
-            self._positions[name] = self._ending.positions(topic.id, topic.name, starts[name])
-            kafka.check_held(topic, {p: q.next_offset for p, q in self._positions[name].items()}, self.plan.name)
+            self._positions[name] = self._ending.positions(topic.id, topic.name, read.starts())
+            read.check({p: q.next_offset for p, q in self._positions[name].items()}, self.plan.name)
+
+    def _explained(self) -> LakehouseError | None:
+        """Of tables: Spark stops where it meets a commit that it cannot follow."""
+        found = (self._reads[name].explained({p: q.next_offset for p, q in positions.items()}, self.plan.name)
+                 for name, positions in self._positions.items())  # fmt: skip
+        return next((error for error in found if error is not None), None)
 
     def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
         frame.persist()
@@ -111,20 +113,23 @@ class StateRun(StreamRun):
         if self._held is not None and number <= self._held.batch:
             frame.count()  # the state has to be there for the next one
             return 0
-        parts = self._frames.apart(frame)
+        assert self._lookups is not None
+        for error in self._lookups.refresh(frame.sparkSession, started_at).values():
+            raise error
+        parts = self._placed(self._frames.apart(frame), number)
         counts = [judge.count(part) for judge, part in zip(self._frames.records, parts.records, strict=True)]
         watermark = self._checkpoint.watermark_before(number)
         late, n_late = self._late(parts, watermark) if watermark is not None else (None, 0)
         result = self._frames.judged(parts.result)
         made = self._frames.judge.count(result, placed=False)
         warnings = self._warnings(counts, made, started_at)
-        record, others = self._records(counts, self._counters(counts, made, n_late), warnings, started_at, watermark)
+        after = self._after(counts, number)
+        record, others = self._records(after, self._counters(counts, made, n_late), warnings, started_at, watermark)
         good = result.filter(f"_outcome = '{rows.COUNTED}'")
         batch = Batch(number, record, others, self._frames.stored, good, made.outcomes.get(rows.COUNTED, 0),
                       self._refused(parts, result, counts, made), late, self._state())  # fmt: skip
         more = self._ending.write(batch)
-        for branch, positions in self._after(counts).items():
-            self._positions[branch] = positions
+        self._positions |= after
         run = seen(replace(record, behind=self._ends.behind(record.offsets)), self.plan.every, self.plan.spec.sink.key,
                    **more)  # fmt: skip
         self._see(replace(run, rows=batch.rows, state=batch.state))
@@ -149,24 +154,41 @@ class StateRun(StreamRun):
                 found[outcome] += number
         found[rows.LATE] += late
         found[rows.COUNTED] -= late
-        alone = all(isinstance(stage.transform, Dedupe) for stage in self.plan.stages)
-        if alone and not self.plan.branches[0].rows.expanded and not self.plan.rows.expanded:
+        stages = [stage.transform for branch in self.plan.branches for stage in branch.stages]
+        alone = all(isinstance(transform, Dedupe | Union) for transform in stages)
+        if alone and not any(rows.expanded for rows in (self.plan.rows, *(b.rows for b in self.plan.branches))):
             found[rows.DUPLICATE] = found[rows.COUNTED] - made.rows
             found[rows.COUNTED] = made.outcomes.get(rows.COUNTED, 0)
             found[rows.FILTERED] += made.outcomes.get(rows.FILTERED, 0)
         found[rows.QUARANTINED] += made.outcomes.get(rows.QUARANTINED, 0)
         return found
 
-    def _after(self, counts: list[Counts]) -> dict[str, Mapping[int, Position]]:
-        by_name = dict(zip(self._topics, counts, strict=True))
-        return {name: progress.reached(before, by_name[name].ends) for name, before in self._positions.items()}
+    def _placed(self, parts: Parts, number: int) -> Parts:
+        """A table's rows that do not say where they came from came by the batch's version."""
+        found = []
+        for read, records in zip(self._reads.values(), parts.records, strict=True):
+            ends = read.reached(self._checkpoint.folder, number)
+            if ends is not None:
+                at = f"coalesce(_at_offset, {ends[0] - 1}L) as _at_offset"
+                records = records.selectExpr(*[at if n == "_at_offset" else sql.name(n) for n in records.columns])
+            found.append(records)
+        return replace(parts, records=tuple(found))
 
-    def _records(self, counts: list[Counts], counters: Mapping[str, int], warnings: Mapping[str, int], started_at: int,
+    def _after(self, counts: list[Counts], number: int) -> dict[str, Mapping[int, Position]]:
+        found: dict[str, Mapping[int, Position]] = {}
+        for (name, read), count in zip(self._reads.items(), counts, strict=True):
+            ends = read.reached(self._checkpoint.folder, number)
+            if name in self._positions:
+                before = self._positions[name]
+                found[name] = progress.reached(before, count.ends if ends is None else ends)
+        return found
+
+    def _records(self, after: Mapping[str, Mapping[int, Position]], counters: Mapping[str, int],
+                 warnings: Mapping[str, int], started_at: int,
                  watermark: int | None) -> tuple[Record, tuple[Record, ...]]:  # fmt: skip
-        after = self._after(counts)
         made = []
         for name, before in self._positions.items():
-            topic = self._topics[name]
+            topic = self._reads[name].topic
             behind = None if name else self._ends.behind({p: q.next_offset for p, q in after[name].items()})
             made.append(Record(self.plan.name, EPOCH, self._ending.batch_id + 1, started_at, topic.id, topic.name,
                                before, after[name], watermark, counters, warnings, behind))  # fmt: skip
@@ -179,8 +201,10 @@ class StateRun(StreamRun):
         """
         found: DataFrame | None = None
         for branch, records in zip(self.plan.branches, parts.records, strict=True):
-            first = branch.stages[0].transform if branch.stages else None
-            place = f"{branch.spec.below}{branch.stages[0].place}" if branch.stages else self._joins(branch.name)
+            state = self._first_state(branch)
+            if state is None:
+                continue
+            first, place = state
             oldest = end = "_time"
             missed = "cast(null as array<bigint>)"
             if isinstance(first, Window) and first.session:
@@ -196,12 +220,21 @@ class StateRun(StreamRun):
                 "_at_offset as offset", "to_json(_row) as row", "_time as time", f"{missed} as missed",
                 f"{end} <= {watermark}L as lost")  # fmt: skip
             found = chosen if found is None else found.unionAll(chosen)
-        assert found is not None
+        if found is None:
+            return None, 0
         (some, lost) = found.selectExpr("count(*)", "count_if(lost)").collect()[0]
         return (found.drop("lost") if some else None), lost
 
-    def _joins(self, name: str) -> str:
-        return next(s.place for s in self.plan.stages if getattr(s.transform, "with_", None) == name)
+    def _first_state(self, branch: Branch) -> tuple[Stateful, str] | None:
+        """The step that is the first to drop late rows of an input, and its place; None where none does."""
+        stages = [(stage, branch.spec.below) for stage in branch.stages]
+        if branch.name:  # on from where it comes in
+            main = self.plan.stages
+            into = next(i for i, s in enumerate(main) if isinstance(s.transform, Join | Union)
+                        and branch.name in s.transform.others)  # fmt: skip
+            stages += [(stage, "") for stage in main[into:]]
+        return next(((stage.transform, f"{below}{stage.place}") for stage, below in stages
+                     if not isinstance(stage.transform, Union)), None)  # fmt: skip
 
     def _refused(self, parts: Parts, result: DataFrame, counts: list[Counts], made: Counts) -> DataFrame | None:
         """What ``parse`` and checks refuse, before the state and after it, where this pipeline keeps it."""
@@ -211,8 +244,7 @@ class StateRun(StreamRun):
             if count.refused and branch.keeps:
                 found.append(records.filter(aside).selectExpr(
                     "_step as step", "_reasons as reasons", "_at_topic as origin", "_at_partition as partition",
-                    "_at_offset as offset", "_key as key", "_value as value",
-                    "cast(null as string) as row"))  # fmt: skip
+                    "_at_offset as offset", "_key as key", "_value as value", "_as_row as row"))  # fmt: skip
         if made.refused:
             found.append(result.filter(aside).selectExpr(
                 "_step as step", "_reasons as reasons",
@@ -234,6 +266,8 @@ class StateRun(StreamRun):
 
     def release(self) -> None:
         self._ending.close()
+        if self._lookups:
+            self._lookups.close()
         super().release()
 
 

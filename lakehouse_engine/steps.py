@@ -7,7 +7,8 @@ from lakehouse_engine.checks import RowCheck, TableCheck, judge
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.sinks import Delta
-from lakehouse_engine.sources import Files
+from lakehouse_engine.sources import Delta as DeltaSource
+from lakehouse_engine.sources import Files, Kafka, Rate, kafka, rate, versions
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Lookup, Parse, RowWise, Watermark, Window
 from lakehouse_engine.transforms.watermark import EVENT_TIME
@@ -43,6 +44,18 @@ def as_read(spec: PipelineSpec, rows: Rows) -> Rows | None:
     if not isinstance(source, Files):
         return None
     return row_wise(spec, rows, Parse(contract=source.contract), "source.files")
+
+
+def streamed(spec: PipelineSpec) -> Rows:
+    """A stream's rows as they come: the records of a topic, the rows of a table, or those that are made."""
+    source = spec.source
+    if isinstance(source, Kafka):
+        return Rows.identity(kafka.COLUMNS)
+    if isinstance(source, Rate):
+        return Rows.identity(rate.COLUMNS)
+    assert isinstance(source, DeltaSource)
+    columns = versions.columns_of(source, spec.tables_have[source.table])
+    return Rows({name: sql.name(versions.own(name)) for name in columns}, columns)
 
 
 def row_step(spec: PipelineSpec, rows: Rows, index: int) -> Rows:

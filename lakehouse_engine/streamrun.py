@@ -13,7 +13,8 @@ from lakehouse_engine.errors import LakehouseError, RunError
 from lakehouse_engine.journal import See
 from lakehouse_engine.locks import Lock
 from lakehouse_engine.sinks import delta as delta_sink
-from lakehouse_engine.sources import Delta, Kafka
+from lakehouse_engine.sources import Delta, Kafka, Rate
+from lakehouse_engine.sources.rate import OfRate
 from lakehouse_engine.sources.reading import Behind, OfTopic, Reading
 from lakehouse_engine.sources.versions import OfTable
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -30,6 +31,8 @@ def reading(spec: PipelineSpec, to: Connections) -> Reading:
     source = spec.source
     if isinstance(source, Kafka):
         return OfTopic(source, to.bootstrap_servers)
+    if isinstance(source, Rate):
+        return OfRate(source)
     assert isinstance(source, Delta)
     path = delta_sink.table_path(to.storage, source.table)
     return OfTable(source, path, spec.tables_have[source.table], spec.where("source"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lakehouse_engine import sql
 from lakehouse_engine.errors import LakehouseError
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.sources.ends import Ends
@@ -14,6 +15,16 @@ from lakehouse_engine.sources.kafka import Kafka, TopicState
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+
+#: what a batch says of the place of its rows, beside their columns
+PLACE = {"_topic": "string", "_partition": "int", "_offset": "bigint", "_key": "binary", "_value": "binary"}
+
+
+def placed(columns: Mapping[str, str]) -> str:
+    """SQL of a query that gives no row, of these columns (name and type) and ``PLACE``."""
+    chosen = ", ".join(f"cast(null as {kind}) as {sql.name(name)}" for name, kind in {**columns, **PLACE}.items())
+    return f"select {chosen} where false"
 
 
 class Behind(Protocol):
@@ -51,6 +62,15 @@ class Reading(Protocol):
 
         Raises ``LakehouseError`` where what follows a position is not there any more.
         """
+
+    def begin(self, spark: SparkSession) -> DataFrame:
+        """The stream of a query whose checkpoint is kept and says where it is; a new one begins at ``starts``.
+
+        As ``batch`` gives it, but that no row has an ``_offset`` which does not say its own.
+        """
+
+    def check(self, positions: Mapping[int, int], pipeline: str) -> None:
+        """Raises ``RunError`` where what follows is not there any more."""
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         """A micro-batch with the place of each row: ``_topic``, ``_partition``, ``_offset``, ``_key``, ``_value``."""
@@ -93,6 +113,13 @@ class OfTopic:
                 kafka.check_held(self.topic, positions, name)
             starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])
         return kafka.read(spark, self._source, self._servers, starting)
+
+    def begin(self, spark: SparkSession) -> DataFrame:
+        starting = kafka.starting_offsets(self.topic, [self.starts()])
+        return kafka.read(spark, self._source, self._servers, starting)
+
+    def check(self, positions: Mapping[int, int], pipeline: str) -> None:
+        kafka.check_held(self.topic, positions, pipeline)
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return frame

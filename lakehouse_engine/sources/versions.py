@@ -21,13 +21,11 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.sources.delta import CHANGE, Delta, as_changes, without_rewritten
 from lakehouse_engine.sources.kafka import TopicState
-from lakehouse_engine.sources.reading import Behind, Held
+from lakehouse_engine.sources.reading import PLACE, Behind, Held, placed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-#: what a batch says of the place of its rows; a column of the table with such a name is read by another
-_PLACE = {"_topic": "string", "_partition": "int", "_offset": "bigint", "_key": "binary", "_value": "binary"}
 #: files that a batch takes at most: as many as there are, so that it ends between two versions
 _ALL = 2**31 - 1
 _CDF = "delta.enableChangeDataFeed"
@@ -39,8 +37,8 @@ def columns_of(source: Delta, table: Mapping[str, str]) -> dict[str, str]:
 
 
 def own(name: str) -> str:
-    """What a batch calls a column of the table."""
-    return f"_of_table{name}" if name.lower() in _PLACE else name
+    """What a batch calls a column of the table: one that is called as a place is has another name."""
+    return f"_of_table{name}" if name.lower() in PLACE else name
 
 
 def place(columns: Mapping[str, str]) -> tuple[str, str]:
@@ -104,11 +102,14 @@ class OfTable:
 
     def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
         for name, positions in held:
-            self._check(positions.get(0, 0), name)
+            self.check(positions, name)
         position = min((positions.get(0, 0) for _, positions in held), default=self.starts()[0])
         if position:
             self._write_checkpoint(checkpoint, position)
-        reader = spark.readStream.format("delta").option("maxFilesPerTrigger", _ALL)
+        return self._frame(spark)
+
+    def _frame(self, spark: SparkSession, **options: str) -> DataFrame:
+        reader = spark.readStream.format("delta").option("maxFilesPerTrigger", _ALL).options(**options)
         if self._source.changes:
             reader = reader.option("readChangeFeed", "true")
         elif self._source.rewrites == "ignore":
@@ -117,10 +118,17 @@ class OfTable:
         self._check_columns(frame.columns)
         return frame
 
+    def begin(self, spark: SparkSession) -> DataFrame:
+        options = {"startingVersion": "latest"} if self._source.start == "latest" else {}
+        return self._placed(self._frame(spark, **options), None)
+
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         end = self._end(checkpoint, number)
-        begin = self._end(checkpoint, number - 1) if number else end
-        return self._placed(frame, begin, end)
+        if self._source.changes:
+            begin = self._end(checkpoint, number - 1) if number else end
+            versions = range(min(begin, end), end)  # the table as it was at the start is no commit
+            frame = without_rewritten(as_changes(frame), [v for v in versions if self._log.overwrites(v)])
+        return self._placed(frame, end - 1)
 
     def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
         return {0: self._end(checkpoint, number)}
@@ -130,32 +138,33 @@ class OfTable:
         self._check_columns(frame.columns)
         kinds = dict(frame.dtypes)
         table = {name: kinds[name] for name in self._columns if name in kinds}
-        read = {own(name): kind for name, kind in columns_of(self._source, table).items()} | _PLACE
-        return f"(select {', '.join(f'cast(null as {kind}) as {sql.name(n)}' for n, kind in read.items())} where false)"
+        return f"({placed({own(name): kind for name, kind in columns_of(self._source, table).items()})})"
 
     def explained(self, positions: Mapping[int, int], pipeline: str) -> RunError | None:
         try:
-            self._check(positions.get(0, 0), pipeline)
+            self.check(positions, pipeline)
         except RunError as error:
             return error
         return None
 
-    def _placed(self, frame: DataFrame, begin: int, end: int) -> DataFrame:
+    def _placed(self, frame: DataFrame, version: int | None) -> DataFrame:
         from pyspark.sql import functions as F
 
-        if self._source.changes:
-            versions = range(min(begin, end), end)  # the table as it was at the start is no commit
-            frame = without_rewritten(as_changes(frame), [v for v in versions if self._log.overwrites(v)])
         names = columns_of(self._source, self._columns)
-        at = {"_topic": F.lit(self.topic.name), "_partition": F.lit(0), "_offset": F.lit(end - 1),
+        at = {"_topic": F.lit(self.topic.name), "_partition": F.lit(0), "_offset": F.lit(version),
               "_key": F.lit(None), "_value": F.lit(None)}  # fmt: skip
         return frame.select(*[F.col(sql.name(name)).alias(own(name)) for name in names],
-                            *[column.cast(_PLACE[name]).alias(name) for name, column in at.items()])  # fmt: skip
+                            *[column.cast(PLACE[name]).alias(name) for name, column in at.items()])  # fmt: skip
 
     def _end(self, checkpoint: Path, number: int) -> int:
-        """The version that comes after a batch. Spark writes the offsets of one before it runs it."""
-        text = (checkpoint / "offsets" / str(number)).read_text(encoding="utf-8")
-        offset = json.loads(text.splitlines()[-1])
+        """The version that comes after a batch. Spark writes the offsets of one before it runs it.
+
+        A query that has the table twice has two offsets; of the later one some rows may be still to come.
+        """
+        lines = (checkpoint / "offsets" / str(number)).read_text(encoding="utf-8").splitlines()[2:]
+        offsets = [json.loads(line) for line in lines if line != "-"]
+        offset = min((one for one in offsets if one.get("reservoirId") == self.topic.id),
+                     key=lambda one: (one["reservoirVersion"], one["index"]))  # fmt: skip
         if offset["index"] < 0 and not offset["isStartingVersion"]:
             return int(offset["reservoirVersion"])
         # of a commit with changes Spark names the last file, which is all of it
@@ -179,12 +188,12 @@ class OfTable:
                 (folder / kind / number).write_text(f"v1\n{text}", encoding="utf-8")
         (folder / "metadata").write_text(json.dumps({"id": str(uuid.uuid4())}), encoding="utf-8")
 
-    def _check(self, position: int, pipeline: str) -> None:
+    def check(self, positions: Mapping[int, int], pipeline: str) -> None:
         """That what follows a position is there, is of this table, and adds rows alone.
 
         Raises ``RunError`` TABLE_RECREATED, POSITION_BEYOND_TABLE, DATA_LOST, ROWS_REWRITTEN, CHANGES_GONE.
         """
-        name, versions = self.topic.name, self._log.versions()
+        position, name, versions = positions.get(0, 0), self.topic.name, self._log.versions()
         if self._log.table_id() != self.topic.id:
             raise recreated(name, pipeline, self._where)
         if not position:

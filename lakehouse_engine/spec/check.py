@@ -20,7 +20,7 @@ from lakehouse_engine.spec.problems import (
 )
 from lakehouse_engine.spec.rules import ONE, SINK, STEPS
 from lakehouse_engine.spec.streaming import needs_state
-from lakehouse_engine.transforms import Lookup
+from lakehouse_engine.transforms import Lookup, Union
 
 
 def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
@@ -42,6 +42,8 @@ def _streamed(spec: PipelineSpec) -> Iterator[tuple[str, DeltaSource]]:
     """The tables that a stream reads as streams, each with its place in the file."""
     parts = [("source", spec.source)] if spec.is_stream else []
     parts += [(f"inputs.{name}", one.source) for name, one in spec.inputs.items() if spec.streams(name)]
+    for place, step in spec.combining() if spec.is_stream else ():
+        parts += [(place, DeltaSource(table=name)) for name in step.others if "." in name and isinstance(step, Union)]
     for place, source in parts:
         if isinstance(source, DeltaSource):
             yield place, source

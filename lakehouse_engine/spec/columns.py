@@ -12,7 +12,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import Files as Folder
 from lakehouse_engine.sinks import Kafka as Messages
-from lakehouse_engine.sources import Files, Kafka
+from lakehouse_engine.sources import Files, Kafka, Rate, rate
 from lakehouse_engine.sources import files as files_source
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.sources.delta import CHANGE
@@ -227,6 +227,8 @@ class Walk:
         source = self._spec.source
         if isinstance(source, Kafka | Unread):
             return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
+        if isinstance(source, Rate):
+            return dict(rate.COLUMNS)
         if isinstance(source, Files):
             contract = self._spec.contracts.get(source.contract)
             return None if contract is None else {**contract.columns, **files_source.COLUMNS}

@@ -92,8 +92,30 @@ def _in_a_stream(spec: PipelineSpec, place: str, step: Combining) -> Iterator[Pr
                 yield at(spec, f"inputs.{step.from_}.transforms[{index}].{inner.key}", "NOT_YET", f"{inner.key} in a"
                          " table that a stream looks up comes with a later version; make it a job")  # fmt: skip
         return
-    if not isinstance(step, Join):
-        yield at(spec, place, "NOT_YET", f"{step.key} in a stream comes with a later version")
+
+
+def all_streams_of_a_union_have_event_times(spec: PipelineSpec) -> Iterator[Problem]:
+    """Or none: what comes after it knows the time of each row."""
+    for index, step in enumerate(spec.transforms if spec.is_stream and not unsure(spec) else ()):
+        if not isinstance(step, Union):
+            continue
+        ours = any(before.key == "watermark" for before in spec.transforms[:index])
+        for name in step.inputs:
+            other = spec.inputs.get(name)
+            if other is None and "." not in name:
+                continue  # it is not there, which is said elsewhere
+            steps = other.transforms if other else ()
+            theirs = any(one.key == "watermark" for one in steps)
+            if ours == theirs or any(isinstance(one, Unread) for one in steps):
+                continue
+            if theirs:
+                yield at(spec, f"inputs.{name}", "WATERMARK_MISSING", f"{name} has a watermark, and the rows that it is"
+                         " added to have none: put one before the union, or take this one out")  # fmt: skip
+            else:
+                place = f"inputs.{name}" if other else leaf(spec, step_of(spec, index), name, name)
+                yield at(spec, place, "WATERMARK_MISSING", f"{name} is added to rows that have an event time: put a"
+                         " watermark among its own transforms" + ("" if other else f" (inputs: {{x: {{source: {name},"
+                         " transforms: [...]}})"))  # fmt: skip
 
 
 def joins_have_event_times(spec: PipelineSpec) -> Iterator[Problem]:
@@ -124,6 +146,7 @@ RULES: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     inputs_read_no_others,
     combining_fits_streams_and_jobs,
     joins_have_event_times,
+    all_streams_of_a_union_have_event_times,
 )
 
 

@@ -13,7 +13,7 @@ from lakehouse_engine.contract import Contract
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.sinks import Delta, Postgres, Sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Source
+from lakehouse_engine.sources import Kafka, Rate, Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.further import Further
 from lakehouse_engine.transforms import (
@@ -212,7 +212,7 @@ class PipelineSpec(Head):
     def lands(self) -> bool:
         """Whether it adds the records of a topic to a Delta table, with where and when they came."""
         windowed = any(isinstance(t, Window) for t in self.transforms)
-        if windowed or not self.is_stream or isinstance(self.source, DeltaSource):
+        if windowed or not self.is_stream or isinstance(self.source, DeltaSource | Rate):
             return False
         return isinstance(self.sink, Delta) and self.sink.mode in (None, "append")
 
@@ -225,6 +225,11 @@ class PipelineSpec(Head):
     def reads_changes(self) -> bool:
         """Whether its source is what changes in a table."""
         return isinstance(self.source, DeltaSource) and self.source.changes
+
+    @property
+    def raw(self) -> bool:
+        """Whether it reads records, which are kept as they came where they are refused, and not rows."""
+        return isinstance(self.source, Kafka)
 
     @property
     def follows(self) -> str | None:

@@ -11,6 +11,7 @@ from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Files, Kafka
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka as Topic
+from lakehouse_engine.sources import Rate
 from lakehouse_engine.spec import changes, combining, modes, sinks, streaming
 from lakehouse_engine.spec.event_time import measures_of_streams, watermark_once_and_before_window
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -40,6 +41,9 @@ CLOCKS = {"now", "current_timestamp", "current_date", "localtimestamp", "curdate
 def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
     if isinstance(spec.source, DeltaSource):
         yield from _table_fits(spec, spec.source)
+    if isinstance(spec.source, Rate) and (not spec.is_stream or spec.ends):
+        yield at(spec, "source", "STREAM_ONLY", "rate makes rows while it runs, and never ends: say trigger: {every:"
+                 " 1 second}")  # fmt: skip
     if spec.is_stream and spec.source.key == "files":
         yield at(spec, "source", "NOT_YET", "a stream over files comes with a later version; give it a schedule")
     source = spec.source
@@ -75,10 +79,14 @@ def _table_fits(spec: PipelineSpec, source: DeltaSource) -> Iterator[Problem]:
     if source.changes and "rewrites" in source.model_fields_set:
         yield at(spec, f"{place}.rewrites", "ILLEGAL_INPUT", "with changes: true each rewritten row is a change of its"
                  " own: leave rewrites out")  # fmt: skip
-    why = streaming.needs_state(spec)
-    if why or spec.below:
-        yield at(spec, "source", "NOT_YET", f"a table as the source of a stream on Spark's state ({why or 'a join'})"
+    why = streaming.needs_state(spec) or ("another input" if spec.below else "")
+    if why and source.changes:
+        yield at(spec, f"{place}.changes", "NOT_YET", f"what changes in a table as a stream on Spark's state ({why})"
                  " comes with a later version")  # fmt: skip
+    explode = next((index for index, step in enumerate(spec.transforms) if step.key == "explode"), None)
+    if why and explode is not None:
+        yield at(spec, step_of(spec, explode), "NOT_YET", f"explode of a table's rows in a stream on Spark's state"
+                 f" ({why}) comes with a later version; do it in a pipeline of its own")  # fmt: skip
 
 
 def steps_fit_streams_and_jobs(spec: PipelineSpec) -> Iterator[Problem]:

@@ -8,13 +8,13 @@ from itertools import pairwise
 from lakehouse_engine import sql
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.sinks import Postgres
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread, step_of, unsure
-from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Window
+from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Union, Window
 
-#: steps of a stream that keep state
-STATEFUL = ("dedupe", "window", "join")
+#: steps of a stream that keep state, and the one that puts streams together
+STATEFUL = ("dedupe", "window", "join", "union")
 
 
 def needs_state(spec: PipelineSpec) -> str:
@@ -22,6 +22,8 @@ def needs_state(spec: PipelineSpec) -> str:
     for index, step in enumerate(spec.transforms):
         if isinstance(step, Dedupe | Join):
             return f"{step.key} keeps rows or keys"
+        if isinstance(step, Union):
+            return "union reads several streams"
         if isinstance(step, Window):
             if not step.merges:
                 other = next(name for name, text in step.measures.items() if not sql.merges(text))
@@ -65,8 +67,10 @@ def watermarks_stand_before_the_state(spec: PipelineSpec) -> Iterator[Problem]:
     before: str | None = None
     for index, step in enumerate(spec.transforms if spec.is_stream else ()):
         if step.key == "watermark" and before is not None:
-            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", f"the watermark stands after {before}, which"
-                     " needs it: move it up")  # fmt: skip
+            said = f"the watermark stands after {before}, which needs it: move it up"
+            if before == "union":
+                said = "rows of several streams come together in union: each has its own watermark, before it"
+            yield at(spec, step_of(spec, index), "WATERMARK_MISSING", said)
         if step.key in STATEFUL:
             before = before or step.key
 
@@ -108,20 +112,19 @@ def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
     if not why:
         return
     sink = spec.sink
-    if isinstance(sink, Delta) and sink.mode not in (None, "append"):
-        yield at(spec, "sink.delta.mode", "NOT_YET", f"mode: {sink.mode} of a stream on Spark's state ({why}) comes"
-                 " with a later version: append, and replace rows in a job")  # fmt: skip
-    if isinstance(sink, Postgres) and sink.delete_when is not None:
-        yield at(spec, "sink.postgres.delete_when", "NOT_YET", f"delete_when of a stream on Spark's state ({why}) comes"
-                 " with a later version")  # fmt: skip
+    if spec.deletes_from:
+        yield at(spec, "sink.delta.mode", "NOT_YET", f"mode: delete of a stream on Spark's state ({why}) comes with a"
+                 " later version: append to a table, and delete by that in a job")  # fmt: skip
     upserts = isinstance(sink, Postgres) and sink.mode in (None, "upsert") and ends_in_windows(spec)
     if upserts and not spec.key_columns and not some_unread(spec):
         yield at(spec, "sink", "MISSING_KEY", "the steps after the window drop what tells its rows apart: say it in"
                  " keys, or add each window once (emit: final and mode: append)")  # fmt: skip
-    for index, step in enumerate(spec.transforms):
+    last = max((index for index, step in enumerate(spec.transforms) if step.key in STATEFUL), default=-1)
+    for index, step in enumerate(spec.transforms[: last + 1]):
         if isinstance(step, Lookup):
-            yield at(spec, step_of(spec, index), "NOT_YET", f"lookup in a stream on Spark's state ({why}) comes with a"
-                     " later version")  # fmt: skip
+            yield at(spec, step_of(spec, index), "NOT_YET", f"lookup before {spec.transforms[last].key}, in a stream on"
+                     f" Spark's state ({why}), comes with a later version; put it after the last such step, if it"
+                     " can")  # fmt: skip
 
 
 def what_ends_begins_at_a_time(spec: PipelineSpec) -> Iterator[Problem]:

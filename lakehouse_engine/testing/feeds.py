@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from lakehouse_engine.component import Component
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import SpecError
-from lakehouse_engine.sources import Delta, Files, Kafka, Source
+from lakehouse_engine.sources import Delta, Files, Kafka, Rate, Source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import upstream
 from lakehouse_engine.testing.bench import Bench, encoded
@@ -170,6 +170,23 @@ def _others(rows: Sequence[Row], known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row if name not in known))
 
 
+class NoFeed:
+    """A source that makes its rows itself."""
+
+    def __init__(self, place: Place, source: Rate) -> None:
+        self._place = place
+        self.source: Source = source
+
+    def times(self) -> Sequence[str]:
+        return ()
+
+    def filled(self, row: Row, path: str) -> Row:
+        raise self._place.problem(path, "BAD_VALUE", f"{self.source.key} makes its rows itself")
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        """There is nothing to give."""
+
+
 FEEDS: Mapping[type[Component], Callable[[Place, Any], Feed]] = {
-    Kafka: TopicFeed, Delta: TableFeed, Files: FileFeed,
+    Kafka: TopicFeed, Delta: TableFeed, Files: FileFeed, Rate: NoFeed,
 }  # fmt: skip

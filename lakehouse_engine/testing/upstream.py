@@ -17,6 +17,7 @@ from lakehouse_engine.plan import LANDING_COLUMNS, Member, compile_plan
 from lakehouse_engine.rows import layered
 from lakehouse_engine.sinks import Delta, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks.delta_upsert import DELETES
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import kafka
 from lakehouse_engine.spec.environment import Environment
@@ -130,13 +131,16 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
     plan = compile_plan([spec])
     if plan.queries:
         (query,) = plan.queries
-        kinds = Frames(query, {branch.name: kafka.nothing(bench.spark) for branch in query.branches}).kinds
-        chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items())
+        to = Connections("", None, _empty(bench, spec, values), "test")
+        kinds = Frames(query, {branch.name: _nothing(bench.spark, branch.spec, to) for branch in query.branches}).kinds
+        if isinstance(spec.sink, Delta) and spec.sink.valid_from:
+            kinds = {**kinds, "valid_to": kinds["valid_from"]}
+        chosen = ", ".join(f"cast(null as {kind}) as `{name}`" for name, kind in kinds.items() if name != DELETES)
         return bench.spark.sql(f"select {chosen}").schema
     member: Member = plan.scans[0].members[0]
     scratch = _empty(bench, spec, values)
-    nothing = reading(spec, Connections("", None, scratch, "test")).nothing(bench.spark) if spec.follows else (
-        kafka.NO_RECORDS)  # fmt: skip
+    to = Connections("", None, scratch, "test")
+    nothing = kafka.NO_RECORDS if spec.raw else reading(spec, to).nothing(bench.spark)
     lookups = Lookups(bench.spark, [member], scratch, lambda _: None)
     try:
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
@@ -147,6 +151,15 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
         return bench.spark.sql(f"select {chosen} from ({layered(nothing, member.rows.layers)})").schema
     finally:
         lookups.close()
+
+
+def _nothing(spark: SparkSession, spec: PipelineSpec, to: Connections) -> DataFrame:
+    """A stream without a row of what an input reads."""
+    if spec.raw:
+        return kafka.nothing(spark)
+    kinds = spark.sql(f"select * from {reading(spec, to).nothing(spark)}").dtypes
+    rate = spark.readStream.format("rate").load().filter("false")
+    return rate.selectExpr(*[f"cast(null as {kind}) as {sql.name(name)}" for name, kind in kinds])
 
 
 def _empty(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Path:

@@ -2,6 +2,9 @@
 
 All must have the same columns, by name and type, whatever their order. Columns that begin with ``_`` stay where all
 have them. Equal rows stay as they are: use ``dedupe`` to drop some. What ``keys`` of the steps before say is void.
+
+In a stream the others are streams as well: topics, or tables of pipelines whose new rows are taken. All of them have a
+watermark, before the union, or none has. It makes a query of its own, whose checkpoint says how far each was read.
 """
 
 from __future__ import annotations

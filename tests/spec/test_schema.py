@@ -175,6 +175,8 @@ GOOD: dict[str, list[Any]] = {
          "airflow": {"dag": "a", "task_id": "b", "retries": 1, "owner": "c", "timeout": "1 h"},
          "maintain": {"compact": {"files": 3, "smaller_than": "1 MB"}, "zorder_by": ["a"], "vacuum_after": "9 days",
                       "log_after": "9 days"}},
+        {"source": {"rate": {"rows_per_second": 5}}, "sink": "console", "trigger": {"every": "1 second"}},
+        {"source": "rate", "sink": "console", "trigger": {"every": "1 second"}},
         {"source": {"delta": {"table": "bronze.a", "start": "latest", "rewrites": "ignore"}}, "sink": "delta",
          "trigger": {"every": "1 second"}},
         {"source": "bronze.a",
