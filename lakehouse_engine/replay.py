@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 #: records judged, and moved, at a time
 MOST = 50_000
+HEADERS = "_headers"
 #: by partition, the offsets of records
 Places = Mapping[int, list[int]]
 
@@ -64,8 +65,13 @@ class Replayed:
 
 
 def check(member: Member) -> None:
-    """Raises ``PlanError`` NOT_YET."""
+    """Raises ``PlanError`` NOT_YET, NO_HEADERS."""
     sink, instead = member.spec.sink, "comes with a later version"
+    texts = [*member.rows.stored.values(), *(layer.sql for layer in member.rows.layers),
+             *(verdict.refused for verdict in member.rows.verdicts)]  # fmt: skip
+    if any(HEADERS in sql.columns(text) for text in texts):
+        raise PlanError("NO_HEADERS", f"{member.name} reads {HEADERS}, which a quarantine does not keep; it cannot be"
+                        " judged again", where=member.spec.where("source"))  # fmt: skip
     if member.window is not None:
         instead = f"is done by counting anew: lakehouse backfill {member.spec.file} --from DAY"
     elif (member.spec.follows is None and not member.rows.expanded
@@ -147,8 +153,9 @@ class _Replay:
         raise NotImplementedError
 
 
-#: SQL of a record's columns; of one that an older version kept the time is not known
-_RECORD = "key as _key, value as _value, origin as _topic, partition as _partition, offset as _offset"
+#: SQL of a record's columns but its time; headers are not kept
+_RECORD = ("key as _key", "value as _value", "origin as _topic", "partition as _partition", "offset as _offset",
+           f"cast(null as {COLUMNS[HEADERS]}) as {HEADERS}")  # fmt: skip
 
 
 class _Landed(_Replay):
@@ -181,7 +188,7 @@ class _Landed(_Replay):
         time = "coalesce(timestamp, quarantined_at)" if "timestamp" in held.columns else "quarantined_at"
         alone = "count(*) over (partition by partition, offset) = 1"
         found = held.filter(f"origin = {sql.string(self._topic)} and offset is not null").selectExpr(
-            *_RECORD.split(", "), f"{time} as _timestamp", f"{alone} as alone")  # fmt: skip
+            *_RECORD, f"{time} as _timestamp", f"{alone} as alone")  # fmt: skip
         later = f"alone and (_partition, _offset) > ({after[0]}, {after[1]}L)"
         return found.filter(later).drop("alone").orderBy("_partition", "_offset").limit(MOST)
 
@@ -241,9 +248,9 @@ class _Inserted(_Replay):
                 ' where copies = 1 and (partition, "offset") > (%s, %s) order by partition, "offset" limit %s'
             ).format(self._aside), (self._topic, *after, MOST))  # fmt: skip
             found = [(_bytes(key), _bytes(value), *place, int(at)) for key, value, *place, at in cursor.fetchall()]
-        kinds = ", ".join(f"{name} {'bigint' if kind == 'timestamp' else kind}" for name, kind in COLUMNS.items())
-        return self._spark.createDataFrame(found, kinds).selectExpr(
-            *(name for name in COLUMNS if name != "_timestamp"), "timestamp_micros(_timestamp) as _timestamp")
+        kinds = "key binary, value binary, origin string, partition int, offset bigint, at bigint"
+        frame = self._spark.createDataFrame(found, kinds)
+        return frame.selectExpr(*_RECORD, "timestamp_micros(at) as _timestamp")
 
     def _move(self, good: DataFrame, places: Places, counters: Mapping[str, int], warnings: Mapping[str, int]) -> None:
         held = self._claim

@@ -1,6 +1,7 @@
 """``kafka``: the records of one topic; in a stream all that come, in a job those of a range.
 
-Columns: ``_key binary, _value binary, _topic string, _partition int, _offset bigint, _timestamp timestamp``.
+Columns: ``_key binary, _value binary, _topic string, _partition int, _offset bigint, _timestamp timestamp``, and
+``_headers array<struct<key: string, value: binary>>``, null for a record that has none.
 
 **Delivery guarantees**: reads committed records only, from the position that the sink's own ledger holds; ``start``
 counts when there is none yet. A record is never skipped: a position that the topic no longer holds stops the run.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 COLUMNS = {"_key": "binary", "_value": "binary", "_topic": "string", "_partition": "int", "_offset": "bigint",
-           "_timestamp": "timestamp"}  # fmt: skip
+           "_timestamp": "timestamp", "_headers": "array<struct<key: string, value: binary>>"}  # fmt: skip
 
 
 def _bound(value: object) -> object:
@@ -270,7 +271,8 @@ def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: s
               .option("failOnDataLoss", "true").option("kafkaConsumer.pollTimeoutMs", "60000")
               # Spark seeks before each poll, which throws away what was fetched and not yet given out
               .option("kafka.max.poll.records", 100_000).option("kafka.max.partition.fetch.bytes", 4 << 20)
-              .option("kafka.fetch.max.wait.ms", 20).option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
+              .option("includeHeaders", "true").option("kafka.fetch.max.wait.ms", 20)
+              .option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
     return stream.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
 
 
@@ -280,7 +282,8 @@ def read_range(spark: SparkSession, topic: str, bootstrap_servers: str, starts: 
     frame = (spark.read.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers).option("subscribe", topic)
              .option("startingOffsets", json.dumps({topic: {str(p): o for p, o in starts.items()}}))
              .option("endingOffsets", json.dumps({topic: {str(p): o for p, o in ends.items()}}))
-             .option("kafka.isolation.level", "read_committed").option("failOnDataLoss", "true").load())  # fmt: skip
+             .option("kafka.isolation.level", "read_committed").option("failOnDataLoss", "true")
+             .option("includeHeaders", "true").load())  # fmt: skip
     return frame.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 Report = Callable[[str], None]
-Record = tuple[bytes | None, int]
+Record = tuple[bytes | None, int, bytes | None, Sequence[tuple[str, bytes | None]]]
 Received = tuple[bytes | None, bytes | None, list[Any]]
 #: seconds that the broker may take to create a topic or to accept a batch
 PATIENCE = 20.0
@@ -119,13 +119,13 @@ class Bench:
                 time.sleep(0.05)
 
     def send(self, topic: str, records: Sequence[Record]) -> None:
-        """``records``: value and timestamp in milliseconds. Raises ``RunError`` NOT_DELIVERED."""
+        """Raises ``RunError`` NOT_DELIVERED."""
         from confluent_kafka import Producer
 
         failed: list[str] = []
         producer = Producer({"bootstrap.servers": self.services.bootstrap_servers, "acks": "all", "log_level": 0})
-        for value, timestamp in records:
-            producer.produce(topic, value=value, partition=0, timestamp=timestamp,
+        for value, timestamp, key, headers in records:
+            producer.produce(topic, value=value, partition=0, timestamp=timestamp, key=key, headers=list(headers),
                              on_delivery=lambda error, _: failed.append(str(error)) if error else None)  # fmt: skip
         if producer.flush(PATIENCE) or failed:
             reason = failed[0] if failed else f"no answer in {PATIENCE:.0f} s"

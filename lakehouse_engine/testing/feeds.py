@@ -17,7 +17,7 @@ from lakehouse_engine.errors import SpecError
 from lakehouse_engine.sources import Delta, Files, Kafka, Rate, Source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import upstream
-from lakehouse_engine.testing.bench import Bench, encoded
+from lakehouse_engine.testing.bench import Bench, Record, encoded
 from lakehouse_engine.testing.cases import Case, Row, did_you_mean
 
 
@@ -76,7 +76,16 @@ class TopicFeed:
             raise self._place.problem(f".inputs.{self._place.name}", "BAD_VALUE", f"{self._place.name} is a topic: its"
                                       " rows come in batches")  # fmt: skip
         millis = int(clock.timestamp() * 1000)
-        self._place.bench.send(self._topic, [(encoded(row), millis) for row in rows])
+        self._place.bench.send(self._topic, [_record(row, millis) for row in rows])
+
+
+def _record(row: Row, millis: int) -> Record:
+    """A map's ``_key`` and ``_headers`` (a map) are those of the record, and not of its value."""
+    if not isinstance(row, Mapping):
+        return encoded(row), millis, None, ()
+    value = {name: field for name, field in row.items() if name not in ("_key", "_headers")}
+    headers = [(name, encoded(text)) for name, text in (row.get("_headers") or {}).items()]
+    return encoded(value), millis, encoded(row.get("_key")), headers
 
 
 class TableFeed:
