@@ -47,6 +47,8 @@ class Reset:
     def text(self) -> str:
         """What is done, and what is to be done after it."""
         spec, source = self.spec, self.spec.source
+        if not self.moves:
+            return f"{spec.name}: there is no table yet, and the next run begins at its source's start"
         lines = [f"{spec.name}: epoch {self.epoch} ends, {self.epoch + 1} begins"]
         lines += [f"  {old} is set aside as {new}" for old, new in self.moves]
         if isinstance(source, Kafka):
