@@ -27,6 +27,9 @@ create table if not exists lakehouse.runs (
 create table if not exists lakehouse.backfills (
   pipeline text primary key, epoch int not null, id text not null, done date not null, finished boolean not null,
   at timestamptz not null default clock_timestamp());
+create table if not exists lakehouse.definitions (
+  pipeline text not null, epoch int not null, definition jsonb, at timestamptz not null default clock_timestamp(),
+  primary key (pipeline, epoch));
 do $$ begin
   if to_regclass('lakehouse.batches_by_time') is null then
     create index batches_by_time on lakehouse.batches using brin (committed_at)

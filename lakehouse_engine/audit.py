@@ -164,13 +164,18 @@ def _postgres(cursor: Any, held: Held) -> Iterator[Audited]:
 
 
 def _late_by_batch(cursor: Any) -> sql.Composable:
-    """SQL: how many rows the batch ``b`` has kept as late, null where it has no such table."""
+    """SQL: how many rows the batch ``b`` has kept as late, null where it has no such table (its epoch's)."""
     cursor.execute("select table_schema, table_name from information_schema.tables where table_name like '%\\_\\_late'"
                    " and table_schema <> 'lakehouse'")  # fmt: skip
-    cases = [sql.SQL("when {} then (select count(*) from {} l where l.batch_id = b.batch_id)").format(
-        sql.Literal(f"{schema}.{name.removesuffix('__late')}"), sql.Identifier(schema, name))
-        for schema, name in cursor.fetchall()]  # fmt: skip
-    return sql.SQL("case b.pipeline {} end").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("null::bigint")
+    cases = []
+    for schema, name in cursor.fetchall():
+        layer, _, ended = schema.partition("__epoch")
+        epoch = sql.Literal(int(ended)) if ended else sql.SQL(
+            "(select max(n.epoch) from lakehouse.batches n where n.pipeline = b.pipeline)")  # fmt: skip
+        cases.append(sql.SQL("when b.pipeline = {} and b.epoch = {} then (select count(*) from {} l"
+                             " where l.batch_id = b.batch_id)").format(
+            sql.Literal(f"{layer}.{name.removesuffix('__late')}"), epoch, sql.Identifier(schema, name)))  # fmt: skip
+    return sql.SQL("case {} end").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("null::bigint")
 
 
 def _delta(storage: Path, held: Held) -> Iterator[Audited]:

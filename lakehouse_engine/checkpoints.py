@@ -61,6 +61,8 @@ class Checkpoint:
                                     " missing)")  # fmt: skip
             return self._new(wanted)
         made = Made(**self._json(self.folder / _FILE))
+        if held is None and made.epoch < wanted.epoch:
+            return self._new(wanted)  # of an epoch that was ended
         if held is None:
             if self._batches("commits"):
                 raise self._refused("SINK_BEHIND", "the table holds nothing of what the checkpoint has counted already")

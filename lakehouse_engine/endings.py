@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg2
 
-from lakehouse_engine import ledger, progress, sql
+from lakehouse_engine import definitions, ledger, progress, sql
 from lakehouse_engine.checkpoints import Held
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import FencedError, PlanError, RunError
 from lakehouse_engine.inserts import QUARANTINED
 from lakehouse_engine.maintenance import Keeper
-from lakehouse_engine.plan import EPOCH
 from lakehouse_engine.progress import Position, Record, from_micros
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
@@ -60,6 +59,7 @@ class Ending(Protocol):
     """``held``: what the sink says, read without changing anything; ``claim`` takes it over for a checkpoint."""
 
     batch_id: int
+    epoch: int
 
     def held(self) -> Held | None: ...
 
@@ -85,14 +85,16 @@ class IntoPostgres:
         self._checkpoint, self._number = "", -1
         self._upsert: postgres_upsert.Upsert | None = None
         self._stamp: Mapping[str, str] = {}
-        self.batch_id = 0
+        self.batch_id, self.epoch = 0, 1
 
     def held(self) -> Held | None:
-        key = (self._query.name, EPOCH)
         with self._connection, self._connection.cursor() as cursor:
             cursor.execute("select to_regclass('lakehouse.queries') is not null,"
-                           " to_regclass('lakehouse.positions') is not null")  # fmt: skip
-            queries, positions = _one(cursor)
+                           " to_regclass('lakehouse.positions') is not null,"
+                           " to_regclass('lakehouse.definitions') is not null")  # fmt: skip
+            queries, positions, defined = _one(cursor)
+            self.epoch = progress.epoch_of(cursor, self._query.name) if defined else 1
+            key = (self._query.name, self.epoch)
             if queries:
                 mine = "where pipeline = %s and epoch = %s"
                 cursor.execute(f"select checkpoint, batch from lakehouse.queries {mine}", key)
@@ -128,15 +130,16 @@ class IntoPostgres:
                 "insert into lakehouse.queries as q (pipeline, epoch, checkpoint, batch, writer)"
                 " values (%s, %s, %s, -1, %s) on conflict (pipeline, epoch) do update set writer = excluded.writer,"
                 " checkpoint = case when q.batch < 0 then excluded.checkpoint else q.checkpoint end"
-                " returning checkpoint, batch", (query.name, EPOCH, checkpoint, self._writer))  # fmt: skip
+                " returning checkpoint, batch", (query.name, self.epoch, checkpoint, self._writer))  # fmt: skip
             self._checkpoint, self._number = _one(cursor)
+            definitions.hold(cursor, query.name, self.epoch, definitions.of(query.spec, columns))
             cursor.execute("select coalesce(max(batch_id), 0) from lakehouse.batches"
-                           " where pipeline = %s and epoch = %s", (query.name, EPOCH))  # fmt: skip
+                           " where pipeline = %s and epoch = %s", (query.name, self.epoch))  # fmt: skip
             (self.batch_id,) = _one(cursor)
 
     def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
         with self._connection, self._connection.cursor() as cursor:
-            claim = progress.claim(cursor, self._query.name, EPOCH, topic_id, topic, starts, self._writer,
+            claim = progress.claim(cursor, self._query.name, topic_id, topic, starts, self._writer,
                                    on_state=True)  # fmt: skip
         return claim.positions
 
@@ -163,7 +166,7 @@ class IntoPostgres:
             "update lakehouse.queries set batch = %s, state_rows = coalesce(%s, state_rows),"
             " state_bytes = coalesce(%s, state_bytes) where pipeline = %s and epoch = %s and checkpoint = %s"
             " and batch = %s and writer = %s",
-            (batch.number, *(batch.state or (None, None)), self._query.name, EPOCH, self._checkpoint, self._number,
+            (batch.number, *(batch.state or (None, None)), self._query.name, self.epoch, self._checkpoint, self._number,
              self._writer))  # fmt: skip
         if cursor.rowcount != 1:
             raise FencedError("FENCED", f"{self._query.name}: written by another process; this one stops. Nothing was"
@@ -223,7 +226,9 @@ class IntoDelta:
         self._keepers += [Keeper(delta_sink.beside(self._path, side), aside) for side in sides]
         self._checkpoint = ""
         self._record: Mapping[str, Any] | None = None
-        self.batch_id = 0
+        self._definition: Mapping[str, Any] | None = None
+        self._said = False
+        self.batch_id, self.epoch = 0, delta_sink.epoch_of(self._path)
 
     def held(self) -> Held | None:
         record = self._record = DeltaLog(self._path).record()
@@ -236,6 +241,7 @@ class IntoDelta:
 
     def claim(self, checkpoint: str, kinds: Mapping[str, str]) -> None:
         self._checkpoint = checkpoint
+        self._definition = definitions.of(self._query.spec, [name for name in kinds if name != DELETES]).as_json()
 
     def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
         found = {partition: Position(offset) for partition, offset in starts.items()}
@@ -245,7 +251,9 @@ class IntoDelta:
 
     def write(self, batch: Batch) -> Mapping[str, Any]:
         state = {} if batch.state is None else {"state_rows": batch.state[0], "state_bytes": batch.state[1]}
-        text = batch.record.user_metadata(checkpoint=self._checkpoint, query_batch=batch.number, **state)
+        says = not self._said or batch.record.batch_id % definitions.EVERY == 0
+        said = {"definition": self._definition} if says else {}
+        text = batch.record.user_metadata(checkpoint=self._checkpoint, query_batch=batch.number, **state, **said)
         now = f"timestamp'{batch.record.began_at.isoformat()}'"
         if batch.refused is not None:
             self._keep("quarantine", batch, text, batch.refused.selectExpr(
@@ -267,7 +275,7 @@ class IntoDelta:
             delta_sink.append(batch.good.select(*map(sql.name, batch.columns)).coalesce(1), self._path, text,
                               partition_by=sink.partition_by, cluster_by=sink.cluster_by,
                               properties=properties)  # fmt: skip
-        self.batch_id = batch.record.batch_id
+        self.batch_id, self._said = batch.record.batch_id, True
         for keeper in self._keepers:
             keeper.after(batch.good.sparkSession)
         return DeltaLog(self._path).standing()
@@ -302,7 +310,7 @@ class Shown:
 
     def __init__(self, query: Query) -> None:
         self._query = query
-        self.batch_id = 0
+        self.batch_id, self.epoch = 0, 1
 
     def held(self) -> Held | None:
         return None

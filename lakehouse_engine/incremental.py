@@ -12,7 +12,7 @@ from lakehouse_engine import arrivals, noted, outside
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.locality import Other
-from lakehouse_engine.plan import EPOCH, Job
+from lakehouse_engine.plan import Job
 from lakehouse_engine.sinks import Delta, Files, Kafka
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.spec.environment import Environment
@@ -75,7 +75,7 @@ def decide(job: Job, storage: Path, *, full: bool = False, environment: Environm
     stranger = _stranger(target, record, job.name)
     if record is None or stranger is not None:
         return everything(f"version {stranger} of {job.name} is not this pipeline's")
-    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
+    if record.get("fingerprint") != job.fingerprint:
         unfinished = (record.get("backfill") or {}).get("finished") is False
         return everything("a backfill has not been finished" if unfinished else "the pipeline has changed")
     before = record["sources"].get(job.source, {})
@@ -125,7 +125,7 @@ def _noted(job: Job, storage: Path, everything: Callable[[str], Decision],
     record = noted_as_read(job, storage)
     if record is None:
         return everything("first run")
-    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
+    if record.get("fingerprint") != job.fingerprint:
         return everything("the pipeline has changed")
     read = everything("").sources
     if any(record["sources"].get(key) != read[key] for key in read):
@@ -156,7 +156,7 @@ def _outside(job: Job, storage: Path, environment: Environment | None, *, full: 
         return everything
     if record is None or (isinstance(job.spec.sink, Delta) and _stranger(target, record, job.name) is not None):
         return replace(everything, reason=f"the newest commit of {job.name} is not this pipeline's")
-    if record.get("fingerprint") != job.fingerprint or record.get("epoch") != EPOCH:
+    if record.get("fingerprint") != job.fingerprint:
         return replace(everything, reason="the pipeline has changed")
     if record["sources"] != read:
         return _grown(job, storage, record, everything)
@@ -198,7 +198,7 @@ def _changes(job: Job, storage: Path, all_of_it: Decision, *, full: bool) -> Dec
     record = target.record()
     if target.version() is None:
         return all_of_it
-    begin = f"drop {job.name} and the tables beside it to begin anew with the table as it is"
+    begin = f"lakehouse reset {job.spec.file} begins anew with the table as it is"
     stranger = _stranger(target, record, job.name)
     if full or record is None or stranger is not None:
         reason = "changes come once" if full else f"version {stranger} of {job.name} is not this pipeline's"

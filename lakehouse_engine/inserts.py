@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from lakehouse_engine import ledger, progress, rows, sql
+from lakehouse_engine import definitions, ledger, progress, rows, sql
 from lakehouse_engine.errors import PlanError, RunError, said_by_spark
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Judge
-from lakehouse_engine.plan import EPOCH, Member
+from lakehouse_engine.plan import Member
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.upsert import Upsert
@@ -57,6 +57,7 @@ class Inserts:
                 postgres_sink.ensure_table(cursor, member.table, columns, [], where)
             postgres_sink.ensure_quarantine(cursor, member.table)
             self._claim = claimed(cursor, member, read, writer)
+            definitions.hold(cursor, member.name, self._claim.epoch, definitions.of(member.spec, columns))
 
     @property
     def positions(self) -> Mapping[int, Position]:
@@ -85,8 +86,8 @@ class Inserts:
             return None
         warnings = self._judge.warnings(counts, started_at)
         after = progress.reached(self.positions, reached or counts.ends)
-        record = Record(self.name, EPOCH, self._claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
-                        self.positions, after, None, counts.outcomes, warnings,
+        record = Record(self.name, self._claim.epoch, self._claim.batch_id + 1, started_at, self._topic.id,
+                        self._topic.name, self.positions, after, None, counts.outcomes, warnings,
                         behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
         columns = [name for name in self._judge.columns if name != "_later"]
         beside = ["_at_partition", "_at_offset"] if self._upsert else []
@@ -106,7 +107,7 @@ class Inserts:
                 progress.commit(cursor, [record], self._writer)
         except psycopg2.DataError as error:  # a row that its column cannot hold comes again, and again
             raise RunError("ROW_REFUSED", str(error).strip().splitlines()[0], where=self.name) from error
-        self._claim = progress.Claim(dict(record.after), record.batch_id, None)
+        self._claim = progress.Claim(dict(record.after), record.batch_id, None, record.epoch)
         return record
 
     def _keep_aside(self, cursor: Any, judged: DataFrame, record: Record) -> None:
@@ -129,9 +130,9 @@ class Inserts:
 def claimed(cursor: Any, member: Member, read: Reading, writer: str) -> progress.Claim:
     """Takes the pipeline over. Raises ``RunError`` STATE_DIFFERS, TABLE_RECREATED."""
     topic = read.topic
-    if not read.placed and progress.read_another(cursor, member.name, EPOCH, topic.id, topic.name):
+    if not read.placed and progress.read_another(cursor, member.name, topic.id, topic.name):
         raise recreated(topic.name, member.name, member.spec.where("source"))
-    return progress.claim(cursor, member.name, EPOCH, topic.id, topic.name, read.starts(), writer)
+    return progress.claim(cursor, member.name, topic.id, topic.name, read.starts(), writer)
 
 
 def stored_types(spark: SparkSession, member: Member, nothing: str) -> dict[str, str]:

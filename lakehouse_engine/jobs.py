@@ -11,7 +11,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import arrivals, checks, deletions, further, noted, outside, rows, sql, steps, table_checks
+from lakehouse_engine import (
+    arrivals,
+    checks,
+    definitions,
+    deletions,
+    further,
+    ledger,
+    noted,
+    outside,
+    progress,
+    rows,
+    sql,
+    steps,
+    table_checks,
+)
 from lakehouse_engine import plan as plans
 from lakehouse_engine.arrivals import MustRecompute
 from lakehouse_engine.computed import Computed, Reads, projected
@@ -19,14 +33,14 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError, SpecError, said_by_spark
 from lakehouse_engine.incremental import Decision, decide
 from lakehouse_engine.locks import acquire
-from lakehouse_engine.plan import EPOCH, Job
+from lakehouse_engine.plan import Job
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.segments import Segment, conserved
 from lakehouse_engine.sinks import Console, Delta, Files, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
-from lakehouse_engine.sinks.delta_upsert import Upsert
+from lakehouse_engine.sinks.delta_upsert import DELETES, Upsert
 from lakehouse_engine.sources import delta as changes
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union, Window
@@ -126,6 +140,7 @@ class _Run:
         self._run_id = uuid.uuid4().hex
         self._started = datetime.now(timezone.utc)
         self._now = now or self._started
+        self._epoch = delta_sink.epoch_of(delta_sink.table_path(storage, job.name))
         self._where = self._slices()
         slices = None if self._where is None else decision.slices
         source = self._changes if job.changes else self._new if self._only_new else self._stored
@@ -209,8 +224,8 @@ class _Run:
         try:
             return changes.read_changes(self._spark, log, decision.since, decision.version)
         except PySparkException as error:
-            raise RunError("CHANGES_GONE", f"{said_by_spark(error)}; drop {self._job.name} and the tables beside it to"
-                           " begin anew with the table as it is",
+            raise RunError("CHANGES_GONE", f"{said_by_spark(error)}; lakehouse reset {self._spec.file} begins anew"
+                           " with the table as it is",
                            where=self._spec.where("source")) from None  # fmt: skip
 
     def _stored(self, *, since: bool = False) -> DataFrame:
@@ -300,12 +315,13 @@ class _Run:
     def _record(self) -> str:
         decision = self._decision
         record = {
-            "pipeline": self._job.name, "epoch": EPOCH, "run_id": self._run_id, "kind": "job",
+            "pipeline": self._job.name, "epoch": self._epoch, "run_id": self._run_id, "kind": "job",
             "started_at": self._started.isoformat(), "fingerprint": decision.fingerprint,
             "sources": dict(decision.sources), "slice_by": self._job.slice_by,
             "slices": None if decision.kind in ("full", "changes") else list(decision.slices),
             "appended": self._only_new, "reason": decision.reason,
             "counters": self._counters, "warnings": self._warnings,
+            "definition": definitions.of(self._spec).as_json(),
         }  # fmt: skip
         done = deletions.done(self._target)
         record |= {"deletes": done} if done else {}
@@ -362,7 +378,7 @@ class _Run:
             f"{rows.first_row(current.verdicts)} as row", f"cast({unit} as string) as unit")  # fmt: skip
 
     def _txn(self) -> str:
-        return f"{self._job.name}/{EPOCH}/{self._run_id}"
+        return f"{self._job.name}/{self._epoch}/{self._run_id}"
 
     def _write(self, result: DataFrame) -> None:
         from pyspark.sql import functions as F
@@ -403,7 +419,10 @@ class _Run:
         assert self._dsn is not None
         table, where = self._spec.table, self._spec.where("sink")
         with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
+            ledger.ensure(cursor)
             postgres_sink.load(cursor, table, result, where)
+            epoch = progress.epoch_of(cursor, self._job.name)
+            definitions.hold(cursor, self._job.name, epoch, definitions.of(self._spec, result.columns))
 
 
     def _merge(self, sink: Delta, result: DataFrame) -> None:
@@ -417,6 +436,8 @@ class _Run:
         layout = (path, self._spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by, sink.updated_at,
                   properties, self._txn())  # fmt: skip
         ties = [name for name in ("_later",) if name in result.columns]
+        kinds = {name: kind for name, kind in result.dtypes if name not in (*ties, DELETES)}
+        delta_sink.widen(self._spark, path, kinds, self._spec.where("sink"))
         if sink.mode == "scd2":
             Scd2(*layout).write(result.drop(*ties), self._record(), self._started)
         else:

@@ -4,7 +4,8 @@
 checkpoint a stream with state of Spark's is here (``endings.py``). ``served``: which version of a Delta table the copy
 holds (``serving.py``). ``outbox``: changes of windows that are still to be sent to a further sink (``outbox.py``).
 ``backfills``: the day that the last recount of a stream has reached (``recount.py``). ``runs``: what was seen of
-everything else, for people (``journal.py``).
+everything else, for people (``journal.py``). ``definitions``: by what each pipeline's rows are made
+(``definitions.py``).
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ create table if not exists lakehouse.runs (
 create table if not exists lakehouse.backfills (
   pipeline text primary key, epoch int not null, id text not null, done date not null, finished boolean not null,
   at timestamptz not null default clock_timestamp());
+create table if not exists lakehouse.definitions (
+  pipeline text not null, epoch int not null, definition jsonb, at timestamptz not null default clock_timestamp(),
+  primary key (pipeline, epoch));
 do $$ begin
   if to_regclass('lakehouse.batches_by_time') is null then
     create index batches_by_time on lakehouse.batches using brin (committed_at)
@@ -91,7 +95,8 @@ def make(cursor: Any) -> None:
 
 
 #: the newest of them last
-_ALL = ["outbox", "positions", "batches", "served", "backfills", "runs", "last_runs", "commits", "queries"]
+_ALL = ["outbox", "positions", "batches", "served", "backfills", "runs", "last_runs", "commits", "queries",
+        "definitions"]  # fmt: skip
 
 
 def ensure(cursor: Any) -> None:

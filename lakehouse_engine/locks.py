@@ -6,11 +6,14 @@ or after, the JVM is.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +58,31 @@ def acquire(spark: SparkSession, storage: Path, name: str, holder: str, *, patie
         if time.monotonic() >= deadline:
             raise RunError("LOCKED", f"{name} is being written by {_holder(path)}; stop that one first", where=name)
         time.sleep(0.1)
+
+
+@contextmanager
+def alone(storage: Path, name: str) -> Iterator[None]:
+    """Locks ``name`` while the context lasts, from a process without a JVM: Java's locks are POSIX locks, as these are.
+
+    Raises ``RunError`` LOCKED, naming who holds it.
+    """
+    folder = storage / "_locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.lock"
+    held = RunError("LOCKED", f"{name} is being written by {_holder(path)}; stop that one first", where=name)
+    with _guard:
+        if path in _ours:
+            raise held
+        file = path.open("r+" if path.exists() else "w+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise held from None
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "pipelines": name}, file)
+        file.flush()
+        yield
 
 
 def _try(spark: SparkSession, path: Path, holder: str) -> Lock | None:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import noted, progress, rows, sql
+from lakehouse_engine import definitions, noted, progress, rows, sql
 from lakehouse_engine.aside import Aside
 from lakehouse_engine.inserts import stored_types
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Judge
-from lakehouse_engine.plan import EPOCH, Member
+from lakehouse_engine.plan import Member
 from lakehouse_engine.producing import Topic, messages
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import Kafka
@@ -51,6 +51,7 @@ class Messages:
         self._to = Topic(bootstrap_servers, sink.topic, member.spec.where("sink"))
         self._aside = Aside(storage, member.name, read) if member.keeps else None
         self._batch_id, self.positions, self._totals = self._held(member.spec.where("source"))
+        self._definition = definitions.of(member.spec, member.rows.stored).as_json()
 
     def _held(self, where: str) -> tuple[int, dict[int, Position], dict[str, int]]:
         begin = {p: Position(offset) for p, offset in self._read.starts().items()}
@@ -82,7 +83,7 @@ class Messages:
             return None
         warnings = self._judge.warnings(counts, started_at)
         after = progress.reached(self.positions, reached or counts.ends)
-        record = Record(self.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
+        record = Record(self.name, 1, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings,
                         behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
         if self._aside is not None and self._aside.wanted(counts, record):
@@ -91,6 +92,7 @@ class Messages:
             good = judged.filter(f"_outcome = '{rows.COUNTED}'")
             self._to.send(messages(good.selectExpr(*self._parts)))
         totals = {name: self._totals.get(name, 0) + counts.outcomes.get(name, 0) for name in progress.COUNTERS}
-        noted.write(self._storage, self.name, json.dumps({**json.loads(record.user_metadata()), TOTALS: totals}))
+        noted.write(self._storage, self.name, json.dumps({
+            **json.loads(record.user_metadata(definition=self._definition)), TOTALS: totals}))
         self.positions, self._batch_id, self._totals = dict(record.after), record.batch_id, totals
         return record

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lakehouse_engine import rows, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.plan import EPOCH, Member, after_landing
-from lakehouse_engine.progress import from_user_metadata, to_micros
+from lakehouse_engine.plan import Member, after_landing
+from lakehouse_engine.progress import epoch_of, from_user_metadata, to_micros
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources import Kafka, kafka
@@ -39,6 +39,7 @@ class Read:
     topic: str
     topic_id: str
     next: Mapping[int, int]
+    epoch: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpe
 def missing(cursor: Any, past: Past, read: Read, first: int) -> str | None:
     """What the source does not hold of the rows with event times from ``first`` (microseconds) on; None: nothing."""
     for partition, offset in sorted(past.firsts.items()):
-        cursor.execute(_REACHED, {"p": str(partition), "offset": offset, "name": read.pipeline, "epoch": EPOCH,
+        cursor.execute(_REACHED, {"p": str(partition), "offset": offset, "name": read.pipeline, "epoch": read.epoch,
                                   "topic": read.topic_id})  # fmt: skip
         start, passed, at_pass, ever = cursor.fetchone()
         greatest = at_pass if passed else ever
@@ -179,8 +180,9 @@ def _topic(spark: SparkSession, member: Member, read: Read, bootstrap_servers: s
 
 def stream_rows(cursor: Any, pipeline: str, topic: str) -> Read:
     """What the pipeline has read, by its ledger. Raises ``RunError`` NOT_STARTED, TOPIC_RECREATED."""
+    epoch = epoch_of(cursor, pipeline)
     cursor.execute("select topic_id, topic, partition, next_offset from lakehouse.positions where pipeline = %s"
-                   " and epoch = %s", (pipeline, EPOCH))  # fmt: skip
+                   " and epoch = %s", (pipeline, epoch))  # fmt: skip
     found = cursor.fetchall()
     if not found:
         raise RunError("NOT_STARTED", f"{pipeline} has not run yet: it has closed no window; run it first",
@@ -189,7 +191,7 @@ def stream_rows(cursor: Any, pipeline: str, topic: str) -> Read:
         names = ", ".join(sorted({f"{row[1]} ({row[0]})" for row in found}))
         raise RunError("TOPIC_RECREATED", f"{pipeline} has read more than this topic: {names}; offsets of one say"
                        " nothing of another, so its rows cannot be told apart", where=pipeline)  # fmt: skip
-    return Read(pipeline, topic, found[0][0], {row[2]: row[3] for row in found})
+    return Read(pipeline, topic, found[0][0], {row[2]: row[3] for row in found}, epoch)
 
 
 def spelled(member: Member) -> list[str] | None:

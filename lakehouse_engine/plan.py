@@ -37,8 +37,6 @@ from lakehouse_engine.transforms import (
 )
 from lakehouse_engine.transforms.lookup import REFRESH
 
-#: raised by a reset or an incompatible change; both come with a later version
-EPOCH = 1
 LANDING_COLUMNS = ("_topic", "_partition", "_offset", "_timestamp")
 
 

@@ -140,6 +140,13 @@ class Claim:
     positions: dict[int, Position]
     batch_id: int
     watermark: int | None
+    epoch: int = 1
+
+
+def epoch_of(cursor: Any, pipeline: str) -> int:
+    """The pipeline's epoch: 1, and one more with each ``lakehouse reset``. The ledger is there."""
+    cursor.execute("select coalesce(max(epoch), 1) from lakehouse.definitions where pipeline = %s", (pipeline,))
+    return int(cursor.fetchone()[0])
 
 
 def state_differs(pipeline: str, reset: str) -> RunError:
@@ -147,8 +154,8 @@ def state_differs(pipeline: str, reset: str) -> RunError:
                     f" in its table. Nothing was changed; to begin anew: {reset}", where=pipeline)  # fmt: skip
 
 
-def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, starts: Mapping[int, int],
-          writer: str, *, on_state: bool = False) -> Claim:  # fmt: skip
+def claim(cursor: Any, pipeline: str, topic_id: str, topic: str, starts: Mapping[int, int], writer: str, *,
+          on_state: bool = False) -> Claim:  # fmt: skip
     """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``.
 
     ``on_state``: it is a query with a checkpoint; what such a one has written goes on as one. From its commit on, a
@@ -158,11 +165,11 @@ def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, sta
     Raises ``RunError`` STATE_DIFFERS.
     """
     cursor.execute("lock table lakehouse.positions in share row exclusive mode")
+    epoch = epoch_of(cursor, pipeline)
     cursor.execute("select 1 from lakehouse.queries where (pipeline, epoch) = (%s, %s) and batch >= 0",
                    (pipeline, epoch))  # fmt: skip
     if not on_state and cursor.fetchone() is not None:
-        raise state_differs(pipeline, "drop its table and those beside it, and delete its rows of lakehouse.queries,"
-                            " lakehouse.positions and lakehouse.batches")  # fmt: skip
+        raise state_differs(pipeline, "lakehouse reset")
     for partition, offset in sorted(starts.items()):
         cursor.execute(
             "insert into lakehouse.positions (pipeline, epoch, topic_id, partition, topic, next_offset, writer)"
@@ -178,13 +185,13 @@ def claim(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str, sta
         "select batch_id, watermark from lakehouse.batches where pipeline = %s and epoch = %s"
         " order by batch_id desc limit 1", (pipeline, epoch))  # fmt: skip
     batch_id, watermark = cursor.fetchone() or (0, None)
-    return Claim(positions, batch_id, to_micros(watermark))
+    return Claim(positions, batch_id, to_micros(watermark), epoch)
 
 
-def read_another(cursor: Any, pipeline: str, epoch: int, topic_id: str, topic: str) -> bool:
+def read_another(cursor: Any, pipeline: str, topic_id: str, topic: str) -> bool:
     """Whether the pipeline has read something else that was called so."""
     cursor.execute("select exists (select from lakehouse.positions where (pipeline, epoch, topic) = (%s, %s, %s)"
-                   " and topic_id <> %s)", (pipeline, epoch, topic, topic_id))  # fmt: skip
+                   " and topic_id <> %s)", (pipeline, epoch_of(cursor, pipeline), topic, topic_id))  # fmt: skip
     found: tuple[bool] = cursor.fetchone()
     return found[0]
 
@@ -257,6 +264,6 @@ def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Positi
     return int(stored["batch_id"]), positions
 
 
-__all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit",
+__all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit", "epoch_of",
            "from_micros", "from_user_metadata", "move", "next_watermark", "now_micros", "read_another",
            "to_micros"]  # fmt: skip

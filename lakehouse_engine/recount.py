@@ -32,7 +32,7 @@ from lakehouse_engine.journal import Run, See
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.past import DAY, Past, Read, missing, reading, spelled, stream_rows
-from lakehouse_engine.plan import EPOCH, Member, fingerprint
+from lakehouse_engine.plan import Member, fingerprint
 from lakehouse_engine.request import Span
 from lakehouse_engine.rows import FILTERED, Verdict
 from lakehouse_engine.scan import ScanQuery, WindowMember
@@ -43,7 +43,7 @@ from lakehouse_engine.sinks.final import FinalMerge
 from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
-from lakehouse_engine.streams import ensure_merge, merge_of
+from lakehouse_engine.streams import defined, ensure_merge, merge_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -110,6 +110,7 @@ class _Recount:
     def execute(self, stopped: Callable[[], bool], done: See) -> int:
         with self._connection, self._connection.cursor() as cursor:
             claimed = self._claim(cursor)
+            self._epoch = claimed.claim.epoch
         pasts, reasons = reading(self._spark, self._member, claimed.read, self._lander, self._to.storage,
                                  self._to.bootstrap_servers)  # fmt: skip
         if not pasts:
@@ -136,9 +137,10 @@ class _Recount:
         assert isinstance(source, Kafka)
         ledger.make(cursor)
         read = stream_rows(cursor, self._member.name, source.topic)
-        ensure_merge(cursor, self._merge, self._member)
+        added = ensure_merge(cursor, self._merge, self._member)
         self._merge.stage(cursor)
-        claim = progress.claim(cursor, self._member.name, EPOCH, read.topic_id, read.topic, read.next, self._to.writer)
+        claim = progress.claim(cursor, self._member.name, read.topic_id, read.topic, read.next, self._to.writer)
+        defined(cursor, claim.epoch, self._merge, self._member, added)  # closed windows have every measure, now
         closed = self._merge.closed_until(cursor) if isinstance(self._merge, FinalMerge) else None
         known = [w for w in (closed, claim.watermark) if w is not None]
         watermark = progress.next_watermark(claim.positions.values(), self._time.delay, max(known, default=None))
@@ -174,7 +176,7 @@ class _Recount:
         """The days that are not done, and how many are."""
         with self._connection, self._connection.cursor() as cursor:
             cursor.execute("select done from lakehouse.backfills where (pipeline, epoch, id) = (%s, %s, %s)"
-                           " and not finished", (self._member.name, EPOCH, self._id))  # fmt: skip
+                           " and not finished", (self._member.name, self._epoch, self._id))  # fmt: skip
             row = cursor.fetchone()
         left = [day for day in days if row is None or _date(day) > row[0]]
         return left, len(days) - len(left)
@@ -197,7 +199,7 @@ class _Recount:
                 "insert into lakehouse.backfills (pipeline, epoch, id, done, finished) values (%s, %s, %s, %s, %s)"
                 " on conflict (pipeline) do update set epoch = excluded.epoch, id = excluded.id, done = excluded.done,"
                 " finished = excluded.finished, at = excluded.at",
-                (self._member.name, EPOCH, self._id, _date(day), last))  # fmt: skip
+                (self._member.name, self._epoch, self._id, _date(day), last))  # fmt: skip
             self._compare(cursor, claimed)
         return written
 
@@ -206,7 +208,7 @@ class _Recount:
         cursor.execute(
             "update lakehouse.positions set writer = writer where pipeline = %s and epoch = %s and topic_id = %s"
             " and writer = %s returning partition, next_offset",
-            (self._member.name, EPOCH, claimed.read.topic_id, self._to.writer))  # fmt: skip
+            (self._member.name, self._epoch, claimed.read.topic_id, self._to.writer))  # fmt: skip
         if dict(cursor.fetchall()) != dict(claimed.read.next):
             raise FencedError("FENCED", f"{self._member.name} was taken over by another process; this one stops. What"
                               " is done stays; the same command goes on", where="connection postgres")  # fmt: skip

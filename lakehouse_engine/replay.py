@@ -18,7 +18,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from lakehouse_engine.inserts import stored_types
 from lakehouse_engine.judged import Judge
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
-from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member
+from lakehouse_engine.plan import LANDING_COLUMNS, Member
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.session import apart
 from lakehouse_engine.sinks import Delta, Postgres
@@ -93,12 +93,14 @@ def replay(spark: SparkSession, member: Member, to: Connections, report: Report)
     ) as lookups:
         for error in lookups.refresh(session, progress.now_micros()).values():
             raise error
-        stored_types(session, member, NO_RECORDS)  # what a step gets wrong shows here
+        kinds = stored_types(session, member, NO_RECORDS)  # what a step gets wrong shows here
         if isinstance(member.spec.sink, Delta):
+            path = delta_sink.table_path(to.storage, member.name)
+            delta_sink.widen(session, path, kinds, member.spec.where("sink"))
             return _Landed(session, member, to.storage).replay()
         assert to.postgres_dsn is not None
         with closing(postgres_sink.connect(to.postgres_dsn)) as connection:
-            return _Inserted(session, member, connection, to.writer).replay()
+            return _Inserted(session, member, kinds, connection, to.writer).replay()
 
 
 class _Replay:
@@ -196,8 +198,9 @@ class _Landed(_Replay):
         held = self._log.record()
         assert held is not None
         batch_id, positions = progress.from_user_metadata(held)
-        record = Record(self._member.name, EPOCH, batch_id + 1, self._started_at, held["topic_id"], held["topic"],
-                        positions, positions, None, counters, warnings, deletes=deletions.done(self._log))  # fmt: skip
+        record = Record(self._member.name, int(held.get("epoch", 1)), batch_id + 1, self._started_at,
+                        held["topic_id"], held["topic"], positions, positions, None,
+                        counters, warnings, deletes=deletions.done(self._log))  # fmt: skip
         sink = self._member.spec.sink
         assert isinstance(sink, Delta)
         delta_sink.append(good.coalesce(1), self._path, record.user_metadata(replays={"places": _packed(places)}),
@@ -219,24 +222,29 @@ class _Landed(_Replay):
 class _Inserted(_Replay):
     """A stream into PostgreSQL that adds its rows."""
 
-    def __init__(self, spark: SparkSession, member: Member, connection: Any, writer: str) -> None:
+    def __init__(self, spark: SparkSession, member: Member, kinds: Mapping[str, str], connection: Any,
+                 writer: str) -> None:  # fmt: skip
         super().__init__(spark, member, member.rows.stored)
+        where = member.spec.where("sink")
+        columns = {name: postgres_sink.pg_type(kind, where) for name, kind in kinds.items()}
         self._connection, self._writer = connection, writer
         self._aside = postgres_sink.identifier(postgres_sink.side_table(member.table, "quarantine"))
         with connection, connection.cursor() as cursor:
             ledger.make(cursor)
+            epoch = progress.epoch_of(cursor, member.name)
             cursor.execute("select topic_id, topic from lakehouse.positions p where (pipeline, epoch) = (%s, %s)"
                            " order by (select max(batch_id) from lakehouse.batches b where (b.pipeline, b.epoch,"
                            " b.topic_id) = (p.pipeline, p.epoch, p.topic_id)) desc nulls last limit 1",
-                           (member.name, EPOCH))  # fmt: skip
+                           (member.name, epoch))  # fmt: skip
             found = cursor.fetchone()
             if found is None:
                 raise _not_started(member)
             self._source = (found[0], found[1])
+            postgres_sink.ensure_table(cursor, member.table, columns, [], where)
             postgres_sink.ensure_quarantine(cursor, member.table)
-            self._claim = progress.claim(cursor, member.name, EPOCH, *self._source, {}, writer)
+            self._claim = progress.claim(cursor, member.name, *self._source, {}, writer)
             cursor.execute("update lakehouse.positions set writer = %s where (pipeline, epoch, topic_id)"
-                           " = (%s, %s, %s)", (writer, member.name, EPOCH, self._source[0]))  # fmt: skip
+                           " = (%s, %s, %s)", (writer, member.name, epoch, self._source[0]))  # fmt: skip
 
     def _records(self, after: tuple[int, int]) -> DataFrame:
         with self._connection, self._connection.cursor() as cursor:
@@ -254,8 +262,8 @@ class _Inserted(_Replay):
 
     def _move(self, good: DataFrame, places: Places, counters: Mapping[str, int], warnings: Mapping[str, int]) -> None:
         held = self._claim
-        record = Record(self._member.name, EPOCH, held.batch_id + 1, self._started_at, *self._source, held.positions,
-                        held.positions, None, counters, warnings)  # fmt: skip
+        record = Record(self._member.name, held.epoch, held.batch_id + 1, self._started_at, *self._source,
+                        held.positions, held.positions, None, counters, warnings)  # fmt: skip
         with self._connection, self._connection.cursor() as cursor:
             postgres_sink.copy(cursor, postgres_sink.identifier(self._member.table), list(self._judge.columns),
                                postgres_sink.python_rows(good))  # fmt: skip
@@ -263,7 +271,7 @@ class _Inserted(_Replay):
                 cursor.execute(pg.SQL('delete from {} where origin = %s and partition = %s and "offset" = any(%s)')
                                .format(self._aside), (self._topic, partition, offsets))  # fmt: skip
             progress.commit(cursor, [record], self._writer)
-        self._claim = progress.Claim(dict[int, Position](record.after), record.batch_id, held.watermark)
+        self._claim = replace(held, positions=dict[int, Position](record.after), batch_id=record.batch_id)
 
 
 def _not_started(member: Member) -> RunError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lakehouse_engine import analysis, further, jobs, journal, maintenance, serving
+from lakehouse_engine import analysis, further, jobs, journal, maintenance, serving, starts
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import recount as recounts
 from lakehouse_engine import replay as replays
@@ -111,6 +111,7 @@ class Runner:
         self._unjudged = list(plan.specs)
         try:
             self._preflight(plan)
+            starts.compare(plan.specs, self.storage, self.postgres, self.report)
             if plan.streams:
                 self.spark()
         except LakehouseError as error:
@@ -154,7 +155,8 @@ class Runner:
         self._unjudged = []
         if specs:
             try:
-                analysis.require(found, specs, self.environment)
+                results = analysis.require(found, specs, self.environment).results
+                starts.compare_columns(specs, results, self.storage, self.postgres, self.report)
             except SpecError as error:
                 self._refused = error
                 raise
@@ -294,6 +296,7 @@ class Runner:
             backfills.check(job, span)
         for member in members:
             recounts.check(member, span)
+        starts.compare(plan.specs, self.storage, self.postgres, self.report)
         with _Signals(self):
             for member in members:
                 began = time.monotonic()
@@ -313,6 +316,7 @@ class Runner:
                              " its source changes: lakehouse run, or lakehouse backfill --full")  # fmt: skip
         for member in members:
             replays.check(member)
+        starts.compare(plan.specs, self.storage, self.postgres, lambda _: None)  # it is why they are judged again
         with _Signals(self):
             for member in members:
                 began, started_at = time.monotonic(), now_micros()

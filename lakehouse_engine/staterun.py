@@ -20,10 +20,10 @@ from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Counts
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
-from lakehouse_engine.plan import EPOCH
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sinks.delta_upsert import DELETES
 from lakehouse_engine.stages import Branch, Query, Stateful
 from lakehouse_engine.stateful import Frames, Parts
 from lakehouse_engine.streamrun import Report, StreamRun, reading
@@ -42,7 +42,7 @@ class StateRun(StreamRun):
         self._reads = {branch.name: reading(branch.spec, connections) for branch in query.branches}
         super().__init__(query.name, spark, connections, report, see, self._reads[""].ends)
         folder = connections.storage / "_checkpoints" / query.name
-        reset = _reset(query, connections)
+        reset = f"lakehouse reset {query.spec.file}"
         self._checkpoint = Checkpoint(folder, query.spec.where("transforms"), reset)
         self._positions: dict[str, Mapping[int, Position]] = {}
         self._ending = self._ends_in(reset)
@@ -71,12 +71,16 @@ class StateRun(StreamRun):
             kept = isinstance(self._ending, IntoPostgres | IntoDelta)
             self._lookups = Lookups(self._spark, [self.plan], self._to.storage, self._report)
             frames = Frames(self.plan, {name: read.begin(self._spark) for name, read in self._reads.items()})
-            made = Made(self.plan.name, EPOCH, self.plan.fingerprint, topics, version)
+            made = Made(self.plan.name, self._ending.epoch, self.plan.fingerprint, topics, version)
             made = self._checkpoint.open(made, self._held) if kept else self._checkpoint.scratch(made)
             if self.plan.fed:
                 path = delta_sink.table_path(self._to.storage, self.plan.name)
                 delta_sink.feed(self._spark, path, DeltaLog(path).record())
             self._ending.claim(made.id, frames.kinds)
+            if isinstance(self._ending, IntoDelta):
+                path = delta_sink.table_path(self._to.storage, self.plan.name)
+                kinds = {name: kind for name, kind in frames.kinds.items() if name != DELETES}
+                delta_sink.widen(self._spark, path, kinds, self.plan.spec.where("sink"))
             self._claim_positions()
             self._frames = frames
             self._begin(frames.frame, self._checkpoint.folder, self.plan.every if every is None else every,
@@ -190,8 +194,8 @@ class StateRun(StreamRun):
         for name, before in self._positions.items():
             topic = self._reads[name].topic
             behind = None if name else self._ends.behind({p: q.next_offset for p, q in after[name].items()})
-            made.append(Record(self.plan.name, EPOCH, self._ending.batch_id + 1, started_at, topic.id, topic.name,
-                               before, after[name], watermark, counters, warnings, behind))  # fmt: skip
+            made.append(Record(self.plan.name, self._ending.epoch, self._ending.batch_id + 1, started_at, topic.id,
+                               topic.name, before, after[name], watermark, counters, warnings, behind))  # fmt: skip
         return made[0], tuple(made[1:])
 
     def _late(self, parts: Parts, watermark: int) -> tuple[DataFrame | None, int]:
@@ -269,14 +273,3 @@ class StateRun(StreamRun):
         if self._lookups:
             self._lookups.close()
         super().release()
-
-
-def _reset(query: Query, to: Connections) -> str:
-    """What to do to begin anew, in words."""
-    folder = to.storage / "_checkpoints" / query.name
-    if isinstance(query.spec.sink, Postgres):
-        beside = ", ".join(f"{query.table}__{suffix}" for suffix in ("quarantine", "late"))
-        return (f"drop table {query.table}, {beside}; delete the pipeline's rows of lakehouse.queries,"
-                f" lakehouse.positions and lakehouse.batches; and delete {folder}")  # fmt: skip
-    path = delta_sink.table_path(to.storage, query.name)
-    return f"delete {path}, {path}__quarantine, {path}__late and {folder}"

@@ -128,7 +128,7 @@ def _delta(storage: Path) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"store": "delta", "batches": 0, "last_commit": None, "watermark": None}
         for version in log.versions():
             record = log.record_of(version)
-            if record is None or record.get("repeats") or "__" in folder.parent.name:
+            if record is None or record.get("repeats") or "__" in f"{folder.parent.parent.name}/{folder.parent.name}":
                 continue
             entry["pipeline"] = record["pipeline"]
             entry["batches"] += 1

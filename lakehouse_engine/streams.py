@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from lakehouse_engine import deletions, journal, ledger, progress, rows, sql
+from lakehouse_engine import definitions, deletions, journal, ledger, progress, rows, sql
 from lakehouse_engine.aside import Aside
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
@@ -30,7 +30,7 @@ from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.messages import Messages
 from lakehouse_engine.outbox import Outbox
-from lakehouse_engine.plan import EPOCH, LANDING_COLUMNS, Member, Scan
+from lakehouse_engine.plan import LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.scan import Result, ScanQuery, scan_floors
 from lakehouse_engine.sinks import Console, Delta, Kafka, Postgres, delta_upsert
@@ -78,19 +78,22 @@ class ScanRun(StreamRun):
             self._locks.append(acquire(self._spark, self._to.storage, f"scan {self.scan.name}", holder))
             self._lookups = Lookups(self._spark, self.scan.members, self._to.storage, self._report)
             windows = [m for m in self.scan.members if m.window is not None]
-            for member in windows:  # whoever counts windows of the past holds it, too
-                self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
+            for member in self.scan.members:  # whoever counts windows of the past, or begins anew, holds it, too
+                if isinstance(member.spec.sink, Postgres):
+                    self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
             if windows:
                 self._windows = _Windows(self._spark, windows, self._read, self.scan, self._to)
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
-                    if member.fed:
-                        path = delta_sink.table_path(self._to.storage, member.name)
-                        delta_sink.feed(self._spark, path, DeltaLog(path).record())
-                    if member.spec.merges:
+                    path = delta_sink.table_path(self._to.storage, member.name)
+                    lacks = member.rows.stored.keys() - (DeltaLog(path).columns() or member.rows.stored).keys()
+                    if member.spec.merges or (lacks and not member.spec.deletes_from):
                         # a batch that fails would come again and again
-                        stored_types(self._spark, member, self._read.nothing(self._spark))
+                        kinds = stored_types(self._spark, member, self._read.nothing(self._spark))
+                        delta_sink.widen(self._spark, path, kinds, member.spec.where("sink"))
+                    if member.fed:
+                        delta_sink.feed(self._spark, path, DeltaLog(path).record())
                     landing = _Landing(member, self._read, self.scan, self._to)
                     landing.delete(self._spark, self._report)
                     self._landings.append(landing)
@@ -198,10 +201,13 @@ class _Windows:
             ledger.make(cursor)
             self._outboxes = {member.name: _outboxes(member, merge, to) for member, merge
                               in zip(self._members, self._merges, strict=True)}  # fmt: skip
+            added = []
             for member, merge in zip(self._members, self._merges, strict=True):
-                ensure_merge(cursor, merge, member)
+                added.append(ensure_merge(cursor, merge, member))
                 merge.stage(cursor)
             self._claims = [claimed(cursor, m, read, to.writer) for m in self._members]
+            self._merges = [defined(cursor, claim.epoch, merge, member, new) for claim, merge, member, new
+                            in zip(self._claims, self._merges, self._members, added, strict=True)]  # fmt: skip
             for index, merge in enumerate(self._merges):
                 closed = merge.closed_until(cursor) if isinstance(merge, FinalMerge) else None
                 known = [time for time in (closed, self._claims[index].watermark) if time is not None]
@@ -243,7 +249,7 @@ class _Windows:
         if reached:  # those are no records
             read = max((sum(result.counters.values()) for result in results), default=0)
         for index, record in failed["records"].items():
-            self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark)
+            self._claims[index] = progress.Claim(dict(record.after), record.batch_id, record.watermark, record.epoch)
             see(seen(record, self._trigger, "postgres"))
         for index, error in failed["errors"].items():
             see(journal.failed(self._members[index].name, "stream", started_at, error, step="detached"))
@@ -287,7 +293,7 @@ class _Windows:
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None
         warnings, _ = rows.concluded(result.tallied, LEAST_JUDGED)
-        return Record(member.name, EPOCH, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
+        return Record(member.name, claim.epoch, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
                       claim.positions, after, watermark, result.counters, warnings,
                       behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
 
@@ -340,13 +346,21 @@ def _delay(member: Member) -> int:
     return member.rows.event_time.delay if member.rows.event_time else 0
 
 
-def ensure_merge(cursor: Any, merge: postgres_sink.Merge, member: Member) -> None:
-    """The member's tables are there. Raises ``PlanError`` TABLE_DIFFERS, EMIT_CHANGED."""
+def ensure_merge(cursor: Any, merge: postgres_sink.Merge, member: Member) -> list[str]:
+    """The member's tables are there; the columns that its table lacked. Raises ``PlanError`` TABLE_DIFFERS,
+    EMIT_CHANGED."""
     where = member.spec.where("sink")
     before = mark_of(cursor, postgres_sink.side_table(merge.table, "state"))
     if before is not None and not isinstance(merge, FinalMerge):
         raise emit_changed(merge.table, before, where)
-    merge.ensure(cursor, where)
+    return merge.ensure(cursor, where)
+
+
+def defined(cursor: Any, epoch: int, merge: postgres_sink.Merge, member: Member,
+            added: Collection[str]) -> postgres_sink.Merge:  # fmt: skip
+    """Keeps by what the windows of a claimed pipeline are counted; the merge, which knows the measures that are new."""
+    held = definitions.hold(cursor, member.name, epoch, definitions.of(member.spec, merge.columns), added)
+    return replace(merge, since={name: at for name, at in held.since.items() if name in merge.measures})
 
 
 def _line(error: BaseException) -> str:
@@ -393,8 +407,8 @@ def merge_of(spark: SparkSession, member: Member, nothing: str = kafka.NO_RECORD
     outbox = tuple(part.name for part in branches(member.spec))
     if member.window.final:
         kind = SessionMerge if member.window.session else FinalMerge
-        return kind(member.table, keys, measures, sink.updated_at, member.window.size, sink.mode == "append",
-                    outbox=outbox)  # fmt: skip
+        return kind(member.table, keys, measures, sink.updated_at, size=member.window.size,
+                    append=sink.mode == "append", outbox=outbox)  # fmt: skip
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at, outbox=outbox)
 
 
@@ -412,8 +426,11 @@ class _Landing:
         self._keepers = [Keeper(self._path, policy), Keeper(self._aside.path, beside)]
         starts = {p: Position(offset) for p, offset in read.starts().items()}
         self._batch_id, self.positions = self._held(self._path, starts)
+        self._epoch = delta_sink.epoch_of(self._path)
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
         self._judge = Judge(member, {**member.merged, **landed})
+        self._definition = definitions.of(member.spec, self._judge.columns).as_json()
+        self._said = False
         self._properties = delta_sink.FED if member.fed else {}
         self._storage = to.storage
         self._deletes = deletions.done(DeltaLog(self._path))
@@ -437,7 +454,7 @@ class _Landing:
         if record is None:
             return 0, starts
         if "checkpoint" in record:
-            raise progress.state_differs(self.name, f"delete {path} and the tables beside it")
+            raise progress.state_differs(self.name, "lakehouse reset")
         self._read.check_same(record, self.name, self._member.spec.where("source"))
         batch_id, positions = progress.from_user_metadata(record)
         return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
@@ -464,13 +481,18 @@ class _Landing:
             return None
         warnings = self._judge.warnings(counts, started_at)
         after = progress.reached(self.positions, reached or counts.ends)
-        record = Record(self._member.name, EPOCH, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
-                        self.positions, after, None, counts.outcomes, warnings, deletes=self._deletes)  # fmt: skip
+        record = Record(self._member.name, self._epoch, self._batch_id + 1, started_at, self._topic.id,
+                        self._topic.name, self.positions, after, None, counts.outcomes, warnings,
+                        deletes=self._deletes)  # fmt: skip
         if self._member.keeps and self._aside.wanted(counts, record):
             self._aside.keep(parsed, record)
         self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
-        self.positions, self._batch_id = dict(record.after), record.batch_id
+        self.positions, self._batch_id, self._said = dict(record.after), record.batch_id, True
         return replace(record, behind=self._ends.behind(record.offsets))
+
+    def _metadata(self, record: Record) -> str:
+        says = not self._said or record.batch_id % definitions.EVERY == 0
+        return record.user_metadata(**({"definition": self._definition} if says else {}))
 
     def _store(self, good: DataFrame, record: Record, *, few: bool) -> None:
         sink = self._member.spec.sink
@@ -481,7 +503,7 @@ class _Landing:
         good = good.select(*map(sql.name, self._judge.columns))
         if self._member.spec.deletes_from:
             good = deletions.keys_and_request(good.distinct(), good.columns, record.batch_id, record.began_at)
-        delta_sink.append(good.coalesce(1) if few else good, self._path, record.user_metadata(),
+        delta_sink.append(good.coalesce(1) if few else good, self._path, self._metadata(record),
                           partition_by=sink.partition_by, cluster_by=sink.cluster_by,
                           properties=self._properties)  # fmt: skip
 
@@ -493,7 +515,7 @@ class _Landing:
         layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
                   sink.updated_at, self._properties)  # fmt: skip
         if sink.mode == "scd2":
-            Scd2(*layout).write(good.select(*columns).drop("_later"), record.user_metadata(), at)
+            Scd2(*layout).write(good.select(*columns).drop("_later"), self._metadata(record), at)
             return
         ties = ["_at_offset", "_at_partition"]
         found = good.select(*columns, *ties)
@@ -501,7 +523,7 @@ class _Landing:
             found, ties = good.select(*columns), ["_later"]
         elif self._member.rows.expanded or self._member.spec.follows:  # several rows of one place
             found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
-        Upsert(*layout).write(found, record.user_metadata(), at, ties)
+        Upsert(*layout).write(found, self._metadata(record), at, ties)
 
 
 class _Print:

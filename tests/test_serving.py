@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from pyspark.sql import SparkSession
 
-from lakehouse_engine import serving
+from lakehouse_engine import epochs, serving
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.serving import Served
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -73,6 +73,15 @@ def test_several_versions_are_one_load(mirror: Mirror) -> None:
         mirror.lab.append((10 + number, MON, 10 + number, 1))
         mirror.lab.run()
     assert mirror.serve() == [Served(1, 3, "1 of day changed")]
+
+
+def test_a_copy_begins_a_new_epoch_with_its_table(mirror: Mirror) -> None:
+    (done,) = epochs.reset([mirror.lab.job("gold.events").spec], mirror.lab.storage, mirror.dsn, apply=True)
+    assert done.moves == (("gold.events", "gold__epoch1.events"),) * 2  # in either store
+    assert mirror.query("select to_regclass('gold.events')") == [(None,)]
+    mirror.lab.run("gold.events")
+    assert mirror.serve() == [Served(3, 3, "first load")]
+    assert mirror.query("select count(*) from gold__epoch1.events") == [(3,)]
 
 
 def test_a_copy_changed_by_hand_is_loaded_in_whole(mirror: Mirror) -> None:

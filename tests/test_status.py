@@ -28,7 +28,7 @@ def cursor(database: str) -> Iterator[Any]:
         ledger.prepare(connection)
         connection.autocommit = True
         with connection.cursor() as cursor:
-            progress.claim(Unlocked(cursor), WINDOWS, 1, "id", "t", {0: 0}, "w")
+            progress.claim(Unlocked(cursor), WINDOWS, "id", "t", {0: 0}, "w")
             yield cursor
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from lakehouse_engine.cli import files, look, run, stack
+from lakehouse_engine.cli import change, files, look, run, stack
 from lakehouse_engine.errors import LakehouseError
 
 COMMANDS: tuple[click.Command, ...] = (
     stack.init, stack.up, stack.down, stack.airflow_, stack.jars, stack.produce,
     files.new_, files.validate, files.plan, files.graph, files.diff,
-    run.run, run.serve, run.backfill, run.quarantine, run.maintain,
+    run.run, run.serve, run.backfill, run.quarantine, change.reset, change.rename, run.maintain,
     look.show, look.history, stack.engine_, look.status, look.audit, look.tail,
     files.grafana, look.dashboard, files.schema, files.reference, run.preview, run.test,
 )  # fmt: skip

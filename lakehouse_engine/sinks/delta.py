@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from lakehouse_engine import sql
 from lakehouse_engine.component import Column, Columns, Component, Duration, Expression, Flag, Table, a_week
 from lakehouse_engine.deltalog import DeltaLog
+from lakehouse_engine.errors import PlanError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
@@ -116,6 +117,20 @@ def table_path(storage: Path, table: str) -> Path:
     return storage / layer / name
 
 
+def epoch_of(path: Path) -> int:
+    """The epoch of the table at ``path``: 1, and one more with each ``lakehouse reset``, which sets tables aside."""
+    record = DeltaLog(path).record()
+    if record is not None:
+        return int(record.get("epoch", 1))
+    before = path.parent.parent.glob(f"{path.parent.name}__epoch[0-9]*/{path.name}")
+    return 1 + max((int(one.parent.name.rpartition("__epoch")[2]) for one in before), default=0)
+
+
+def set_aside(path: Path, epoch: int) -> Path:
+    """Where the table of an epoch that has ended lies."""
+    return path.parent.with_name(f"{path.parent.name}__epoch{epoch}") / path.name
+
+
 def _with_statistics(writer: DataFrameWriter, frame: DataFrame, partition_by: Sequence[str],
                      cluster_by: Sequence[str]) -> DataFrameWriter:  # fmt: skip
     """A new table keeps least and greatest values, file by file, of what is ordered by time or made of numbers.
@@ -189,12 +204,44 @@ def feed(spark: SparkSession, path: Path, record: Mapping[str, Any] | None) -> N
     """Makes a table that is there keep what its commits change; that commit repeats the newest ``record``."""
     if DeltaLog(path).version() is None or keeps_changes(DeltaLog(path)):
         return
+    wanted = ", ".join(f"'{key}' = '{value}'" for key, value in FED.items())
+    _repeating(spark, record).sql(f"alter table delta.`{path}` set tblproperties ({wanted})")
+
+
+def widen(spark: SparkSession, path: Path, columns: Mapping[str, str], where: str) -> list[str]:
+    """Adds to a table that is there the columns (name and Spark type) that it lacks; their names.
+
+    The commit repeats the newest record. Raises ``PlanError`` TABLE_DIFFERS for one that is there with another type.
+    """
+    log = DeltaLog(path)
+    there = log.columns()
+    if there is None:
+        return []
+    for name, kind in columns.items():
+        if there.get(name) and "<" not in kind and there[name] != kind:
+            raise PlanError("TABLE_DIFFERS", f"{name} is {there[name]} in the table and {kind} in the result: give the"
+                            " column another name, or begin anew with lakehouse reset", where=where)  # fmt: skip
+    known = {name.lower() for name in there}
+    missing = {name: kind for name, kind in columns.items() if name.lower() not in known}
+    if missing:
+        wanted = ", ".join(f"{sql.name(name)} {kind}" for name, kind in missing.items())
+        _repeating(spark, log.record()).sql(f"alter table delta.`{path}` add columns ({wanted})")
+    return [*missing]
+
+
+def say_again(spark: SparkSession, path: Path, record: Mapping[str, Any]) -> None:
+    """One commit that changes nothing of the table and carries the record."""
+    text = sql.string(str(record["pipeline"]))
+    _repeating(spark, record).sql(f"alter table delta.`{path}` set tblproperties ('lakehouse.pipeline' = {text})")
+
+
+def _repeating(spark: SparkSession, record: Mapping[str, Any] | None) -> SparkSession:
+    """A session whose commits say again what the newest ``record`` of ours says."""
     session = spark.newSession()
     if record is not None:
         repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
         session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
-    wanted = ", ".join(f"'{key}' = '{value}'" for key, value in FED.items())
-    session.sql(f"alter table delta.`{path}` set tblproperties ({wanted})")
+    return session
 
 
 def merge(rows: DataFrame, path: Path, record: str, on: str, clauses: str, run: str | None = None) -> None:

@@ -40,14 +40,15 @@ class FinalMerge(Merge):
         """Says how its open windows are kept."""
         return "emit final"
 
-    def ensure(self, cursor: Any, where: str) -> None:
+    def ensure(self, cursor: Any, where: str) -> list[str]:
         """Raises ``PlanError`` TABLE_DIFFERS, EMIT_CHANGED."""
         state = side_table(self.table, "state")
         before = mark_of(cursor, state)
         if exists(cursor, self.table) and before != self.mark:
             raise emit_changed(self.table, before, where)
-        super().ensure(cursor, where)
+        added = super().ensure(cursor, where)
         cursor.execute(sql.SQL("comment on table {} is %s").format(identifier(state)), (_MARK + self.mark,))
+        return added
 
     @cached_property
     def _statement(self) -> Composable:
@@ -107,5 +108,4 @@ def emit_changed(table: str, before: str | None, where: str) -> PlanError:
     """``before``: what ``mark_of`` says of its state."""
     was = {None: "emit: updates", "emit final": "emit: final"}.get(before, before)
     return PlanError("EMIT_CHANGED", f"{table} was filled with {was}, and its open windows are not where another"
-                     f" way looks for them; to begin anew: drop table {table}, {table}__state, and delete the"
-                     " pipeline's rows of lakehouse.positions", where=where)  # fmt: skip
+                     " way looks for them; to begin anew: lakehouse reset", where=where)  # fmt: skip

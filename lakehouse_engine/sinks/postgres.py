@@ -22,6 +22,7 @@ from psycopg2.sql import Composable
 
 from lakehouse_engine.component import Columns, Component, Expression, Flag, Table
 from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.progress import from_micros
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -124,34 +125,37 @@ def ensure_schema(cursor: Any, table: str) -> None:
         cursor.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema)))
 
 
-def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequence[str], where: str) -> None:
-    """Creates the table, or compares it: names and types must be there as ``columns`` says.
+def ensure_table(cursor: Any, table: str, columns: Mapping[str, str], keys: Sequence[str], where: str) -> list[str]:
+    """Creates the table, or adds the columns that it lacks, whose names it returns.
 
-    Raises ``PlanError`` TABLE_DIFFERS with the statement that mends it.
+    Raises ``PlanError`` TABLE_DIFFERS for a column that is there with another type.
     """
-    present = _columns(cursor, table)
+    present = columns_of(cursor, table)
     if not present:
         # one at a time: two transactions that create the same collide
         ensure_schema(cursor, table)
         cursor.execute("select pg_advisory_xact_lock(7241203, hashtext(%s))", (table,))
-        present = _columns(cursor, table)
+        present = columns_of(cursor, table)
     if not present:
         parts = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(kind)) for c, kind in columns.items()]
         if keys:
             unique = sql.SQL(", ").join(map(sql.Identifier, keys))
             parts.append(sql.SQL("unique nulls not distinct ({})").format(unique))
         cursor.execute(sql.SQL("create table {} ({})").format(identifier(table), sql.SQL(", ").join(parts)))
-        return
+        return []
     for column, kind in columns.items():
-        if column not in present:
-            raise PlanError("TABLE_DIFFERS", f"{table} has no column {column}; add it with: alter table {table}"
-                            f" add column {column} {kind}", where=where)  # fmt: skip
-        if present[column] != kind:
-            raise PlanError("TABLE_DIFFERS", f"{table}.{column} is {present[column]} and the pipeline gives {kind}",
+        if present.get(column, kind) != kind:
+            raise PlanError("TABLE_DIFFERS", f"{table}.{column} is {present[column]} and the pipeline gives {kind}:"
+                            " give the column another name, or begin anew with lakehouse reset",
                             where=where)  # fmt: skip
+    missing = [column for column in columns if column not in present]
+    for column in missing:
+        cursor.execute(sql.SQL("alter table {} add column {} {}").format(
+            identifier(table), sql.Identifier(column), sql.SQL(columns[column])))  # fmt: skip
+    return missing
 
 
-def _columns(cursor: Any, table: str) -> dict[str, str]:
+def columns_of(cursor: Any, table: str) -> dict[str, str]:
     schema, _, name = table.partition(".")
     cursor.execute(
         "select a.attname, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = to_regclass(%s)"
@@ -161,13 +165,17 @@ def _columns(cursor: Any, table: str) -> dict[str, str]:
 
 def ensure_index(cursor: Any, table: str, column: str) -> None:
     """What replaces a slice, and what a dashboard asks by, finds its rows without reading them all."""
-    name = "by_" + hashlib.sha256(f"{table} {column}".encode()).hexdigest()[:16]
+    name = index_name(table, column)
     # asked for first: `create index if not exists` waits for writers of the table even where the index is there
     cursor.execute("select to_regclass(%s)", (f'"{table.partition(".")[0]}".{name}',))
     if cursor.fetchone() != (None,):
         return
     cursor.execute(sql.SQL("create index if not exists {} on {} ({})").format(
         sql.Identifier(name), identifier(table), sql.Identifier(column)))  # fmt: skip
+
+
+def index_name(table: str, column: str) -> str:
+    return "by_" + hashlib.sha256(f"{table} {column}".encode()).hexdigest()[:16]
 
 
 def _short(kind: str) -> str:
@@ -315,6 +323,9 @@ class Merge:
     updated_at: bool = True
     #: branches that send each change on: rows of the table that change are written into ``lakehouse.outbox`` for each
     outbox: tuple[str, ...] = field(default=(), kw_only=True)
+    #: measures that came later than the table: windows that begin at or before the time (microseconds) have none, for
+    #: the rows that they had before were not counted
+    since: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def base(self) -> dict[str, tuple[str, str]]:
@@ -338,8 +349,9 @@ class Merge:
     def has_state(self) -> bool:
         return any(function == "avg" for function, _ in self.measures.values())
 
-    def ensure(self, cursor: Any, where: str) -> None:
-        ensure_table(cursor, self.table, self.columns, list(self.keys), where)
+    def ensure(self, cursor: Any, where: str) -> list[str]:
+        """Makes the tables; the columns that the table lacked and has now. Raises ``PlanError`` TABLE_DIFFERS."""
+        added = ensure_table(cursor, self.table, self.columns, list(self.keys), where)
         if self.has_state:
             state = {**self.keys, **{name: kind for name, (_, kind) in self.base.items()}}
             ensure_table(cursor, side_table(self.table, "state"), state, list(self.keys), where)
@@ -347,6 +359,7 @@ class Merge:
             table = side_table(self.table, suffix)
             cursor.execute(sql.SQL(ddl).format(identifier(table)))
             ensure_index(cursor, table, time)  # people look at the newest
+        return added
 
     @property
     def _staged(self) -> dict[str, str]:
@@ -369,6 +382,11 @@ class Merge:
         """
         if rows:
             copy(cursor, self._stage, self._staged, rows)
+            for measure, begun in self.since.items():
+                names = [name for name in self.base if name in (measure, f"{measure}__sum", f"{measure}__count")]
+                unknown = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in names)
+                cursor.execute(sql.SQL("update {} set {} where window_start <= %s").format(self._stage, unknown),
+                               (from_micros(begun),))  # fmt: skip
             cursor.execute(self._statement)
 
     @property

@@ -234,8 +234,8 @@ class OfTable:
 
 def recreated(table: str, pipeline: str, where: str) -> RunError:
     return RunError("TABLE_RECREATED", f"{table} was deleted and made anew since {pipeline} has read it: versions of"
-                    f" the old one mean nothing there, and its rows are in {pipeline}. Delete those, with what it has"
-                    " read, to begin anew", where=where)  # fmt: skip
+                    f" the old one mean nothing there, and its rows are in {pipeline}; to begin anew: lakehouse"
+                    " reset", where=where)  # fmt: skip
 
 
 def _files(log: DeltaLog, version: int, *, changes: bool) -> Iterator[str]:
