@@ -14,10 +14,10 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from lakehouse_engine import queries, sql
+from lakehouse_engine import foreign, queries, sql
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import PlanError, Problem, SpecError
-from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sinks import Jdbc, Postgres
 from lakehouse_engine.sinks.postgres import pg_type
 from lakehouse_engine.spec.columns import Walk
 from lakehouse_engine.spec.environment import Environment
@@ -177,6 +177,10 @@ class AnalysedWalk(Walk):
         kept = super()._stored(columns)
         if isinstance(self._spec.sink, Postgres) or self._spec.serve:
             self._fits_postgres(kept or {})
+        for name, kind in (kept or {}).items() if isinstance(self._spec.sink, Jdbc) else ():
+            if foreign.no_column(kind):
+                self.problems.append(at(self._spec, "sink", "COLUMN_TYPE", f"{name} is {kind}, and no database has such"
+                                        " columns: write to_json of it, or leave it out"))  # fmt: skip
         return kept
 
     def _other(self, spec: PipelineSpec, *, stream: bool = False) -> Walk:

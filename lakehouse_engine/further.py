@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import noted, serving, sql
+from lakehouse_engine import foreign, noted, serving, sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.plan import Job
 from lakehouse_engine.producing import Topic, messages
 from lakehouse_engine.serving import Mirror, Stale
-from lakehouse_engine.sinks import Files, Kafka, Postgres
+from lakehouse_engine.sinks import Files, Jdbc, Kafka, Postgres, Unkept
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks.postgres import Part
 from lakehouse_engine.spec.environment import Environment
@@ -75,8 +75,10 @@ def bring(spark: SparkSession, job: Job, storage: Path, environment: Environment
             done = serving.load(spark, item, storage, environment.postgres_dsn())
             rows, reason = done.rows, done.reason
         else:
-            assert isinstance(sink, Kafka | Files)
+            assert isinstance(sink, Unkept)
             reason, part = item.reason, item.part
+            if isinstance(sink, Jdbc) and part is not None:
+                reason, part = f"{reason}, and jdbc writes a table as a whole", None
             if isinstance(sink, Files) and part is not None and sink.partition_by[:1] != (part.column,):
                 reason, part = f"{reason}, and partition_by does not begin with {part.column}", None
             frame = serving.part_of(serving.rows_of(spark, item, storage), part)
@@ -87,7 +89,7 @@ def bring(spark: SparkSession, job: Job, storage: Path, environment: Environment
     return found
 
 
-def write(frame: DataFrame, sink: Kafka | Files, spec: PipelineSpec, environment: Environment | None, storage: Path,
+def write(frame: DataFrame, sink: Unkept, spec: PipelineSpec, environment: Environment | None, storage: Path,
           place: str = "sink", part: Part | None = None) -> int:  # fmt: skip
     """Writes the rows into a sink that holds no ledger; their number. ``part``: they are what there is of this.
 
@@ -98,7 +100,11 @@ def write(frame: DataFrame, sink: Kafka | Files, spec: PipelineSpec, environment
         return send(frame, sink, spec, environment, place)
     frame = frame.persist()
     try:
-        sink.write(frame, spec.name, storage, spec.where(place), None if part is None else part.slices)
+        if isinstance(sink, Jdbc):
+            assert environment is not None
+            foreign.add(frame, environment.jdbc(sink.connection), sink.table, spec.where(place), in_place=True)
+        else:
+            sink.write(frame, spec.name, storage, spec.where(place), None if part is None else part.slices)
         return frame.count()
     finally:
         frame.unpersist()

@@ -17,19 +17,19 @@ from lakehouse_engine.transforms import Cast, Check, Lookup, Parse
 #: how a node is told apart in words and in Mermaid, where its shape is
 _KINDS = {"kafka": "topic"}
 _WORDS = {"topic": "topic", "files": "files",
-          "delta": "Delta", "postgres": "PostgreSQL", "console": "console", "panel": "panel",
+          "delta": "Delta", "postgres": "PostgreSQL", "jdbc": "JDBC", "console": "console", "panel": "panel",
           "aside": "kept aside"}  # fmt: skip
-_SHAPES = {"topic": ("([", "])"), "delta": ("[(", ")]"), "postgres": ("[(", ")]"), "panel": ("{{", "}}"),
-           "aside": ("[/", "/]")}  # fmt: skip
+_SHAPES = {"topic": ("([", "])"), "delta": ("[(", ")]"), "postgres": ("[(", ")]"), "jdbc": ("[(", ")]"),
+           "panel": ("{{", "}}"), "aside": ("[/", "/]")}  # fmt: skip
 #: edges that make the tree in which a node stands; the others are told beside it
 _MAIN = ("stream", "job", "serve", "copy", "panel", "late", "quarantine")
 
 
 def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str, Any]:
-    """``nodes``: id, kind (topic, delta, postgres, console, panel, aside), title, pipeline (None: not ours), ``rank``
-    (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``; ``input`` and ``check``: what is
-    read beside the source; ``serve``, ``copy`` into a job's further sink, ``panel``, ``quarantine``, ``late``,
-    ``deletes``).
+    """``nodes``: id, kind (topic, files, jdbc, delta, postgres, console, panel, aside), title, pipeline (None: not
+    ours), ``rank`` (the longest way from a source). ``edges``: from, to, kind (``stream`` or ``job``; ``input`` and
+    ``check``: what is read beside the source; ``serve``, ``copy`` into a job's further sink, ``panel``, ``quarantine``,
+    ``late``, ``deletes``).
 
     ``aside``: the plan of the specs, which knows who keeps refused and late rows; without it those tables are left out.
     """

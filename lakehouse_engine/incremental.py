@@ -13,7 +13,7 @@ from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.locality import Other
 from lakehouse_engine.plan import Job
-from lakehouse_engine.sinks import Delta, Files, Kafka
+from lakehouse_engine.sinks import Delta, Files, Unkept
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.spec.environment import Environment
 
@@ -64,7 +64,7 @@ def decide(job: Job, storage: Path, *, full: bool = False, environment: Environm
         return _changes(job, storage, everything("first run, all of it as inserts"), full=full)
     if full:
         return everything("asked for")
-    if isinstance(job.spec.sink, Kafka | Files):
+    if isinstance(job.spec.sink, Unkept):
         return _noted(job, storage, everything, nothing)
     if not isinstance(job.spec.sink, Delta):
         return everything("this sink keeps no progress")
@@ -114,7 +114,7 @@ def decide(job: Job, storage: Path, *, full: bool = False, environment: Environm
 def noted_as_read(job: Job, storage: Path) -> dict[str, Any] | None:
     """What the ledger of a sink that holds none says of the last run; None where there is none, or it is gone."""
     sink = job.spec.sink
-    if not isinstance(sink, Kafka | Files) or (isinstance(sink, Files) and not Path(sink.path).exists()):
+    if not isinstance(sink, Unkept) or (isinstance(sink, Files) and not Path(sink.path).exists()):
         return None
     return noted.read(storage, job.name)
 
@@ -150,7 +150,7 @@ def _outside(job: Job, storage: Path, environment: Environment | None, *, full: 
     everything = Decision("full", "first run", sources=read, fingerprint=job.fingerprint, others=others)
     if full:
         return replace(everything, reason="asked for")
-    if not isinstance(job.spec.sink, Delta | Kafka | Files):
+    if not isinstance(job.spec.sink, Delta | Unkept):
         return replace(everything, reason="this sink keeps no progress")
     if target.version() is None and record is None:
         return everything
@@ -165,7 +165,7 @@ def _outside(job: Job, storage: Path, environment: Environment | None, *, full: 
 
 def _grown(job: Job, storage: Path, record: Mapping[str, Any], everything: Decision) -> Decision:
     """What was added alone, where each row of the result is made of one of the source and the others are as before."""
-    everything = replace(everything, reason="what it reads is not as it was")
+    everything = replace(everything, reason=outside.changed(job.spec))
     read, before = everything.sources, record["sources"]
     others = {key: at for key, at in read.items() if key != job.source}
     dedupes = any(step.key == "dedupe" for step in job.spec.transforms)

@@ -36,7 +36,7 @@ from lakehouse_engine.locks import acquire
 from lakehouse_engine.plan import Job
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.segments import Segment, conserved
-from lakehouse_engine.sinks import Console, Delta, Files, Kafka, Postgres
+from lakehouse_engine.sinks import Console, Delta, Postgres, Unkept
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
@@ -111,7 +111,7 @@ def unfed(job: Job, storage: Path) -> bool:
 
 def held(spark: SparkSession, job: Job, storage: Path) -> AbstractContextManager[object]:
     """The lock of the job's table while the context lasts. A run that is about to end is waited for."""
-    if not isinstance(job.spec.sink, Delta | Kafka | Files):
+    if not isinstance(job.spec.sink, Delta | Unkept):
         return nullcontext()
     return closing(acquire(spark, storage, job.name, job.name, patience=LOCK_PATIENCE))
 
@@ -367,9 +367,7 @@ class _Run:
         if self._job.changes:
             unit = current.columns.get("_version", "null")
         at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
-        record = dict.fromkeys(("_key", "_value"), "null")
-        if record.keys() <= current.columns.keys():
-            record = {name: current.columns[name] for name in record}
+        record = {name: current.columns.get(name, "null") for name in ("_key", "_value")}
         return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
             f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
             f"{reasons} as reasons", f"{sql.string(segment.origin)} as origin",
@@ -387,7 +385,7 @@ class _Run:
         if isinstance(sink, Console):
             result.limit(sink.rows).show(sink.rows, truncate=False)
             return
-        if isinstance(sink, Kafka | Files):
+        if isinstance(sink, Unkept):
             further.write(result, sink, self._spec, self._environment, self._storage)
             noted.write(self._storage, self._job.name, self._record())
             return

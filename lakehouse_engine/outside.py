@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from lakehouse_engine.sources import Files, Kafka, files, kafka
+from lakehouse_engine import foreign
+from lakehouse_engine.sources import Files, Jdbc, Kafka, files, kafka
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_outside(spec: PipelineSpec) -> bool:
-    return isinstance(spec.source, Files | Kafka)
+    return isinstance(spec.source, Files | Jdbc | Kafka)
 
 
 def state(spec: PipelineSpec, environment: Environment | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -25,6 +27,8 @@ def state(spec: PipelineSpec, environment: Environment | None, before: Mapping[s
     source = spec.source
     if isinstance(source, Files):
         return source.listing()
+    if isinstance(source, Jdbc):  # no two moments are the same
+        return {"read_at": datetime.now(timezone.utc).isoformat()}
     assert isinstance(source, Kafka)
     assert environment is not None
     read = kafka.Range.of(before) if before and "topic_id" in before else None
@@ -44,13 +48,24 @@ def added(spec: PipelineSpec, before: Mapping[str, Any], now: Mapping[str, Any])
 
 def rows(spark: SparkSession, spec: PipelineSpec, told: Mapping[str, Any], environment: Environment | None,
          only: Mapping[str, int] | None = None) -> DataFrame:  # fmt: skip
-    """The rows of what ``state`` told, or of the parts of it that were ``added``. Raises ``RunError`` MISSING_JAR."""
+    """The rows of what ``state`` told, or of the parts of it that were ``added``. Raises ``RunError`` MISSING_JAR,
+    JDBC_FAILED; ``PlanError`` TABLE_DIFFERS."""
     source = spec.source
     if isinstance(source, Files):
         return source.read(spark, spec.contracts[source.contract], only)
-    assert isinstance(source, Kafka)
     assert environment is not None
+    if isinstance(source, Jdbc):
+        return foreign.read(spark, environment.jdbc(source.connection), source.table, spec.contracts[source.contract],
+                            spec.where("source"))  # fmt: skip
+    assert isinstance(source, Kafka)
     return kafka.Range.of(told).read(spark, source.topic, environment.kafka_bootstrap)
+
+
+def changed(spec: PipelineSpec) -> str:
+    """Why there may be something to do, in words."""
+    if isinstance(spec.source, Jdbc):
+        return "a database does not tell whether a table has changed"
+    return "what it reads is not as it was"
 
 
 def unchanged(spec: PipelineSpec, told: Mapping[str, Any]) -> str:

@@ -210,7 +210,9 @@ def _options(shape: Mapping[str, Any], model: type[BaseModel] | None = None) -> 
 
 
 def _rows(shape: Mapping[str, Any], model: type[BaseModel] | None, prefix: str) -> Iterator[str]:
-    for name, one in shape.get("properties", {}).items():
+    patterns = shape.get("patternProperties", {})
+    named = [(re.sub(r"\(.*\)", "<name>", text.strip("^$")).replace("\\", ""), one) for text, one in patterns.items()]
+    for name, one in [*shape.get("properties", {}).items(), *named]:
         if not isinstance(one, dict) or "description" not in one:
             continue  # a note that JSON Schema knows, and that nothing depends on
         info = {i.alias or n: i for n, i in model.model_fields.items()}.get(name) if model else None

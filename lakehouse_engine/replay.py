@@ -74,6 +74,8 @@ def check(member: Member) -> None:
                         " judged again", where=member.spec.where("source"))  # fmt: skip
     if member.window is not None:
         instead = f"is done by counting anew: lakehouse backfill {member.spec.file} --from DAY"
+    elif member.spec.further:
+        instead = "would reach the first of its sinks alone: with several it comes with a later version"
     elif (member.spec.follows is None and not member.rows.expanded
           and (member.spec.lands or (isinstance(sink, Postgres) and sink.mode != "upsert"))):  # fmt: skip
         return

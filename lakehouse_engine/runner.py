@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from lakehouse_engine import analysis, further, jobs, journal, maintenance, serv
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import recount as recounts
 from lakehouse_engine import replay as replays
-from lakehouse_engine.connections import Connections
+from lakehouse_engine.connections import Connections, Database
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, RunError, SpecError, UsageError
 from lakehouse_engine.incremental import Decision, decide
@@ -37,11 +37,11 @@ from lakehouse_engine.producing import Topic
 from lakehouse_engine.progress import now_micros
 from lakehouse_engine.request import Request, Span, metrics_address
 from lakehouse_engine.rows import COUNTED
-from lakehouse_engine.sinks import Delta, Kafka, Postgres
+from lakehouse_engine.sinks import Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import jdbc, kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -140,8 +140,15 @@ class Runner:
                 if isinstance(sink, Kafka):
                     where = spec.where(f"sink[{number}]" if number else "sink")
                     Topic(self.environment.kafka_bootstrap, sink.topic, where)
+        self._databases(plan.specs)
         if any(isinstance(sink, Postgres) for spec in plan.specs for sink in spec.sinks):
             postgres_sink.connect(self.postgres()).close()
+
+    def _databases(self, specs: Iterable[PipelineSpec]) -> dict[str, Database]:
+        """Those of others that the pipelines read or write, by name."""
+        parts = [part for spec in specs for part in (spec.source, *spec.sinks)]
+        names = {part.connection for part in parts if isinstance(part, Jdbc | jdbc.Jdbc)}
+        return {name: self.environment.jdbc(name) for name in sorted(names)}
 
     def postgres(self) -> str:
         return self.environment.postgres_dsn()
@@ -179,7 +186,8 @@ class Runner:
         from lakehouse_engine.supervise import Supervised
 
         needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
-        to = self._connections(self.postgres() if needs_postgres else None)
+        to = self._connections(self.postgres() if needs_postgres else None,
+                               self._databases(member.spec for scan in scans for member in scan.members))  # fmt: skip
         running: dict[str, Supervised] = {}
         try:
             for scan in scans:
@@ -221,9 +229,9 @@ class Runner:
             return None
         return lambda: all(log.version() is not None for log in logs)
 
-    def _connections(self, dsn: str | None) -> Connections:
+    def _connections(self, dsn: str | None, databases: Mapping[str, Database] | None = None) -> Connections:
         return Connections(self.environment.kafka_bootstrap, dsn, self.storage,
-                           f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")  # fmt: skip
+                           f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}", databases or {})  # fmt: skip
 
     def _stream_failed(self, scan: Scan | Query, started_at: int, error: BaseException) -> None:
         for member in scan.members:
@@ -310,8 +318,9 @@ class Runner:
 
     def replay(self, plan: Plan) -> int:
         """Judges again what streams have refused; the first failure ends it. Raises ``PlanError`` NOT_YET."""
-        members = [member for scan in plan.scans for member in scan.members]
-        if len(members) != len(plan.specs):
+        asked = {spec.name for spec in plan.specs}
+        members = [member for scan in plan.scans for member in scan.members if member.name in asked]
+        if len(members) != len(asked):
             raise UsageError("NOT_YET", "a replay is for streams whose state is not Spark's; a job judges anew whenever"
                              " its source changes: lakehouse run, or lakehouse backfill --full")  # fmt: skip
         for member in members:

@@ -22,7 +22,7 @@ from lakehouse_engine import checks, contract, sinks, sources, transforms
 from lakehouse_engine.component import TABLE, Component, Model
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import described, models_of, summary
-from lakehouse_engine.spec.environment import Environment
+from lakehouse_engine.spec.environment import JDBC, Environment, JdbcConnection
 from lakehouse_engine.spec.further import Beside
 from lakehouse_engine.spec.pipeline import INPUT_NAME, Airflow, Head, Input, Maintain, Panel, Trigger
 from lakehouse_engine.spec.reader import KEYS
@@ -363,10 +363,15 @@ def _defaults(pipeline: Schema) -> Schema:
 
 def _environment() -> Schema:
     shape = model(Environment, without=("name", "embedded"))
+    jdbc = shape["properties"]["connections"]["properties"].pop("jdbc")["additionalProperties"]
     made = _inside(shape)
+    named = with_variables(jdbc)
     services = [one["properties"]["connections"]["properties"] for one in (shape, made)]
     password = [one["postgres"]["properties"] for one in services]
     password[1]["password"] = password[0]["password"]  # by reference, and no variable
+    named["properties"]["password"] = jdbc["properties"]["password"]
+    named["description"] = summary(JdbcConnection)
+    made["properties"]["connections"]["patternProperties"] = {f"^{JDBC}$": named}
     return made
 
 

@@ -8,7 +8,7 @@ from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.sinks import Delta
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Files, Kafka, Rate, kafka, rate, versions
+from lakehouse_engine.sources import Judged, Kafka, Rate, kafka, rate, versions
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Lookup, Parse, RowWise, Watermark, Window
 from lakehouse_engine.transforms.watermark import EVENT_TIME
@@ -41,9 +41,9 @@ def row_wise(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: 
 def as_read(spec: PipelineSpec, rows: Rows) -> Rows | None:
     """The rows of a source that has a contract, judged by it; None where the source has none."""
     source = spec.source
-    if not isinstance(source, Files):
+    if not isinstance(source, Judged):
         return None
-    return row_wise(spec, rows, Parse(contract=source.contract), "source.files")
+    return row_wise(spec, rows, Parse(contract=source.contract), f"source.{source.key}")
 
 
 def streamed(spec: PipelineSpec) -> Rows:

@@ -28,12 +28,12 @@ from lakehouse_engine.judged import LEAST_JUDGED, Judge
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
 from lakehouse_engine.maintenance import Keeper
-from lakehouse_engine.messages import Messages
 from lakehouse_engine.outbox import Outbox
 from lakehouse_engine.plan import LANDING_COLUMNS, Member, Scan
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.scan import Result, ScanQuery, scan_floors
-from lakehouse_engine.sinks import Console, Delta, Kafka, Postgres, delta_upsert
+from lakehouse_engine.sent import Sent
+from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres, delta_upsert
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
@@ -66,7 +66,7 @@ class ScanRun(StreamRun):
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
         self._windows: _Windows | None = None
-        self._landings: list[_Landing | Inserts | Messages | _Print] = []
+        self._landings: list[_Landing | Inserts | Sent | _Print] = []
         self._lookups: Lookups | None = None
         #: where members stand that were taken out before a batch: it may begin there
         self._left: list[Mapping[int, Position]] = []
@@ -101,10 +101,9 @@ class ScanRun(StreamRun):
                     assert self._to.postgres_dsn is not None
                     self._landings.append(Inserts(self._spark, member, self._read, self._to.postgres_dsn,
                                                   self._to.writer, self.scan.every))  # fmt: skip
-                elif isinstance(member.spec.sink, Kafka):
+                elif isinstance(member.spec.sink, Jdbc | Kafka):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
-                    self._landings.append(Messages(self._spark, member, self._read, self._to.bootstrap_servers,
-                                                   self._to.storage, self.scan.every))  # fmt: skip
+                    self._landings.append(Sent(self._spark, member, self._read, self._to, self.scan.every))
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
             shutil.rmtree(self._checkpoint, ignore_errors=True)

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from pyspark.sql import SparkSession
 
-from lakehouse_engine import inserts, producing, serving, streams
+from lakehouse_engine import inserts, noted, producing, serving, streams
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.local.kafka import ensure_topic
 from lakehouse_engine.local.stack import Services
@@ -164,6 +164,34 @@ def test_a_stream_that_ends_between_its_sinks_loses_and_doubles_nothing(
     assert rows(database, "select n from realtime.numbers") == [(10,), (11,), (12,), (13,), (14,)]
     counted = "select pipeline, sum(counted)::int, sum(filtered)::int from lakehouse.batches group by 1"
     assert rows(database, counted) == [("bronze.numbers>realtime.numbers", 5, 3)]
+
+
+ELSEWHERE = """
+source: {kafka: {topic: TOPIC}}
+transforms:
+  - derive: {n: try_cast(cast(_value as string) as bigint)}
+sink: {jdbc: {connection: dwh, table: numbers}}
+trigger: {every: 1 second}
+"""
+
+
+def test_a_batch_that_another_database_has_and_that_is_not_noted_comes_again(
+    spark: SparkSession, stack: Services, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream(spark, stack, tmp_path, database, ELSEWHERE)
+    dwh = Environment(storage="lake", embedded={"jdbc.dwh": database}).jdbc("dwh")
+    stream.to = replace(stream.to, jdbc={"dwh": dwh})
+    stream.send(1, 2)
+    stream.step()
+    stream.send(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(noted, "write", kill)
+        with pytest.raises(Killed):
+            stream.step()
+    stream.send(4)
+    stream.step()
+    stream.step()
+    assert rows(database, "select n from numbers") == [(1,), (2,), (3,), (3,), (4,)]
 
 
 MINUTES = """

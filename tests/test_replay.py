@@ -145,6 +145,10 @@ def test_into_postgresql_it_is_one_transaction_and_what_is_filtered_now_leaves(
 def test_what_cannot_be_replayed_says_what_to_do(lab: Refusing) -> None:
     with pytest.raises(PlanError, match=r"lakehouse backfill .*/minutes\.yaml --from DAY"):
         check(lab.member("realtime.minutes"))
+    several = ADDED.replace("TOPIC", lab.topic).replace("postgres", "[postgres, {kafka: {topic: more}}]")
+    (lab.folder / "silver/several.yaml").write_text(several)
+    with pytest.raises(PlanError, match=r"the first of its sinks alone"):
+        lab.replay("silver.several")
     with pytest.raises(RunError, match=r"bronze\.events has not run yet"):
         lab.replay("bronze.events")
     running = acquire(lab.spark, lab.folder / "storage", "bronze.events", "the stream")

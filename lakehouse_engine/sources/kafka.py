@@ -108,13 +108,28 @@ def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> Top
                        " the stack with: lakehouse up", where="connection kafka") from None  # fmt: skip
     consumer = Consumer({**quiet, "group.id": "lakehouse-describe", "isolation.level": "read_committed"})
     try:
-        offsets = {p.id: consumer.get_watermark_offsets(TopicPartition(topic, p.id), timeout=timeout)
-                   for p in description.partitions}  # fmt: skip
-    except KafkaException as error:  # a partition that has no leader for now
+        offsets = {p.id: _ends(consumer, TopicPartition(topic, p.id), timeout) for p in description.partitions}
+    except KafkaException as error:
         raise RunError("KAFKA_UNREACHABLE", f"{topic}: {error.args[0].str()}", where="connection kafka") from None
     finally:
         consumer.close()
     return TopicState(topic, str(description.topic_id), offsets)
+
+
+def _ends(consumer: Any, at: Any, timeout: float) -> tuple[int, int]:
+    """The first and the next offset; a partition that has no leader for now, as of a new topic, is waited for."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    moving = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            first, after = consumer.get_watermark_offsets(at, timeout=timeout)
+            return first, after
+        except KafkaException as error:
+            if error.args[0].code() not in moving or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def offsets_at(bootstrap_servers: str, topic: TopicState, bound: str | Mapping[int, int]) -> dict[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Delta, Files, Postgres
+from lakehouse_engine.sinks import Delta, Files, Jdbc, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.columns import Walk
@@ -148,8 +148,9 @@ def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]
     """With ``mode: delete`` a pipeline writes a table of its own; the other's writer reads it."""
     writers: dict[tuple[str, str], str] = {}
     for spec in specs:
-        tables = [(sink.key, sink.target(spec.name), f"sink[{number}]" if number else "sink")
-                  for number, sink in enumerate(spec.sinks) if isinstance(sink, Postgres | Files) or (
+        tables = [(f"{sink.key} {sink.connection}" if isinstance(sink, Jdbc) else sink.key, sink.target(spec.name),
+                   f"sink[{number}]" if number else "sink")
+                  for number, sink in enumerate(spec.sinks) if isinstance(sink, Postgres | Jdbc | Files) or (
                       isinstance(sink, Delta) and not number)]  # fmt: skip
         if spec.serve:
             tables.append(("postgres", spec.name, "serve"))

@@ -12,7 +12,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import Delta, Postgres
 from lakehouse_engine.sinks import Files as Folder
 from lakehouse_engine.sinks import Kafka as Messages
-from lakehouse_engine.sources import Files, Kafka, Rate, rate
+from lakehouse_engine.sources import Judged, Kafka, Rate, jdbc, rate
 from lakehouse_engine.sources import files as files_source
 from lakehouse_engine.sources import kafka as kafka_source
 from lakehouse_engine.sources.delta import CHANGE
@@ -229,9 +229,9 @@ class Walk:
             return dict(kafka_source.COLUMNS) if source.key == "kafka" else None
         if isinstance(source, Rate):
             return dict(rate.COLUMNS)
-        if isinstance(source, Files):
-            contract = self._spec.contracts.get(source.contract)
-            return None if contract is None else {**contract.columns, **files_source.COLUMNS}
+        if isinstance(source, Judged):
+            contract, read = self._spec.contracts.get(source.contract), files_source if source.key == "files" else jdbc
+            return None if contract is None else {**contract.columns, **read.COLUMNS}
         place = "source.delta.table" if "source.delta.table" in self._spec.lines else "source"
         found = self._table(source.table, place)
         return found if found is None or not source.changes else {**found, **CHANGE}

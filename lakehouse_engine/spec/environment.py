@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine.component import FromText, Model, Whole
+from lakehouse_engine.connections import Database
 from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.reuse import SECRET, masked
@@ -28,6 +29,9 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}")
 #: a Spark setting is text; YAML may write it as a number or a boolean
 Setting = Annotated[str, BeforeValidator(_setting), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 Storage = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^(?!.*://)"})]
+#: of a connection to a database of others, as a key of the file
+JDBC = r"jdbc\.([a-z][a-z0-9_]*)"
+JDBC_URL = "jdbc:[a-z0-9]+:.+"
 Variable = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[a-z][a-z0-9_]*$"})]
 
 
@@ -92,13 +96,36 @@ class PostgresConnection(Model):
     tls: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
 
 
+def _jdbc(url: str) -> str:
+    if re.search(r"(?i)passw(or)?d=|//[^/]*:[^/]*@", url):
+        raise PydanticCustomError("LITERAL_SECRET", "a password does not stand in a url: password is {env: NAME} or"
+                                  " {file: path}")  # fmt: skip
+    if not re.fullmatch(JDBC_URL, url):
+        raise PydanticCustomError("BAD_VALUE", "url must be as the database's driver has it,"
+                                  " jdbc:postgresql://host:port/database, not {url}", {"url": repr(url)})  # fmt: skip
+    return url
+
+
+class JdbcConnection(Model):
+    """How a database of others is reached: ``jdbc.crm`` is what ``connection: crm`` names."""
+
+    #: as its driver has it, e.g. ``jdbc:postgresql://host:5432/crm``; another driver than PostgreSQL's needs its jar
+    url: Annotated[str, AfterValidator(_jdbc), WithJsonSchema({"type": "string", "pattern": f"^{JDBC_URL}$"})]
+    #: who connects
+    user: str | None = None
+    #: by reference only, never the value
+    password: Secret | None = None
+
+
 class Connections(Model):
-    """Services by their kind."""
+    """Services by their kind; databases of others each as ``jdbc.<name>``."""
 
     #: for sources ``kafka``
     kafka: KafkaConnection | None = None
     #: for sinks ``postgres``, ``serve`` and the ledger
     postgres: PostgresConnection | None = None
+    #: for sources and sinks ``jdbc``, by name
+    jdbc: dict[str, JdbcConnection] = Field(default_factory=dict)
 
 
 class Environment(Model):
@@ -141,6 +168,22 @@ class Environment(Model):
         password = {"password": to.password.resolve("postgres", self._variables)} if to.password else {}
         dsn: str = make_dsn(host=to.host, port=to.port, dbname=to.database, user=to.user, sslmode=to.tls, **password)
         return dsn
+
+    def jdbc(self, name: str) -> Database:
+        """The connection ``jdbc.<name>``. Raises ``RunError`` NO_CONNECTION, SECRET_MISSING."""
+        key, to = f"jdbc.{name}", self.connections.jdbc.get(name)
+        if to is not None:
+            password = to.password.resolve(key, self._variables) if to.password else None
+            return Database(name, to.url, to.user, password)
+        if key in self.embedded:
+            from psycopg2.extensions import parse_dsn
+
+            at = parse_dsn(self.embedded[key])
+            return Database(name, f"jdbc:postgresql://{at['host']}:{at['port']}/{at['dbname']}", at["user"],
+                            at.get("password"))  # fmt: skip
+        there = f"environments/{self.name}.yaml has no" if self.name else "the embedded stack has no"
+        raise RunError("NO_CONNECTION", f"{there} connection {key}; an environment says where that database is",
+                       where=f"connection {key}")  # fmt: skip
 
     def _embedded(self, service: str) -> str:
         if service in self.embedded:
@@ -198,6 +241,10 @@ def _read(name: str | None, root: Path, variables: Mapping[str, str]) -> Environ
     if "://" in str(content.get("storage", "")):
         wrong.append(("storage", "NOT_YET", "storage other than a local path comes with a later version"))
     own = {key: value for key, value in content.items() if key not in reserved}
+    if isinstance(own.get("connections"), dict):
+        own["connections"], unnamed = _named(own["connections"])
+        wrong += [(f"connections.{key}", "UNKNOWN_KEY", f"{key} is no connection's name: those of databases of others"
+                   " are jdbc.<name>, of a-z, 0-9 and _") for key in unnamed]  # fmt: skip
     made, more = said(Environment, {"name": name, **own}, "", "", lines)
     wrong += [one for one in more if one[0] not in {place for place, _, _ in filled.unset}]
     for word in own["vars"] if isinstance(own.get("vars"), dict) else ():
@@ -208,6 +255,15 @@ def _read(name: str | None, root: Path, variables: Mapping[str, str]) -> Environ
         raise SpecError(Problem(shown, lines.get(yaml.nearest(place, lines), 1), code, masked(message, filled.secrets),
                                 place) for place, code, message in wrong)  # fmt: skip
     return made
+
+
+def _named(connections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Those whose keys are ``jdbc.<name>`` by name under one key, where they have the same path; keys that are not."""
+    ours = [key for key in connections if key.partition(".")[0] == "jdbc"]
+    names = {key: match[1] for key in ours if (match := re.fullmatch(JDBC, key))}
+    others = {key: value for key, value in connections.items() if key not in ours}
+    made = {**others, **({"jdbc": {name: connections[key] for key, name in names.items()}} if names else {})}
+    return made, [key for key in ours if key not in names]
 
 
 class _Filled:

@@ -279,8 +279,8 @@ class Reader:
                    inputs: Mapping[str, Input]) -> dict[str, Contract]:  # fmt: skip
         """Those of its source, of its own steps and of its inputs'."""
         found: dict[str, Contract] = {}
-        if isinstance(source, sources.Files):
-            self._contract(source.contract, "source.files", found)
+        if isinstance(source, sources.Judged):
+            self._contract(source.contract, f"source.{source.key}", found)
         for below, some in [("", steps), *((f"inputs.{name}.", one.transforms) for name, one in inputs.items())]:
             for index, step in enumerate(some):
                 if isinstance(step, transforms.Parse):

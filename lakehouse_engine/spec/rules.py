@@ -8,7 +8,7 @@ from lakehouse_engine import queries, sql
 from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta, Files, Kafka
+from lakehouse_engine.sinks import Console, Delta, Files, Unkept
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka as Topic
 from lakehouse_engine.sources import Rate
@@ -46,6 +46,9 @@ def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
                  " 1 second}")  # fmt: skip
     if spec.is_stream and spec.source.key == "files":
         yield at(spec, "source", "NOT_YET", "a stream over files comes with a later version; give it a schedule")
+    if spec.is_stream and spec.source.key == "jdbc":
+        yield at(spec, "source", "ILLEGAL_SOURCE", "a database does not tell what is new in a table; give the"
+                 " pipeline a schedule")  # fmt: skip
     source = spec.source
     if not isinstance(source, Topic) or spec.below:
         return
@@ -116,7 +119,7 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
     if isinstance(sink, Files) and spec.is_stream:
         yield at(spec, "sink", "NOT_YET", "a stream into files comes with a later version; land it in delta, and let a"
                  " job write them")  # fmt: skip
-    if isinstance(sink, Kafka | Files):
+    if isinstance(sink, Unkept):
         return
     final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
     window = ("append",) if isinstance(sink, Delta) else ("upsert", "append") if final else ("upsert",)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta, Kafka, Postgres
+from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sources import Kafka as Topics
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread
@@ -15,9 +15,10 @@ from lakehouse_engine.spec.streaming import needs_state
 
 def further_sinks_fit(spec: PipelineSpec) -> Iterator[Problem]:
     """They name what they write, and there is a way to give each what it lacks."""
-    if isinstance(spec.sink, Kafka) and spec.is_stream and (_windowed(spec) or needs_state(spec)):
-        yield at(spec, "sink", "NOT_YET", "windows into kafka alone come with a later version; put a table of postgres"
-                 " before it, which holds them: sink: [postgres, kafka: {topic: ...}]")  # fmt: skip
+    if isinstance(spec.sink, Kafka | Jdbc) and spec.is_stream and (_windowed(spec) or needs_state(spec)):
+        instead = "put a table of postgres before it, which holds them: sink: [postgres, kafka: {topic: ...}]"
+        instead = instead if spec.sink.key == Kafka.key else "postgres takes them"
+        yield at(spec, "sink", "NOT_YET", f"windows into {spec.sink.key} alone come with a later version; {instead}")
     names = {spec.table}
     for number, one in enumerate(spec.further, 1):
         sink, place = one.sink, f"sink[{number}]"

@@ -16,9 +16,10 @@ from pathlib import Path
 from lakehouse_engine import analysis
 from lakehouse_engine.errors import LakehouseError, SpecError
 from lakehouse_engine.plan import compile_plan
-from lakehouse_engine.sinks import Console, Delta, Files, Postgres, Sink
+from lakehouse_engine.sinks import Console, Delta, Files, Jdbc, Postgres, Sink
 from lakehouse_engine.sinks import Kafka as Topic
 from lakehouse_engine.sources import Delta as TableSource
+from lakehouse_engine.sources import Jdbc as Table
 from lakehouse_engine.sources import Source
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -111,11 +112,12 @@ def prepared(bench: Bench, case: Case, spec: PipelineSpec, storage: Path) -> Ite
     """What runs the pipeline of ``spec`` on the case's rows, and what looks at the tables that it writes."""
     compile_plan([spec])  # a wrong step shows before anything is made
     analysis.require(bench.spark, [spec], Environment(storage=str(storage), vars=dict(case.vars)))
-    needs_postgres = any(isinstance(sink, Postgres) for sink in subject.sinks(spec).values())
+    needs_postgres = any(isinstance(one, Postgres | Jdbc | Table) for one in (spec.source, *spec.sinks))
     database: AbstractContextManager[str | None] = bench.database() if needs_postgres else nullcontext(None)
     with database as dsn:
         own = {sink.topic: bench.topic(spec.name) for sink in spec.sinks if isinstance(sink, Topic)}
         own |= {sink.path: str(bench.storage() / "files") for sink in spec.sinks if isinstance(sink, Files)}
+        own |= {sink.table: sink.table for sink in spec.sinks if isinstance(sink, Jdbc)}
         walk = Walk(Place(bench, case, _into(spec, own), storage, dsn))
         with closing(walk.running):
             yield walk, Target(bench, spec, storage, dsn, own)

@@ -6,15 +6,22 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from psycopg2 import sql as pg
+
 from lakehouse_engine.component import Component
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import SpecError
-from lakehouse_engine.sources import Delta, Files, Kafka, Rate, Source
+from lakehouse_engine.sinks import Jdbc as Foreign
+from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sinks.postgres import TYPES
+from lakehouse_engine.sources import Delta, Files, Jdbc, Kafka, Rate, Source
+from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing import upstream
 from lakehouse_engine.testing.bench import Bench, Record, encoded
@@ -49,8 +56,22 @@ class Place:
     main: bool = False
 
     @property
+    def environment(self) -> Environment:
+        """The test's own services; its database is also every database of others that the pipeline names."""
+        parts = (self.spec.source, *self.spec.sinks)
+        embedded = {"kafka": self.bench.services.bootstrap_servers} if any(p.key == Kafka.key for p in parts) else {}
+        if self.dsn is not None:
+            embedded |= {"postgres": self.dsn, **{f"jdbc.{one}": self.dsn for one in self._databases}}
+        return Environment(storage=str(self.storage), embedded=embedded)
+
+    @property
+    def _databases(self) -> list[str]:
+        return [one.connection for one in (self.spec.source, *self.spec.sinks) if isinstance(one, Jdbc | Foreign)]
+
+    @property
     def connections(self) -> Connections:
-        return Connections(self.bench.services.bootstrap_servers, self.dsn, self.storage, "test")
+        databases = {name: self.environment.jdbc(name) for name in self._databases}
+        return Connections(self.bench.services.bootstrap_servers, self.dsn, self.storage, "test", databases)
 
     def problem(self, path: str, code: str, message: str) -> SpecError:
         return SpecError([self.case.problem(path, code, message)])
@@ -175,6 +196,50 @@ class FileFeed:
         made.rename(path)
 
 
+class ForeignFeed:
+    """A table of PostgreSQL with the columns of the contract; each batch adds rows to it."""
+
+    def __init__(self, place: Place, source: Jdbc) -> None:
+        assert place.dsn is not None
+        self._place, self._dsn = place, place.dsn
+        self.source: Source = source
+        columns = place.spec.contracts[source.contract].columns
+        self._table, self._columns = source.table.split("."), list(columns)
+        *schema, _ = self._table
+        made = [pg.SQL("create schema if not exists {}").format(pg.Identifier(*schema))] if schema else []
+        typed = (pg.SQL("{} {}").format(pg.Identifier(name), pg.SQL(TYPES[kind])) for name, kind in columns.items())
+        self._ask(*made, pg.SQL("create table {} ({})").format(self._name, pg.SQL(", ").join(typed)))
+
+    @property
+    def _name(self) -> pg.Identifier:
+        return pg.Identifier(*self._table)
+
+    def times(self) -> Sequence[str]:
+        return ()
+
+    def filled(self, row: Row, path: str) -> Row:
+        if not isinstance(row, Mapping):
+            raise self._place.problem(path, "BAD_VALUE", "a row of a table is a map")
+        made = {**self._place.case.defaults, **row}
+        for column in made:
+            if column not in self._columns:
+                raise self._place.problem(f"{path}.{column}", "UNKNOWN_COLUMN", f"the source has no column {column};"
+                                          f" {did_you_mean(column, self._columns)}")  # fmt: skip
+        return made
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        into = pg.SQL("insert into {} ({}) values ({})")
+        self._ask(*([pg.SQL("delete from {}").format(self._name)] if whole else []), *[
+            into.format(self._name, pg.SQL(", ").join(map(pg.Identifier, row)),
+                        pg.SQL(", ").join(map(pg.Literal, row.values())))
+            for row in rows if isinstance(row, Mapping)])  # fmt: skip
+
+    def _ask(self, *statements: pg.Composable) -> None:
+        with closing(postgres_sink.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+
 def _others(rows: Sequence[Row], known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row if name not in known))
 
@@ -197,5 +262,5 @@ class NoFeed:
 
 
 FEEDS: Mapping[type[Component], Callable[[Place, Any], Feed]] = {
-    Kafka: TopicFeed, Delta: TableFeed, Files: FileFeed, Rate: NoFeed,
+    Kafka: TopicFeed, Delta: TableFeed, Files: FileFeed, Jdbc: ForeignFeed, Rate: NoFeed,
 }  # fmt: skip

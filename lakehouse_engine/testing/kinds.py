@@ -9,8 +9,6 @@ from typing import Protocol
 from lakehouse_engine import jobs
 from lakehouse_engine.errors import LakehouseError, RunError, first_line
 from lakehouse_engine.plan import compile_plan
-from lakehouse_engine.sinks import Kafka
-from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.staterun import StateRun
@@ -86,10 +84,7 @@ class AsJob:
 
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
         self._place, self._job = place, compile_plan([spec]).jobs[0]
-        embedded = {"postgres": place.dsn} if place.dsn is not None else {}
-        if any(one.key == Kafka.key for one in (spec.source, *spec.sinks)):
-            embedded["kafka"] = place.bench.services.bootstrap_servers
-        self._environment = Environment(storage=str(place.storage), embedded=embedded)
+        self._environment = place.environment
 
     def step(self, clock: datetime) -> None:
         jobs.run(self._place.bench.spark, self._job, self._place.storage, self._place.dsn, now=clock,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.sinks import Sink
+from lakehouse_engine.sinks import Sink, Unkept
 from lakehouse_engine.sources import Delta, Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
@@ -52,7 +52,7 @@ def problems(cases: Sequence[Case]) -> Iterator[Problem]:
         if spec is None:
             continue
         read, written = sources(spec), sinks(spec)
-        stored = [spec.name if sink.key in ("kafka", "files") else table for table, sink in written.items()]
+        stored = [spec.name if isinstance(sink, Unkept) else table for table, sink in written.items()]
         sides = [f"{table}__{side}" for table in stored for side in _SIDES]
         for path, name in [(".inputs", name) for name in named[".inputs"]] + [
                 (case.batch_path(number, ""), name) for number, name in batches]:  # fmt: skip

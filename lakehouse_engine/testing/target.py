@@ -11,8 +11,8 @@ from typing import Any
 
 from lakehouse_engine import noted
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.messages import TOTALS
-from lakehouse_engine.sinks import Delta, Files, Postgres
+from lakehouse_engine.sent import TOTALS
+from lakehouse_engine.sinks import Delta, Files, Postgres, Unkept
 from lakehouse_engine.sinks import Kafka as Topic
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -27,11 +27,11 @@ _SUFFIX = {"late": "late", "quarantined": "quarantine"}
 class Target:
     def __init__(self, bench: Bench, spec: PipelineSpec, storage: Path, dsn: str | None,
                  own: Mapping[str, str]) -> None:  # fmt: skip
-        """``own``: topics and folders of this test in place of the ones that the pipeline writes."""
+        """``own``: what of this test is in place of the topics, folders and foreign tables that the pipeline writes."""
         self._bench, self._spec, self._storage, self._dsn = bench, spec, storage, dsn
         self._own = own
         self._table = spec.table
-        self._beside = spec.name if isinstance(spec.sink, Topic | Files) else self._table
+        self._beside = spec.name if isinstance(spec.sink, Unkept) else self._table
         self._sinks = subject.sinks(spec)
 
     def rows(self) -> list[Found]:
@@ -76,12 +76,13 @@ class Target:
 
     def _read(self, table: str) -> list[Found]:
         sink = self._sinks.get(table) or self._sinks.get(table.rpartition("__")[0], self._spec.sink)
-        if isinstance(sink, Delta) or (isinstance(sink, Topic | Files) and table not in self._own):
+        if isinstance(sink, Delta) or (isinstance(sink, Unkept) and table not in self._own):
             return self._delta(delta_sink.table_path(self._storage, table))
         if isinstance(sink, Topic):
             return [_message(*one) for one in self._bench.received(self._own[table])]
         if isinstance(sink, Files):
             return self._files(Path(self._own[table]), sink)
+        table = table if "." in table else f"public.{table}"  # as the database itself reads it
         if not self._exists(table):
             return []
         schema, _, name = table.partition(".")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg2.extensions import parse_dsn
 
+from lakehouse_engine.connections import Database
 from lakehouse_engine.errors import RunError, SpecError, UsageError
 from lakehouse_engine.spec.environment import Environment, load_environment
 
@@ -44,6 +45,19 @@ def test_a_secret_is_read_from_the_environment_when_it_is_needed(
         "host": "db", "port": "5432", "dbname": "lake", "user": "engine", "sslmode": "verify-full",
         "password": "it's 'secret' \\ host=elsewhere"}  # fmt: skip
     assert "secret" not in f"{found!r} {found}"
+
+
+def test_databases_of_others_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = '  jdbc.crm: {url: "jdbc:postgresql://crm/crm", user: reader, password: {env: LAKEHOUSE_TEST_PASSWORD}}\n'
+    found = environment(tmp_path, GOOD.replace("vars:", f'{more}  jdbc.dwh: {{url: "jdbc:x:y"}}\nvars:'))
+    monkeypatch.setenv("LAKEHOUSE_TEST_PASSWORD", "s3cret")
+    crm = found.jdbc("crm")
+    assert (crm.url, crm.user, crm.password) == ("jdbc:postgresql://crm/crm", "reader", "s3cret")
+    assert "s3cret" not in repr(crm)
+    assert found.jdbc("dwh") == Database("dwh", "jdbc:x:y")
+    with pytest.raises(RunError) as caught:
+        found.jdbc("other")
+    assert (caught.value.code, caught.value.where) == ("NO_CONNECTION", "connection jdbc.other")
 
 
 def test_a_secret_in_a_file_ends_before_its_last_line_break(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def seen(validator: Draft202012Validator, value: Any) -> set[str]:
         if path.endswith(".now"):  # whether it is a time is not in the schema
             continue
         if error.validator == "additionalProperties":
-            extra = [key for key in error.instance if key not in error.schema.get("properties", {})]
+            patterns = error.schema.get("patternProperties", {})
+            extra = [key for key in error.instance if key not in error.schema.get("properties", {})
+                     and not any(re.search(pattern, key) for pattern in patterns)]  # fmt: skip
             slips.add(path)
             found |= {f"{path}.{key}".lstrip(".") for key in extra}
         elif "propertyNames" in error.absolute_schema_path:
@@ -210,6 +212,8 @@ GOOD: dict[str, list[Any]] = {
          "schedule": "daily"},
         {"source": "a.b", "sink": {"kafka": {"topic": "b", "key": "id", "value": "to_json(struct(*))",
                                              "headers": {"kind": "n", "of": 1}}}, "schedule": "daily"},
+        {"source": {"jdbc": {"connection": "crm", "table": "public.a", "contract": "a"}},
+         "sink": {"jdbc": {"connection": "dwh", "table": "b"}}, "schedule": "daily"},
         {"source": {"delta": {"table": "a.b", "as_of": "2026-01-01"}}, "sink": {"console": {"rows": 5}},
          "schedule": "manual", "transforms": None, "checks": None, "panel": None, "airflow": None, "keys": None},
     ],
@@ -217,7 +221,8 @@ GOOD: dict[str, list[Any]] = {
         {"storage": "lake", "connections": {
             "kafka": {"bootstrap_servers": "a:1"},
             "postgres": {"host": "a", "port": 5, "database": "b", "user": "c", "password": {"env": "A"},
-                         "tls": "require"}},
+                         "tls": "require"},
+            "jdbc.crm": {"url": "jdbc:postgresql://a/b", "user": "c", "password": {"env": "A"}}},
          "vars": {"a": 1, "b": [1]}, "spark": {"a.b": 1, "c": True, "d": "e"}},
         {"storage": "lake", "connections": {"postgres": {"host": "a", "database": "b", "user": "c",
                                                          "password": {"file": "a"}}}}],

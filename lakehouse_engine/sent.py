@@ -1,4 +1,4 @@
-"""A stream without a window into a topic: a message for each row, then a note of how far that was.
+"""A stream without a window into a sink that holds no ledger: the rows, then a note of how far that was.
 
 What it refuses is kept in Delta, beside the table that it would have.
 
@@ -8,19 +8,19 @@ The note is a file in the storage (``noted.py``); the lock of the branch makes s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import definitions, noted, progress, rows, sql
+from lakehouse_engine import definitions, foreign, noted, progress, rows, sql
 from lakehouse_engine.aside import Aside
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.inserts import stored_types
 from lakehouse_engine.journal import See, seen
 from lakehouse_engine.judged import Judge
 from lakehouse_engine.plan import Member
 from lakehouse_engine.producing import Topic, messages
 from lakehouse_engine.progress import Position, Record
-from lakehouse_engine.sinks import Kafka
+from lakehouse_engine.sinks import Jdbc, Kafka
 from lakehouse_engine.sources.reading import Reading
 
 if TYPE_CHECKING:
@@ -31,25 +31,35 @@ if TYPE_CHECKING:
 TOTALS = "totals"
 
 
-class Messages:
+def _way_out(member: Member, to: Connections) -> Callable[[DataFrame], object]:
+    """What gives rows to the sink. A message for each row, or a row in another database's table."""
+    sink, where = member.spec.sink, member.spec.where("sink")
+    if isinstance(sink, Jdbc):
+        at, table = to.jdbc[sink.connection], sink.table
+        chosen = [sql.name(name) for name in member.rows.stored]
+        return lambda good: foreign.add(good.select(*chosen), at, table, where)
+    assert isinstance(sink, Kafka)
+    topic = Topic(to.bootstrap_servers, sink.topic, where)
+    parts = sink.message(list(member.rows.stored), member.spec.key_columns)
+    texts = [f"{text} as {sql.name(name)}" for name, text in parts.items()]
+    return lambda good: topic.send(messages(good.selectExpr(*texts)))
+
+
+class Sent:
     """One member of a scan.
 
     Raises ``PlanError`` EXPRESSION_TYPE; ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, LEDGER_DAMAGED,
     TABLE_RECREATED.
     """
 
-    def __init__(self, spark: SparkSession, member: Member, read: Reading, bootstrap_servers: str, storage: Path,
+    def __init__(self, spark: SparkSession, member: Member, read: Reading, to: Connections,
                  trigger: int) -> None:  # fmt: skip
-        self.name, self._read, self._trigger = member.name, read, trigger
-        self._topic, self._ends, self._storage = read.topic, read.ends, storage
-        sink = member.spec.sink
-        assert isinstance(sink, Kafka)
+        self.name, self._read, self._trigger, self._key = member.name, read, trigger, member.spec.sink.key
+        self._topic, self._ends, self._storage = read.topic, read.ends, to.storage
         stored_types(spark, member, read.nothing(spark))  # what a step gets wrong shows here
-        parts = sink.message(list(member.rows.stored), member.spec.key_columns)
-        self._parts = [f"{text} as {sql.name(name)}" for name, text in parts.items()]
         self._judge = Judge(member, member.rows.stored)
-        self._to = Topic(bootstrap_servers, sink.topic, member.spec.where("sink"))
-        self._aside = Aside(storage, member.name, read) if member.keeps else None
+        self._send = _way_out(member, to)
+        self._aside = Aside(to.storage, member.name, read) if member.keeps else None
         self._batch_id, self.positions, self._totals = self._held(member.spec.where("source"))
         self._definition = definitions.of(member.spec, member.rows.stored).as_json()
 
@@ -73,7 +83,7 @@ class Messages:
             judged.unpersist()
         if record is None:
             return 0
-        see(seen(record, self._trigger, Kafka.key))
+        see(seen(record, self._trigger, self._key))
         return sum(record.counters.values())
 
     def _write(self, judged: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
@@ -89,8 +99,7 @@ class Messages:
         if self._aside is not None and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         if counts.outcomes.get(rows.COUNTED):
-            good = judged.filter(f"_outcome = '{rows.COUNTED}'")
-            self._to.send(messages(good.selectExpr(*self._parts)))
+            self._send(judged.filter(f"_outcome = '{rows.COUNTED}'"))
         totals = {name: self._totals.get(name, 0) + counts.outcomes.get(name, 0) for name in progress.COUNTERS}
         noted.write(self._storage, self.name, json.dumps({
             **json.loads(record.user_metadata(definition=self._definition)), TOTALS: totals}))
