@@ -143,22 +143,31 @@ def written_on(things: Things, spark: SparkSession) -> None:
     things.add(7)
 
 
-@pytest.mark.parametrize(("change", "code"), [
-    (recreated, "TABLE_RECREATED"), (written_on, "TABLE_RECREATED"), (restored, "POSITION_BEYOND_TABLE"),
-    (forgotten, "DATA_LOST"),
-    (vacuumed, "DATA_LOST"), (rewritten, "ROWS_REWRITTEN")])  # fmt: skip
-def test_what_cannot_be_read_on_is_refused_with_a_reason(
-    spark: SparkSession, tmp_path: Path, change: Callable[[Things, SparkSession], None], code: str
-) -> None:
-    things = Things(spark, tmp_path)
+@pytest.fixture(scope="module")
+def read(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two commits have been read."""
+    folder = tmp_path_factory.mktemp("read")
+    things = Things(spark, folder)
     things.add(1)
     things.add(2)
     things.run()
+    assert things.ids() == [1, 2]
+    return folder
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    (recreated, "TABLE_RECREATED"), (written_on, "TABLE_RECREATED"), (restored, "POSITION_BEYOND_TABLE"),
+    (forgotten, "DATA_LOST"), (vacuumed, "DATA_LOST"), (rewritten, "ROWS_REWRITTEN")])  # fmt: skip
+def test_what_cannot_be_read_on_is_refused_with_a_reason(
+    spark: SparkSession, tmp_path: Path, read: Path, change: Callable[[Things, SparkSession], None], code: str
+) -> None:
+    shutil.copytree(read, tmp_path, dirs_exist_ok=True)
+    things = Things(spark, tmp_path)
     change(things, spark)
     with pytest.raises(RunError) as refused:
         things.run()
     assert refused.value.code == code
-    assert things.ids() == [1, 2]
+    assert DeltaLog(things.silver).version() == 0
 
 
 def test_a_stream_may_begin_after_what_is_there_and_pass_over_commits_that_rewrite_rows(
