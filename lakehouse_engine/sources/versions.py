@@ -171,7 +171,7 @@ class OfTable:
     def _end(self, checkpoint: Path, number: int) -> int:
         """The version that comes after a batch. Spark writes the offsets of one before it runs it.
 
-        A query that has the table twice has two offsets; of the later one some rows may be still to come.
+        A query that has the table twice has its offset twice.
         """
         lines = (checkpoint / "offsets" / str(number)).read_text(encoding="utf-8").splitlines()[2:]
         offsets = [json.loads(line) for line in lines if line != "-"]
