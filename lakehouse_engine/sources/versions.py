@@ -109,7 +109,7 @@ class OfTable:
         if there and then and there != then:
             raise RunError("TABLE_RECREATED", f"version {position - 1} of {self.topic.name} is another one than"
                            f" {pipeline} has read: the table was restored from a copy and written on, and rows that are"
-                           f" gone there are in {pipeline}. Delete those, with what it has read, to begin anew",
+                           f" gone there are in {pipeline}: begin anew with lakehouse reset",
                            where=where)  # fmt: skip
 
     def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
