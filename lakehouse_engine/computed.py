@@ -152,6 +152,8 @@ class _Rows:
     def take_steps(self) -> None:
         for index, step in enumerate(self._spec.transforms):
             place = f"transforms[{index}].{step.key}"
+            if isinstance(step, Window) and step.column is not None:
+                self.current = step.row(self.symbolic, f"{self._spec.below}{place}")
             if isinstance(step, Aggregate | Dedupe | Window):
                 passed, before = self.end().passed, self.current
                 self._begin(step.apply(passed), None)

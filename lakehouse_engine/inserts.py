@@ -38,7 +38,7 @@ class Inserts:
     def __init__(self, spark: SparkSession, member: Member, read: Reading, dsn: str, writer: str,
                  trigger: int) -> None:  # fmt: skip
         self.name, self._member, self._topic, self._writer = member.name, member, read.topic, writer
-        self._ends, self._trigger = read.ends, trigger
+        self._read, self._ends, self._trigger = read, read.ends, trigger
         self._judge = Judge(member, member.merged)
         where = member.spec.where("sink")
         kinds = stored_types(spark, member, read.nothing(spark))
@@ -88,7 +88,8 @@ class Inserts:
         after = progress.reached(self.positions, reached or counts.ends)
         record = Record(self.name, self._claim.epoch, self._claim.batch_id + 1, started_at, self._topic.id,
                         self._topic.name, self.positions, after, None, counts.outcomes, warnings,
-                        behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
+                        behind=self._ends.behind({p: q.next_offset for p, q in after.items()}),
+                        commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
         columns = [name for name in self._judge.columns if name != "_later"]
         beside = ["_at_partition", "_at_offset"] if self._upsert else []
         if "_later" in self._judge.columns:  # of those of a key and an order the last is the newest
@@ -130,9 +131,15 @@ class Inserts:
 def claimed(cursor: Any, member: Member, read: Reading, writer: str) -> progress.Claim:
     """Takes the pipeline over. Raises ``RunError`` STATE_DIFFERS, TABLE_RECREATED."""
     topic = read.topic
+    where = member.spec.where("source")
     if not read.placed and progress.read_another(cursor, member.name, topic.id, topic.name):
-        raise recreated(topic.name, member.name, member.spec.where("source"))
-    return progress.claim(cursor, member.name, topic.id, topic.name, read.starts(), writer)
+        raise recreated(topic.name, member.name, where)
+    claim = progress.claim(cursor, member.name, topic.id, topic.name, read.starts(), writer)
+    if not read.placed:
+        commit = progress.last_commit(cursor, member.name, claim.epoch, topic.id)
+        at = {"0": {"to": claim.positions[0].next_offset, "commit": commit}}
+        read.check_same({"topic": topic.name, "topic_id": topic.id, "positions": at}, member.name, where)
+    return claim
 
 
 def stored_types(spark: SparkSession, member: Member, nothing: str) -> dict[str, str]:

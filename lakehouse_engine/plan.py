@@ -236,7 +236,8 @@ def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     for index, transform in enumerate(spec.transforms):
         step = f"transforms[{index}].{transform.key}"
         if isinstance(transform, Window):
-            window = transform
+            window, rows = transform, transform.row(rows, step)
+            keeps.add(step)
             break
         assert not isinstance(transform, Aggregate | Dedupe | Join | Union | Sql), "the loader refuses it in a stream"
         if isinstance(transform, Lookup):

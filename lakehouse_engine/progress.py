@@ -101,6 +101,8 @@ class Record:
     behind: int | None = None
     #: in Delta: how far requests to delete from the table have been applied, by pipeline (see ``deletions``)
     deletes: Mapping[str, Any] = field(default_factory=dict)
+    #: of a table: what tells the version before the position from another one of its number
+    commit: str | None = None
 
     @property
     def began_at(self) -> datetime:
@@ -118,7 +120,8 @@ class Record:
             start = self.before[partition].next_offset if partition in self.before else 0
             time = from_micros(position.max_event_time)
             found[str(partition)] = {"from": start, "to": position.next_offset, "idle": position.idle,
-                                     "max_event_time": time.isoformat() if time else None}  # fmt: skip
+                                     "max_event_time": time.isoformat() if time else None,
+                                     **({"commit": self.commit} if self.commit else {})}  # fmt: skip
         return found
 
     def user_metadata(self, **more: Any) -> str:
@@ -196,6 +199,15 @@ def read_another(cursor: Any, pipeline: str, topic_id: str, topic: str) -> bool:
     return found[0]
 
 
+def last_commit(cursor: Any, pipeline: str, epoch: int, topic_id: str) -> str | None:
+    """``Record.commit`` of its last batch."""
+    cursor.execute("select ranges -> '0' ->> 'commit' from lakehouse.batches"
+                   " where (pipeline, epoch, topic_id) = (%s, %s, %s) order by batch_id desc limit 1",
+                   (pipeline, epoch, topic_id))  # fmt: skip
+    found: tuple[str | None] = cursor.fetchone() or (None,)
+    return found[0]
+
+
 _MOVE = """
 update lakehouse.positions p set next_offset = v.next_offset, max_event_time = v.max_event_time, idle = v.idle,
   last_row_at = v.last_row_at
@@ -265,5 +277,5 @@ def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Positi
 
 
 __all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit", "epoch_of",
-           "from_micros", "from_user_metadata", "move", "next_watermark", "now_micros", "read_another",
+           "from_micros", "from_user_metadata", "last_commit", "move", "next_watermark", "now_micros", "read_another",
            "to_micros"]  # fmt: skip

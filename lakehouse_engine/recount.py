@@ -59,6 +59,9 @@ def check(member: Member, span: Span) -> None:
     if not isinstance(member.spec.source, Kafka):
         raise PlanError("NOT_YET", f"{member.name} reads a table; counting its windows anew from it comes with a later"
                         " version", where=member.spec.where("source"))  # fmt: skip
+    if member.window.column is not None:
+        raise PlanError("NOT_YET", f"{member.name} puts rows into windows by {member.window.column}; counting those"
+                        " anew comes with a later version", where=member.spec.where("transforms"))  # fmt: skip
     for text in (span.first, span.last):
         try:
             date.fromisoformat(text or "2026-01-01")

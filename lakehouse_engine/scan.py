@@ -96,6 +96,12 @@ class ScanQuery:
                 self._verdicts.setdefault(verdict.refused, f"_refused{len(self._verdicts)}")
             if self._time(member) not in self._times:
                 self._times.append(self._time(member))
+        #: by what else than event time rows are put into windows: SQL -> column
+        self._columns: dict[str, str] = {}
+        for member in self.members:
+            if member.window.column is not None:
+                text = member.rows.resolve(sql.name(member.window.column))
+                self._columns.setdefault(text, f"_by{len(self._columns)}")
         self._measured = [[*m.measured(i), *self._ends(i, m)] for i, m in enumerate(self.members)]
         self._slots = [m for measured in self._measured for _, m in measured if m is not None]
         #: per member what is counted of its rows, beside their outcome
@@ -110,7 +116,7 @@ class ScanQuery:
     def _ends(self, index: int, member: WindowMember) -> list[tuple[str, Measured]]:
         """What the parts of a session are put together by: the first and the last event time, in microseconds."""
         names = ((FIRST, "min"), (LAST, "max")) if member.window.session else ()
-        return [(name, Measured(f"s{index}_{function}", function, self._micros(member))) for name, function in names]
+        return [(name, Measured(f"s{index}_{function}", function, self._placed(member))) for name, function in names]
 
     def _watched(self, index: int, member: WindowMember) -> list[tuple[Tally, Measured]]:
         """Each a count of the rows that the member did not have yet."""
@@ -130,6 +136,12 @@ class ScanQuery:
     def _micros(self, member: WindowMember) -> str:
         return f"_time{self._times.index(self._time(member))}"
 
+    def _placed(self, member: WindowMember) -> str:
+        """The microseconds by which a row is put into windows."""
+        if member.window.column is None:
+            return self._micros(member)
+        return self._columns[member.rows.resolve(sql.name(member.window.column))]
+
     def _compile_layers(self) -> list[Layer]:
         """Computed once per row: members' own layers, verdicts, event times, start of the newest window, outcomes."""
         found: dict[str, Layer] = {}
@@ -140,16 +152,18 @@ class ScanQuery:
             found[column] = Layer(column, refused)
         for index, (time, reaches) in enumerate(self._times):
             found[f"_time{index}"] = Layer(f"_time{index}", f"if({reaches}, unix_micros({time}), null)")
+        for text, column in self._columns.items():
+            found[column] = Layer(column, f"unix_micros({text})")
         for member in self.members:
             alias = self._start(member)
-            micros = self._micros(member)
+            micros = self._placed(member)
             found.setdefault(alias, Layer(alias, f"{micros} - pmod({micros}, {member.window.every})"))
         for index, member in enumerate(self.members):
             found[f"_outcome{index}"] = Layer(f"_outcome{index}", self._outcome(index, member))
         return list(found.values())
 
     def _start(self, member: WindowMember) -> str:
-        return f"_start{self._micros(member)}_{member.window.every}"
+        return f"_start{self._placed(member)}_{member.window.every}"
 
     def text(self, view: str, watermarks: Sequence[int | None], floors: Sequence[Mapping[int, int] | None]) -> str:
         """The batch's SQL over ``view``. ``floors``: a member's next offset per partition where it is ahead of others.
@@ -171,7 +185,7 @@ class ScanQuery:
     def _outcome(self, index: int, member: WindowMember) -> str:
         codes = {outcomes.FILTERED: FILTERED, outcomes.QUARANTINED: QUARANTINED}
         cases = "".join(f" when {self._verdicts[v.refused]} then {codes[v.outcome]}" for v in member.rows.verdicts)
-        late = member.window.late(self._micros(member), self._start(member), _watermark(index))
+        late = member.window.late(self._placed(member), self._start(member), _watermark(index))
         return f"case when _offset < {_floor(index)} then {SEEN}{cases} when {late} then {LATE} else {COUNTED} end"
 
     def _struct(self, m: int, o: str, w: str, keys: Sequence[str], detail: str, extra: Mapping[str, str]) -> str:
@@ -223,7 +237,7 @@ class ScanQuery:
 
     def _aside(self, index: int, member: WindowMember) -> str:
         """JSON of a row that is kept aside (which makes it a group of its own), null for every other."""
-        micros = self._micros(member)
+        micros = self._placed(member)
         stored = ", ".join(f"{sql.string(n)}, {text}" for n, text in member.rows.stored.items())
         place = f"'p', {member.place[0]}, 'o', {member.place[1]}"
         row = f"'row', to_json(named_struct({stored}))" if stored else "'row', '{}'"

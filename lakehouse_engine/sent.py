@@ -95,7 +95,8 @@ class Sent:
         after = progress.reached(self.positions, reached or counts.ends)
         record = Record(self.name, 1, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
                         self.positions, after, None, counts.outcomes, warnings,
-                        behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
+                        behind=self._ends.behind({p: q.next_offset for p, q in after.items()}),
+                        commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
         if self._aside is not None and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         if counts.outcomes.get(rows.COUNTED):

@@ -192,7 +192,8 @@ class _Windows:
         assert to.postgres_dsn is not None
         self.detached: dict[str, str] = {}
         self._members = list(members)
-        self._to, self._topic, self._ends, self._trigger = to, read.topic, read.ends, scan.every
+        self._to, self._read, self._trigger = to, read, scan.every
+        self._topic, self._ends = read.topic, read.ends
         self._query = ScanQuery([m.window_member() for m in members])
         self._merges = [merge_of(spark, member, read.nothing(spark)) for member in members]
         self._connection = postgres_sink.connect(to.postgres_dsn)
@@ -294,7 +295,8 @@ class _Windows:
         warnings, _ = rows.concluded(result.tallied, LEAST_JUDGED)
         return Record(member.name, claim.epoch, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
                       claim.positions, after, watermark, result.counters, warnings,
-                      behind=self._ends.behind({p: q.next_offset for p, q in after.items()}))  # fmt: skip
+                      behind=self._ends.behind({p: q.next_offset for p, q in after.items()}),
+                      commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
         merge, member = self._merges[index], self._members[index]
@@ -482,7 +484,8 @@ class _Landing:
         after = progress.reached(self.positions, reached or counts.ends)
         record = Record(self._member.name, self._epoch, self._batch_id + 1, started_at, self._topic.id,
                         self._topic.name, self.positions, after, None, counts.outcomes, warnings,
-                        deletes=self._deletes)  # fmt: skip
+                        deletes=self._deletes,
+                        commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
         if self._member.keeps and self._aside.wanted(counts, record):
             self._aside.keep(parsed, record)
         self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)

@@ -138,21 +138,36 @@ def rewritten(things: Things, spark: SparkSession) -> None:
     spark.sql(f"delete from delta.`{things.bronze}` where id = 1")
 
 
-@pytest.mark.parametrize(("change", "code"), [
-    (recreated, "TABLE_RECREATED"), (restored, "POSITION_BEYOND_TABLE"), (forgotten, "DATA_LOST"),
-    (vacuumed, "DATA_LOST"), (rewritten, "ROWS_REWRITTEN")])  # fmt: skip
-def test_what_cannot_be_read_on_is_refused_with_a_reason(
-    spark: SparkSession, tmp_path: Path, change: Callable[[Things, SparkSession], None], code: str
-) -> None:
-    things = Things(spark, tmp_path)
+def written_on(things: Things, spark: SparkSession) -> None:
+    restored(things, spark)
+    things.add(7)
+
+
+@pytest.fixture(scope="module")
+def read(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two commits have been read."""
+    folder = tmp_path_factory.mktemp("read")
+    things = Things(spark, folder)
     things.add(1)
     things.add(2)
     things.run()
+    assert things.ids() == [1, 2]
+    return folder
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    (recreated, "TABLE_RECREATED"), (written_on, "TABLE_RECREATED"), (restored, "POSITION_BEYOND_TABLE"),
+    (forgotten, "DATA_LOST"), (vacuumed, "DATA_LOST"), (rewritten, "ROWS_REWRITTEN")])  # fmt: skip
+def test_what_cannot_be_read_on_is_refused_with_a_reason(
+    spark: SparkSession, tmp_path: Path, read: Path, change: Callable[[Things, SparkSession], None], code: str
+) -> None:
+    shutil.copytree(read, tmp_path, dirs_exist_ok=True)
+    things = Things(spark, tmp_path)
     change(things, spark)
     with pytest.raises(RunError) as refused:
         things.run()
     assert refused.value.code == code
-    assert things.ids() == [1, 2]
+    assert DeltaLog(things.silver).version() == 0
 
 
 def test_a_stream_may_begin_after_what_is_there_and_pass_over_commits_that_rewrite_rows(
@@ -195,10 +210,29 @@ def test_into_postgres_the_position_is_in_the_transaction(spark: SparkSession, d
     things.add(2, 0)
     things.run()
     assert (things.ids(), things.ids("__quarantine", "(\"row\"->>'id')::int")) == ([1, 2], [100])
-    recreated(things, spark)
-    with pytest.raises(RunError, match="TABLE_RECREATED"):
-        things.run()
-    assert things.ids() == [1, 2]
+    for change, said in ((written_on, "version 1 of bronze.things is another one"), (recreated, "made anew")):
+        change(things, spark)
+        with pytest.raises(RunError, match=f"TABLE_RECREATED.*{said}"):
+            things.run()
+        assert things.ids() == [1, 2]
+
+
+def test_rows_that_a_commit_writes_again_as_they_were_are_no_changes(spark: SparkSession, tmp_path: Path) -> None:
+    things = Things(spark, tmp_path, source="{delta: {table: bronze.things, changes: true}}")
+    file = things.files / "silver" / "things.yaml"
+    file.write_text(file.read_text().replace("transforms:", "transforms:\n  - derive: {op: _op, version: _version}"))
+    things.add(1, 2)
+    spark.sql(f"alter table delta.`{things.bronze}` set tblproperties (delta.enableChangeDataFeed = true)")
+    things.run()
+    things.add(5)
+    place = "'t' as _topic", "0 as _partition"
+    kept = spark.read.format("delta").load(str(things.bronze)).selectExpr("if(id = 1, 3L, id) as id", *place,
+                                                                          "_offset", "_timestamp")  # fmt: skip
+    kept.write.format("delta").mode("overwrite").save(str(things.bronze))
+    things.run()
+    found = spark.read.format("delta").load(str(things.silver)).select("id", "op", "version").collect()
+    assert sorted(map(tuple, found)) == [(1, "delete", 3), (1, "insert", 1), (2, "insert", 1), (3, "insert", 3),
+                                         (5, "insert", 2)]  # fmt: skip
 
 
 def test_a_stream_over_a_table_waits_for_the_one_that_lands_it(

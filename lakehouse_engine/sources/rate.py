@@ -66,6 +66,9 @@ class OfRate:
     def starts(self) -> dict[int, int]:
         return {0: 0}
 
+    def commit(self, positions: Mapping[int, int]) -> str | None:
+        return None
+
     def check_same(self, record: Mapping[str, Any], pipeline: str, where: str) -> None:
         """There is only one."""
 

@@ -54,8 +54,11 @@ class Reading(Protocol):
     def starts(self) -> dict[int, int]:
         """The position by partition at which a pipeline begins that has not read yet."""
 
+    def commit(self, positions: Mapping[int, int]) -> str | None:
+        """What tells what was read last from something else at these positions, where there can be such a thing."""
+
     def check_same(self, record: Mapping[str, Any], pipeline: str, where: str) -> None:
-        """Raises ``RunError`` where a commit's record is of another one that was called so."""
+        """Raises ``RunError`` where a commit's record is of another one that was called so, or of what was there."""
 
     def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
         """The stream from the least position on; ``checkpoint``: an empty folder that the query will have.
@@ -97,6 +100,9 @@ class OfTopic:
 
     def starts(self) -> dict[int, int]:
         return kafka.offsets_at(self._servers, self.topic, self._source.start)
+
+    def commit(self, positions: Mapping[int, int]) -> str | None:
+        return None
 
     def check_same(self, record: Mapping[str, Any], pipeline: str, where: str) -> None:
         """A topic that was made anew is read from its start."""

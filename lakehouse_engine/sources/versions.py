@@ -96,9 +96,21 @@ class OfTable:
     def starts(self) -> dict[int, int]:
         return {0: 0 if self._source.start == "earliest" else self.topic.offsets[0][1]}
 
+    def commit(self, positions: Mapping[int, int]) -> str | None:
+        return self._log.commit_id(positions[0] - 1) if positions.get(0) else None
+
     def check_same(self, record: Mapping[str, Any], pipeline: str, where: str) -> None:
-        if record["topic"] == self.topic.name and record["topic_id"] != self.topic.id:
+        if record["topic"] != self.topic.name:
+            return
+        if record["topic_id"] != self.topic.id:
             raise recreated(self.topic.name, pipeline, where)
+        position = record["positions"]["0"]["to"]
+        there, then = self.commit({0: position}), record["positions"]["0"].get("commit")
+        if there and then and there != then:
+            raise RunError("TABLE_RECREATED", f"version {position - 1} of {self.topic.name} is another one than"
+                           f" {pipeline} has read: the table was restored from a copy and written on, and rows that are"
+                           f" gone there are in {pipeline}: begin anew with lakehouse reset",
+                           where=where)  # fmt: skip
 
     def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
         for name, positions in held:
@@ -159,7 +171,7 @@ class OfTable:
     def _end(self, checkpoint: Path, number: int) -> int:
         """The version that comes after a batch. Spark writes the offsets of one before it runs it.
 
-        A query that has the table twice has two offsets; of the later one some rows may be still to come.
+        A query that has the table twice has its offset twice.
         """
         lines = (checkpoint / "offsets" / str(number)).read_text(encoding="utf-8").splitlines()[2:]
         offsets = [json.loads(line) for line in lines if line != "-"]

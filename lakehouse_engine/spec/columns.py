@@ -138,6 +138,8 @@ class Walk:
         self._names(transform, columns, step)
         if isinstance(transform, Watermark):
             self._event_time(transform, columns, step)
+        if isinstance(transform, Window) and transform.column is not None:
+            self._placing(transform.column, columns, f"{step}.column")
         if isinstance(transform, Combining):
             self.problems += combining.problems(self._spec, step, transform, columns, theirs)
             made = combining.after(transform, columns, theirs)
@@ -214,6 +216,12 @@ class Walk:
             self.problems.append(at(self._spec, f"{path}.max_ahead", "UNSTABLE_EXPRESSION", "these rows have no"
                                      " _timestamp, and with replace_by a slice is recomputed at other times: the clock"
                                      " would make it another one; leave max_ahead out"))  # fmt: skip
+
+    def _placing(self, column: str, columns: Columns, path: str) -> None:
+        kind = known_as(columns).get(column.lower(), "")
+        if kind not in ("", "timestamp"):
+            self.problems.append(at(self._spec, path, "COLUMN_TYPE", f"{column} is {kind}; a window is over a"
+                                    f" timestamp: derive one, e.g. try_to_timestamp({column})"))  # fmt: skip
 
     def _one_case(self, new: Iterable[str], columns: Columns, path: str) -> None:
         for name in sorted(new):

@@ -119,6 +119,11 @@ def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
     if upserts and not spec.key_columns and not some_unread(spec):
         yield at(spec, "sink", "MISSING_KEY", "the steps after the window drop what tells its rows apart: say it in"
                  " keys, or add each window once (emit: final and mode: append)")  # fmt: skip
+    for index, step in enumerate(spec.transforms):
+        if isinstance(step, Window) and step.column is not None:
+            yield at(spec, f"{step_of(spec, index)}.column", "NOT_YET", f"another column than the watermark's, in a"
+                     f" window of a stream on Spark's state ({why}), comes with a later version: put the watermark on"
+                     f" {step.column}")  # fmt: skip
     last = max((index for index, step in enumerate(spec.transforms) if step.key in STATEFUL), default=-1)
     for index, step in enumerate(spec.transforms[: last + 1]):
         if isinstance(step, Lookup):

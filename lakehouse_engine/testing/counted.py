@@ -18,6 +18,7 @@ from lakehouse_engine.testing.feeds import Place
 from lakehouse_engine.testing.rendering import rendered
 from lakehouse_engine.testing.target import Target
 from lakehouse_engine.testing.values import Found, difference
+from lakehouse_engine.transforms import Window
 
 #: rows that a test may send for this to be asked
 MOST_ROWS = 1_000
@@ -27,7 +28,8 @@ def asked(case: Case, spec: PipelineSpec) -> bool:
     """Whether a test of this pipeline is also run as a backfill when it ends; late rows aside."""
     if not spec.is_stream or not isinstance(spec.sink, Postgres) or not any(t.key == "window" for t in spec.transforms):
         return False
-    if needs_state(spec) or spec.follows:
+    by_another = any(isinstance(t, Window) and t.column is not None for t in spec.transforms)
+    if needs_state(spec) or spec.follows or by_another:
         return False  # such a stream has no backfill yet
     again = any(name in batch for batch in case.batches for name in spec.inputs if name != SOURCE)
     return not (again or case.tables) and sum(len(rows) for b in case.batches for rows in b.values()) <= MOST_ROWS

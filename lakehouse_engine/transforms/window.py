@@ -19,7 +19,7 @@ In a job windows are the same, of all rows that the source holds: nothing is lat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
 from lakehouse_engine.component import Aggregation, Column, Columns, Component, Duration, Model
+from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.transforms.watermark import EVENT_TIME
 
 if TYPE_CHECKING:
@@ -75,8 +76,6 @@ def _kind(name: str, **others: JsonDict) -> JsonDict:
 class Window(Component):
     """Exactly one of ``tumbling``, ``sliding`` and ``session``. Needs a ``watermark`` before it."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"column"})
-
     model_config = ConfigDict(json_schema_extra={"oneOf": [_kind("tumbling"), _kind("sliding"),
                                                            _kind("session", emit={"const": "final"})]})  # fmt: skip
 
@@ -86,6 +85,9 @@ class Window(Component):
     sliding: Sliding | None = None
     #: windows that last while rows come
     session: Session | None = None
+    #: a timestamp, by which rows are put into windows, instead of the watermark's; a row without one is quarantined.
+    #: When a window is over, the watermark says all the same
+    column: Column | None = None
     #: columns; derive expressions first
     by: Columns = ()
     #: each the resulting column. In a stream count, count_if, sum, min, max and avg, alone, merge in PostgreSQL; with
@@ -142,7 +144,7 @@ class Window(Component):
         """In a job. ``frame`` has the event time, never null, in ``watermark.EVENT_TIME``."""
         from pyspark.sql import functions as F
 
-        time = F.col(EVENT_TIME)
+        time = F.col(EVENT_TIME if self.column is None else sql.name(self.column))
         size, every = f"{self.size} microseconds", f"{self.every} microseconds"
         window = F.session_window(time, size) if self.session else F.window(time, size, every)
         measures = [F.expr(text).alias(name) for name, text in self.measures.items()]
@@ -172,5 +174,12 @@ class Window(Component):
         starts = range(newest - self.size + self.every, newest + 1, self.every)
         return [start for start in starts if start + self.size <= watermark]
 
+    def row(self, rows: Rows, step: str) -> Rows:
+        """The rows that can be put into a window."""
+        if self.column is None:
+            return rows
+        reason = f"array({sql.string(f'window: {self.column} is null')})"
+        return rows.refuse(Verdict(step, QUARANTINED, f"({rows.resolve(sql.name(self.column))}) is null", reason))
+
     def expressions(self) -> list[str]:
-        return [*self.by, *self.measures.values()]
+        return [*([self.column] if self.column else []), *self.by, *self.measures.values()]

@@ -200,8 +200,8 @@ WRONG = [
     ("a later option", "bronze", "source", "source: {kafka: {topics: [a, b]}}", "1 MISSING_KEY, 1 NOT_YET"),
     ("an input that is not there", "bronze", "- derive", "  - union: [mobile]\n  - derive: {day: to_date(at)}",
      "4 UNKNOWN_INPUT"),
-    ("a later option of a window", "realtime", "- window",
-     "  - window: {tumbling: 1 minute, column: at, measures: {n: count(*)}}", "6 NOT_YET"),
+    ("a window over a text", "realtime", "- window",
+     "  - window: {tumbling: 1 minute, column: id, measures: {n: count(*)}}", "6 COLUMN_TYPE"),
     ("several sinks", "realtime", "sink", "sink: [postgres, console]", "7 NOT_YET"),
     ("a filtered sink", "realtime", "sink", "sink:\n  postgres:\n  where: n > 1", "9 ILLEGAL_SINK"),
     # variables
