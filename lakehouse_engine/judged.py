@@ -30,7 +30,7 @@ class Judge:
         #: what tells a table's rows apart where several are made of one
         self._record = ["_record"] if member.spec.follows and member.rows.expanded and not made else []
         kept = [v for v in member.rows.verdicts if v.step in member.keeps]
-        step, reasons = rows.first_reasons(kept)
+        step, reasons = rows.first_reasons(member.rows.verdicts, member.keeps)
         chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]
         chosen += [f"{rows.outcome(member.rows.verdicts)} as _outcome", f"{step} as _step", f"{reasons} as _reasons"]
         chosen += [f"{tally.condition} as _tally{i}" for i, tally in enumerate(self._tallies)]

@@ -7,7 +7,7 @@ share one query, and what lets the validator follow columns without Spark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
@@ -183,13 +183,18 @@ def passing(verdicts: Iterable[Verdict]) -> str:
     return " and ".join(f"not ({v.refused})" for v in verdicts) or "true"
 
 
-def first_reasons(verdicts: Iterable[Verdict]) -> tuple[str, str]:
-    """SQL of the step (string) and of the reasons (array<string>) of the first quarantine verdict that refuses."""
+def first_reasons(verdicts: Iterable[Verdict], keeps: Container[str] | None = None) -> tuple[str, str]:
+    """SQL of the step (string) and of the reasons (array<string>) of the first quarantine verdict that refuses.
+
+    ``keeps``: steps whose refused rows are kept. Of another step's both are null: what comes after it judges a row that
+    is none.
+    """
     quarantine = [v for v in verdicts if v.outcome == QUARANTINED]
-    if not quarantine:
+    if not any(keeps is None or v.step in keeps for v in quarantine):
         return "cast(null as string)", "cast(null as array<string>)"
-    step = "".join(f" when {v.refused} then {sql.string(v.step)}" for v in quarantine)
-    reasons = "".join(f" when {v.refused} then {v.reasons}" for v in quarantine)
+    kept = [(v, keeps is None or v.step in keeps) for v in quarantine]
+    step = "".join(f" when {v.refused} then {sql.string(v.step) if here else 'null'}" for v, here in kept)
+    reasons = "".join(f" when {v.refused} then {v.reasons if here else 'null'}" for v, here in kept)
     return f"case{step} end", f"case{reasons} end"
 
 

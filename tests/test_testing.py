@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -130,6 +131,21 @@ def results(tmp_path_factory: pytest.TempPathFactory, lakehouse_bench: Bench) ->
     clock.with_name("clock.yaml").write_text(CLOCK)
     cases = reader.find([sliding, wrong, clock])
     return {case.name: suite.result(lakehouse_bench, case, print) for case in cases}
+
+
+def test_tests_of_one_query_on_sparks_state_run_side_by_side(tmp_path: Path, lakehouse_bench: Bench) -> None:
+    file = copied(tmp_path, "".join(f"""\
+- name: user {user}
+  defaults: {{event_type: click, page: /, source: web}}
+  batches: [[{{event_id: a, user_id: {user}, timestamp: 2026-01-01T10:00:00Z}}]]
+  expect: {{rows: [{{window_start: 2026-01-01T10:00:00Z, users: 1, least: {user}}}]}}
+""" for user in (1, 2)))  # fmt: skip
+    window = "tumbling: 1 minute\n      measures: {users: approx_count_distinct(user_id), least: min(user_id)}\n"
+    head, tail = SLIDING.partition("sliding")[0], SLIDING.partition("sink")
+    file.with_name("events_per_minute.yaml").write_text(head + window + tail[1] + tail[2])
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda case: suite.result(lakehouse_bench, case, print), reader.find([file])))
+    assert [result.message for result in found if not result.passed] == []
 
 
 def test_every_reference_pipeline_has_tests() -> None:

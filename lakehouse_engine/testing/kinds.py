@@ -9,6 +9,7 @@ from typing import Protocol
 from lakehouse_engine import jobs
 from lakehouse_engine.errors import LakehouseError, RunError, first_line
 from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.session import apart
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.staterun import StateRun
@@ -58,7 +59,8 @@ class OnState:
     """
 
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
-        self._spark, self._query = place.bench.spark, compile_plan([spec]).queries[0]
+        # a session of its own: tests of one pipeline run side by side, and a session knows a query by its name
+        self._spark, self._query = apart(place.bench.spark), compile_plan([spec]).queries[0]
         self._to = place.connections
         self._run: StateRun | None = None
 
