@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ class Aside:
         kept of it: by now the batch may be longer.
         """
         held = {} if self._by_batch else {p: q.next_offset for p, q in self._positions.items()}
+        if held:  # a try before may have come further than this batch, and kept what lies there
+            record = replace(record, after=progress.reached(self._positions, record.offsets))
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"
                                 f" and {not_before(held, '_at')}")  # fmt: skip
         kept = refused.coalesce(1).selectExpr(

@@ -83,6 +83,7 @@ class IntoPostgres:
         self._query, self._writer, self._reset = query, writer, reset
         self._connection = postgres_sink.connect(dsn)
         self._checkpoint, self._number = "", -1
+        self._held: Held | None = None
         self._upsert: postgres_upsert.Upsert | None = None
         self._stamp: Mapping[str, str] = {}
         self.batch_id, self.epoch = 0, 1
@@ -100,7 +101,8 @@ class IntoPostgres:
                 cursor.execute(f"select checkpoint, batch from lakehouse.queries {mine}", key)
                 found = cursor.fetchone()
                 if found is not None:
-                    return Held(*found) if found[1] >= 0 else None
+                    self._held = Held(*found) if found[1] >= 0 else None
+                    return self._held
             if positions:
                 cursor.execute("select 1 from lakehouse.positions where pipeline = %s and epoch = %s limit 1", key)
                 if cursor.fetchone() is not None:
@@ -132,6 +134,9 @@ class IntoPostgres:
                 " checkpoint = case when q.batch < 0 then excluded.checkpoint else q.checkpoint end"
                 " returning checkpoint, batch", (query.name, self.epoch, checkpoint, self._writer))  # fmt: skip
             self._checkpoint, self._number = _one(cursor)
+            if Held(self._checkpoint, self._number) != (self._held or Held(checkpoint, -1)):
+                # between the two looks another process began, with a checkpoint of its own, and committed
+                raise _fenced(query)
             definitions.hold(cursor, query.name, self.epoch, definitions.of(query.spec, columns))
             cursor.execute("select coalesce(max(batch_id), 0) from lakehouse.batches"
                            " where pipeline = %s and epoch = %s", (query.name, self.epoch))  # fmt: skip
@@ -169,8 +174,7 @@ class IntoPostgres:
             (batch.number, *(batch.state or (None, None)), self._query.name, self.epoch, self._checkpoint, self._number,
              self._writer))  # fmt: skip
         if cursor.rowcount != 1:
-            raise FencedError("FENCED", f"{self._query.name}: written by another process; this one stops. Nothing was"
-                              " lost or doubled", where="connection postgres")  # fmt: skip
+            raise _fenced(self._query)
 
     def _rows(self, cursor: Any, batch: Batch) -> None:
         names = [sql.name(name) for name in batch.columns]
@@ -184,6 +188,11 @@ class IntoPostgres:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _fenced(query: Query) -> FencedError:
+    return FencedError("FENCED", f"{query.name}: written by another process; this one stops. Nothing was lost or"
+                       " doubled", where="connection postgres")  # fmt: skip
 
 
 def _was_without_state(query: Query, reset: str) -> PlanError:
@@ -247,7 +256,7 @@ class IntoDelta:
         found = {partition: Position(offset) for partition, offset in starts.items()}
         if self._record is None or self._record["topic_id"] != topic_id:
             return found  # of the other inputs the commits do not tell: Spark's checkpoint does
-        return {**found, **progress.from_user_metadata(self._record)[1]}
+        return progress.going_on(progress.from_user_metadata(self._record)[1], found)
 
     def write(self, batch: Batch) -> Mapping[str, Any]:
         state = {} if batch.state is None else {"state_rows": batch.state[0], "state_bytes": batch.state[1]}

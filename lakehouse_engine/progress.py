@@ -70,6 +70,11 @@ def reached(positions: Mapping[int, Position], ends: Mapping[int, int]) -> dict[
     return {**positions, **read}
 
 
+def going_on(positions: Mapping[int, Position], partitions: Iterable[int]) -> dict[int, Position]:
+    """Where a pipeline goes on: partitions that are new to it begin at 0, whatever its ``start`` says."""
+    return {**{partition: Position(0) for partition in partitions}, **positions}
+
+
 def next_watermark(positions: Iterable[Position], delay: int, previous: int | None) -> int | None:
     """The watermark for the next batch, in microseconds; None while nothing has been seen.
 
@@ -159,7 +164,8 @@ def state_differs(pipeline: str, reset: str) -> RunError:
 
 def claim(cursor: Any, pipeline: str, topic_id: str, topic: str, starts: Mapping[int, int], writer: str, *,
           on_state: bool = False) -> Claim:  # fmt: skip
-    """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``.
+    """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``, and at 0 where it has read
+    others of the topic: what came into a new one meanwhile is not skipped.
 
     ``on_state``: it is a query with a checkpoint; what such a one has written goes on as one. From its commit on, a
     batch of any other writer fails on the fence. No batch commits until then: its positions and these would be locked
@@ -173,12 +179,17 @@ def claim(cursor: Any, pipeline: str, topic_id: str, topic: str, starts: Mapping
                    (pipeline, epoch))  # fmt: skip
     if not on_state and cursor.fetchone() is not None:
         raise state_differs(pipeline, "lakehouse reset")
+    cursor.execute("select exists (select from lakehouse.positions where (pipeline, epoch, topic_id) = (%s, %s, %s))",
+                   (pipeline, epoch, topic_id))  # fmt: skip
+    (began,) = cursor.fetchone()
+    # also those of a topic that was called so before: who still reads that one adds nothing any more
+    cursor.execute("update lakehouse.positions set writer = %s where (pipeline, epoch) = (%s, %s)",
+                   (writer, pipeline, epoch))  # fmt: skip
     for partition, offset in sorted(starts.items()):
         cursor.execute(
             "insert into lakehouse.positions (pipeline, epoch, topic_id, partition, topic, next_offset, writer)"
-            " values (%s, %s, %s, %s, %s, %s, %s)"
-            " on conflict (pipeline, epoch, topic_id, partition) do update set writer = excluded.writer",
-            (pipeline, epoch, topic_id, partition, topic, offset, writer),
+            " values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
+            (pipeline, epoch, topic_id, partition, topic, 0 if began else offset, writer),
         )
     cursor.execute(
         "select partition, next_offset, max_event_time, idle, last_row_at from lakehouse.positions"
@@ -277,5 +288,5 @@ def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Positi
 
 
 __all__ = ["COUNTERS", "Claim", "Position", "Record", "advance", "claim", "commit", "epoch_of",
-           "from_micros", "from_user_metadata", "last_commit", "move", "next_watermark", "now_micros", "read_another",
-           "to_micros"]  # fmt: skip
+           "from_micros", "from_user_metadata", "going_on", "last_commit", "move", "next_watermark", "now_micros",
+           "read_another", "to_micros"]  # fmt: skip

@@ -337,11 +337,12 @@ def scan_floors(
 ) -> list[Mapping[int, int] | None]:
     """Per member the offsets below which it has everything, where that is above the least of all members.
 
-    ``others``: members that read the same batches and are no windows.
+    ``others``: members that read the same batches and are no windows, and where those stood that were taken out. Who
+    has no position in a partition has nothing of it.
     """
     everyone = [*positions, *others]
     partitions = {p for member in everyone for p in member}
-    least = {p: min(member[p].next_offset for member in everyone if p in member) for p in partitions}
+    least = {p: min(member.get(p, Position(0)).next_offset for member in everyone) for p in partitions}
     found: list[Mapping[int, int] | None] = []
     for member in positions:
         ahead = {p: position.next_offset for p, position in member.items() if position.next_offset > least[p]}

@@ -71,7 +71,7 @@ class Sent:
         self._read.check_same(record, self.name, where)
         batch_id, positions = progress.from_user_metadata(record)
         same = record["topic_id"] == self._topic.id
-        return batch_id, {**begin, **positions} if same else begin, dict(record[TOTALS])
+        return batch_id, progress.going_on(positions, begin) if same else begin, dict(record[TOTALS])
 
     def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
         """Sends what the batch has beyond the position; returns the number of its records."""

@@ -68,7 +68,7 @@ class ScanRun(StreamRun):
         self._windows: _Windows | None = None
         self._landings: list[_Landing | Inserts | Sent | _Print] = []
         self._lookups: Lookups | None = None
-        #: where members stand that were taken out before a batch: it may begin there
+        #: where landings stand that were taken out: the next batch may begin there
         self._left: list[Mapping[int, Position]] = []
 
     def start(self, *, available_now: bool) -> None:
@@ -148,7 +148,7 @@ class ScanRun(StreamRun):
         if failed:
             self._lookups.forget(failed)
             if self._windows:
-                self._left += self._windows.take_out(failed)
+                self._windows.take_out(failed)
             for landing in [one for one in self._landings if one.name in failed]:
                 self._landings.remove(landing)
                 self._left.append(landing.positions)
@@ -192,6 +192,8 @@ class _Windows:
         assert to.postgres_dsn is not None
         self.detached: dict[str, str] = {}
         self._members = list(members)
+        #: where members stand that were taken out: the next batch may begin there
+        self._left: list[Mapping[int, Position]] = []
         self._to, self._read, self._trigger = to, read, scan.every
         self._topic, self._ends = read.topic, read.ends
         self._query = ScanQuery([m.window_member() for m in members])
@@ -236,7 +238,7 @@ class _Windows:
         watermarks = [progress.next_watermark(c.positions.values(), _delay(m), c.watermark)
                       for m, c in zip(self._members, self._claims, strict=True)]  # fmt: skip
         frame.createOrReplaceTempView(view)
-        floors = scan_floors([claim.positions for claim in self._claims], others)
+        floors = scan_floors([claim.positions for claim in self._claims], [*others, *self._left])
         collected = frame.sparkSession.sql(self._query.text(view, watermarks, floors)).collect()
         ends, greatest, results = self._query.read(collected)
         if not ends:
@@ -323,16 +325,15 @@ class _Windows:
                        for d in result.refused]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)
 
-    def take_out(self, names: Collection[str]) -> list[Mapping[int, Position]]:
+    def take_out(self, names: Collection[str]) -> None:
         """Failed members leave at their positions; the others go on, and these catch up when mended."""
         gone = [index for index, member in enumerate(self._members) if member.name in names]
-        left: list[Mapping[int, Position]] = [self._claims[index].positions for index in gone]
+        self._left += [self._claims[index].positions for index in gone]
         for index in reversed(gone):
             for part in (self._members, self._merges, self._claims):
                 del part[index]
         if gone:
             self._query = ScanQuery([m.window_member() for m in self._members])
-        return left
 
     def close(self) -> None:
         self._connection.close()
@@ -458,7 +459,7 @@ class _Landing:
             raise progress.state_differs(self.name, "lakehouse reset")
         self._read.check_same(record, self.name, self._member.spec.where("source"))
         batch_id, positions = progress.from_user_metadata(record)
-        return batch_id, {**starts, **positions} if record["topic_id"] == self._topic.id else starts
+        return batch_id, progress.going_on(positions, starts) if record["topic_id"] == self._topic.id else starts
 
     def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
         ahead = {} if reached else {p: q.next_offset for p, q in self.positions.items()}

@@ -16,6 +16,7 @@ from lakehouse_engine.progress import (
     advance,
     from_micros,
     from_user_metadata,
+    going_on,
     next_watermark,
     to_micros,
 )
@@ -164,6 +165,10 @@ def test_a_commits_metadata_gives_the_batch_and_the_offsets_back(offsets: dict[i
     assert from_user_metadata(stored) == (7, after)
     assert stored["counters"] == {"counted": 3}
     assert stored["warnings"] == {"not_null(a)": 1}
+
+
+def test_a_partition_that_is_new_to_a_pipeline_begins_at_its_first_record() -> None:
+    assert going_on({0: Position(7)}, {0: Position(9), 1: Position(4)}) == {0: Position(7), 1: Position(0)}
 
 
 def test_a_greatest_event_time_at_the_epoch_is_one() -> None:

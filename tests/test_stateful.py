@@ -175,3 +175,23 @@ def test_a_process_that_was_taken_for_dead_is_refused_by_the_ledger(
     assert isinstance(zombie.error, FencedError)
     assert once.rows() == ["a"]
     assert once.ask("select count(*)::int from lakehouse.batches where counted > 0") == [(1,)]
+
+
+def test_of_two_hosts_that_begin_it_at_once_the_second_one_adds_nothing(
+    spark: SparkSession, stack: Services, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one commits after the second has seen that nobody has, and before it claims."""
+    once = Once(spark, stack, database, tmp_path, "postgres")
+    once.send("a", "b")
+    second = once.made(storage=tmp_path / "elsewhere", writer="second")
+    claim = second._ending.claim
+
+    def claimed(*given: Any) -> None:
+        once.run(writer="first")
+        claim(*given)
+
+    monkeypatch.setattr(second._ending, "claim", claimed)
+    with pytest.raises(FencedError):
+        second.start(available_now=True)
+    assert once.rows() == ["a", "b"]
+    assert once.ask("select writer, batch from lakehouse.queries where batch >= 0")[0][0] == "first"

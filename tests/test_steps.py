@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from lakehouse_engine.errors import PlanError, RunError, SpecError
 from lakehouse_engine.progress import Position
 from lakehouse_engine.rows import Rows, Stop, Tally, Watched, concluded
 from lakehouse_engine.scan import ScanQuery, WindowMember, scan_floors
+from lakehouse_engine.sources import kafka
 from lakehouse_engine.transforms import Cast, Explode, Filter, Watermark, Window
 from tests.lab import Lab
 
@@ -159,6 +162,17 @@ def test_who_is_ahead_of_the_least_of_a_scan_has_a_floor_whether_windows_or_othe
     assert scan_floors([two, five]) == [None, {0: 5}]
     assert scan_floors([five, five], [two]) == [{0: 5}, {0: 5}]
     assert scan_floors([two], [five]) == [None]
+    assert scan_floors([five, {}]) == [{0: 5}, None]  # a partition that only one of them has seen
+    assert scan_floors([five], [{}]) == [{0: 5}]
+
+
+def test_a_scan_begins_a_partition_that_one_of_its_members_has_not_seen_at_its_first_record() -> None:
+    topic = kafka.TopicState("events", "id", {0: (0, 9), 1: (0, 9)})
+    assert json.loads(kafka.starting_offsets(topic, [{0: 3, 1: 5}, {0: 4}])) == {"events": {"0": 3, "1": 0}}
+    kafka.check_held(topic, {0: 3}, "live.n")
+    with pytest.raises(RunError, match="partition 1 no longer holds offsets 0 to 1") as lost:
+        kafka.check_held(replace(topic, offsets={0: (0, 9), 1: (2, 9)}), {0: 3}, "live.n")
+    assert lost.value.code == "DATA_LOST"
 
 
 # ---------------------------------------------------------------- jobs

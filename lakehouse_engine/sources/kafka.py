@@ -213,18 +213,21 @@ def bounded(source: Kafka, bootstrap_servers: str, before: Range | None, where: 
 
 
 def starting_offsets(topic: TopicState, positions: Iterable[Mapping[int, int]]) -> str:
-    """Spark's ``startingOffsets``: the least position of all members, per partition."""
-    least: dict[int, int] = {}
-    for member in positions:
-        for partition, offset in member.items():
-            least[partition] = min(offset, least.get(partition, offset))
-    return json.dumps({topic.name: {str(p): least.get(p, first) for p, (first, _) in topic.offsets.items()}})
+    """Spark's ``startingOffsets``: the least position of all members, per partition.
+
+    Who has none in a partition that was added begins it at 0, though another one may have read there already.
+    """
+    members = list(positions)
+    least = {str(p): min((member.get(p, 0) for member in members), default=first)
+             for p, (first, _) in topic.offsets.items()}  # fmt: skip
+    return json.dumps({topic.name: least})
 
 
 def check_held(topic: TopicState, positions: Mapping[int, int], pipeline: str) -> None:
     """Raises ``RunError`` DATA_LOST or POSITION_BEYOND_TOPIC: the topic no longer holds, or never held, a position."""
-    for partition, offset in sorted(positions.items()):
+    for partition in sorted({*topic.offsets, *positions}):
         first, after = topic.offsets.get(partition, (0, 0))
+        offset = positions.get(partition, 0)  # of one that was added meanwhile
         if offset < first:
             raise RunError("DATA_LOST", f"{topic.name} partition {partition} no longer holds offsets {offset} to"
                            f" {first - 1}, which {pipeline} has not read: retention has passed",
