@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := .airflow-venv
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pictures faults bench lint docs airflow airflow-up airflow-down clean
+.PHONY: help setup demo test pictures faults model bench lint docs airflow airflow-up airflow-down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ pictures: setup  ## Take the pictures in docs/images anew
 faults: setup  ## More of what dies: ten kills in mid-stream, forty histories of a job (15 minutes)
 	@LAKEHOUSE_KILLS=10 LAKEHOUSE_EXAMPLES=40 $(BIN)/python -m pytest --timeout 900 tests/faults \
 	  tests/test_incremental.py tests/test_delta_modes.py
+
+model: setup  ## Hundreds of thousands of schedules of a model of the protocol (10 minutes; no services)
+	@LAKEHOUSE_EXAMPLES=4000 $(BIN)/python -m pytest -q -s --timeout 1800 tests/model/test_model.py
 
 bench: setup  ## Beside hand-written PySpark, in one run (about 10 minutes)
 	@$(BIN)/python benchmarks/compare.py

@@ -1,0 +1,39 @@
+"""The names of the steps: functions of the engine, each the place of what runs between two crashes."""
+
+from __future__ import annotations
+
+from functools import reduce
+from importlib import import_module
+from typing import Any
+
+ACQUIRE = "locks:acquire"
+CLAIM_WINDOWS = "streams:_Windows.__init__"
+CLAIM_ROWS = "inserts:Inserts.__init__"
+LANDING = "streams:_Landing.__init__"
+STREAM = "sources.reading:OfTopic.stream"
+BATCH = "streamrun:StreamRun._batch"
+READ = "streams:_Windows.write"
+WRITE_MEMBER = "streams:_Windows._write_member"
+COMMIT = "progress:commit"
+#: PostgreSQL's COMMIT, where ``_Windows._commit`` and ``Inserts._write`` leave their transaction
+END = "streams:_Windows._commit"
+#: the transaction is there, and the process has not heard of it yet
+COMMITTED = "journal:seen"
+INSERTS = "inserts:Inserts.write"
+ASIDE = "aside:Aside.keep"
+STORE = "streams:_Landing._store"
+RECOUNT = "recount:_Recount._claim"
+PAST = "past:reading"
+DAYS = "recount:_Recount._days"
+DAY = "recount:_Recount._day"
+COMPARE = "recount:_Recount._compare"
+RESTARTED = "supervise:Supervised.start"
+#: as they may stand in a schedule
+STEPS = (ACQUIRE, CLAIM_WINDOWS, CLAIM_ROWS, LANDING, STREAM, BATCH, READ, WRITE_MEMBER, COMMIT, END, COMMITTED,
+         INSERTS, ASIDE, STORE, RECOUNT, PAST, DAYS, DAY, COMPARE, RESTARTED)  # fmt: skip
+
+
+def function(step: str) -> Any:
+    """The engine's function of that name."""
+    module, _, name = step.partition(":")
+    return reduce(getattr, name.split("."), import_module(f"lakehouse_engine.{module}"))

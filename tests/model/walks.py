@@ -1,0 +1,131 @@
+"""Schedules at random, six times as fast as hypothesis makes them; what breaks a law is shortened act by act.
+
+``python -m tests.model.walks 20000`` looks for one, ``--off floors`` without a defence, ``--asked recreate`` with acts
+that the engine is not made for; ``--keep FILE`` writes what it finds as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.model.rules import ENGINE, Rules
+from tests.model.world import ACTS, World
+
+Act = list[str | int]
+#: how often an act comes; those that are not here come when asked for
+WEIGHTS = {"advance": 10.0, "produce": 8.0, "finish": 3.0, "run": 2.0, "crash": 1.0, "fail": 1.0, "tick": 1.0,
+           "backfill": 1.0, "backup": 0.5, "restore": 0.5, "poison": 0.4, "blind": 0.4, "retain": 0.3, "partition": 0.2,
+           "reset": 0.2, "latest": 0.2, "recreate_stopped": 0.2}  # fmt: skip
+ASKED = 0.3
+LONG = 60
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A schedule, without what is not needed, and the law that it breaks."""
+
+    schedule: list[Act]
+    law: str
+    walks: int
+
+
+@dataclass
+class Tried:
+    walks: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return (f"{self.walks:,} schedules, {self.steps:,} steps in {self.seconds:.1f} s:"
+                f" {self.walks / self.seconds * 60:,.0f} schedules a minute, {self.steps / self.seconds:,.0f} steps/s")
+
+
+def broken_by(schedule: Iterable[Sequence[Any]], rules: Rules = ENGINE) -> str | None:
+    """The law that a schedule breaks."""
+    world = World(rules)
+    try:
+        for name, *numbers in schedule:
+            world.act(name, *numbers)
+    except AssertionError as broken:
+        return str(broken)
+    return None
+
+
+def walk(walks: int, rules: Rules = ENGINE, asked: Sequence[str] = (), tried: Tried | None = None,
+         first: int = 0) -> Broken | None:  # fmt: skip
+    """The first schedule of so many that breaks a law; the same ones each time. ``first``: the first one's number."""
+    tried = Tried() if tried is None else tried
+    began = time.perf_counter()
+    weights = {**WEIGHTS, **dict.fromkeys(asked, ASKED)}
+    names, each = list(weights), list(weights.values())
+    found = None
+    for seed in range(first, first + walks):
+        chance, world, schedule = random.Random(seed), World(rules), list[Act]()
+        try:
+            for name in chance.choices(names, each, k=LONG):
+                numbers = [chance.randrange(size) for size in ACTS[name]]
+                schedule.append([name, *numbers])
+                world.act(name, *numbers)
+        except AssertionError as broken:
+            found = (schedule, str(broken), seed)
+        tried.walks += 1
+        tried.steps += world.taken
+        if found is not None:
+            break
+    tried.seconds += time.perf_counter() - began
+    if found is None:
+        return None
+    short = shortened(found[0], rules)
+    return Broken(short, broken_by(short, rules) or found[1], found[2] - first + 1)
+
+
+def shortened(schedule: list[Act], rules: Rules) -> list[Act]:
+    """Without the acts that it breaks a law without: halves first, then ever less."""
+    size = max(len(schedule) // 2, 1)
+    while size:
+        at = 0
+        while at < len(schedule):
+            without = schedule[:at] + schedule[at + size :]
+            if broken_by(without, rules) is not None:
+                schedule = without
+            else:
+                at += size
+        size //= 2
+    return schedule
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.model.walks", description=__doc__)
+    parser.add_argument("walks", type=int)
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
+    parser.add_argument("--off", action="append", default=[], help="a defence less (rules.py)")
+    parser.add_argument("--on", action="append", default=[], help="a defence that the engine lacks")
+    parser.add_argument("--asked", action="append", default=[], help="an act: " + ", ".join(set(ACTS) - set(WEIGHTS)))
+    parser.add_argument("--keep", type=Path, help="where to write the schedule")
+    given = parser.parse_args(words)
+    rules = replace(ENGINE, **{**dict.fromkeys(given.off, False), **dict.fromkeys(given.on, True)})
+    tried = Tried()
+    found = walk(given.walks, rules, given.asked, tried, given.first)
+    print(tried)
+    if found is None:
+        print("no law is broken")
+        return 0
+    print(f"after {found.walks:,} schedules: {found.law}")
+    text = json.dumps({"off": given.off, "on": given.on, "law": found.law, "schedule": found.schedule})
+    text = text.replace("[[", "[\n  [").replace("], [", "],\n  [").replace("]]", "]\n]")
+    if given.keep:
+        given.keep.write_text(text + "\n")
+    print(text)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
