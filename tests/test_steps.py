@@ -162,8 +162,8 @@ def test_who_is_ahead_of_the_least_of_a_scan_has_a_floor_whether_windows_or_othe
     assert scan_floors([two, five]) == [None, {0: 5}]
     assert scan_floors([five, five], [two]) == [{0: 5}, {0: 5}]
     assert scan_floors([two], [five]) == [None]
-    assert scan_floors([five, {}]) == [{0: 5}, None]  # a partition that only one of them has seen
-    assert scan_floors([five], [{}]) == [{0: 5}]
+    assert scan_floors([five, {}]) == [{0: 5, 1: 7}, None]  # who has seen nothing of a partition
+    assert scan_floors([five], [{}]) == [{0: 5, 1: 7}]
 
 
 def test_a_scan_begins_a_partition_that_one_of_its_members_has_not_seen_at_its_first_record() -> None:
