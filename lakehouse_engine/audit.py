@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import sql
 
+from lakehouse_engine import printed
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.sinks import delta as delta_sink
@@ -220,14 +221,8 @@ def _ranges(stored: Mapping[str, Mapping[str, Any]]) -> dict[int, tuple[int, int
 
 def text(found: Sequence[Audited]) -> str:
     """The table as plain lines, and below it what does not hold."""
-    import io
-
-    from rich.console import Console
-
-    out = io.StringIO()
-    Console(file=out, width=400, color_system=None).print(table(found))
-    lines = [line.rstrip() for line in out.getvalue().rstrip().splitlines()]
-    return "\n".join([*lines, *(f"{one.pipeline}: {said}" for one in found for said in one.wrong)])
+    wrong = [f"{one.pipeline}: {said}" for one in found for said in one.wrong]
+    return "\n".join([*printed.lines(table(found)), *wrong])
 
 
 def table(found: Sequence[Audited]) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
@@ -34,6 +35,17 @@ def parse_duration(value: object) -> int:
         raise PydanticCustomError("BAD_DURATION", "{value} is not a duration; write e.g. 2 minutes or 30s",
                                   {"value": repr(value)})  # fmt: skip
     return int(match[1]) * _UNITS[match[2]]
+
+
+def is_name(text: str) -> bool:
+    """Whether a layer or a pipeline may be called so: tables beside one have ``__`` in their names."""
+    return NAME.fullmatch(text) is not None and "__" not in text and len(text) <= 48
+
+
+def utc(text: str) -> str:
+    """A time as ISO 8601 has it, in UTC unless it says otherwise, with its zone. Raises ``ValueError``."""
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
 
 
 def a_week(micros: int | None) -> int | None:

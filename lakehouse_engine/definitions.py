@@ -91,6 +91,11 @@ def _said(spec: PipelineSpec) -> dict[str, Any]:
     return made
 
 
+def said(definition: Mapping[str, Any] | None, batch_id: int, *, already: bool) -> dict[str, Any]:
+    """What the record of a stream's commit says of it; ``already``: this start has said it."""
+    return {} if already and batch_id % EVERY else {"definition": definition}
+
+
 def held(cursor: Any, pipelines: Collection[str]) -> dict[str, Definition]:
     """Of the newest epoch of each pipeline that PostgreSQL knows, in the caller's transaction."""
     cursor.execute("select to_regclass('lakehouse.definitions') is not null")

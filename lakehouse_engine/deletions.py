@@ -11,7 +11,6 @@ In a job's table, which is computed anew from rows that are still there, a reque
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +128,8 @@ def _aside(rows: DataFrame, path: Path) -> None:
 
 def _delete(rows: DataFrame, path: Path, on: str, told: Mapping[str, Any]) -> None:
     """One commit that repeats the table's newest record, but for what that says of the rows it wrote itself."""
-    record = {k: v for k, v in (DeltaLog(path).record() or {}).items() if k not in ("version", "slices", "slice_by")}
-    record |= {"repeats": True, "counters": {}, "warnings": {}, "slices": None, "slice_by": None, **told}
-    delta.merge(rows, path, json.dumps(record), on, "when matched then delete")
+    own = {"counters": {}, "warnings": {}, "slices": None, "slice_by": None, **told}
+    delta.merge(rows, path, delta.repeated(DeltaLog(path).record() or {}, **own), on, "when matched then delete")
 
 
 def keys_and_request(frame: DataFrame, keys: Sequence[str], request: int, at: object) -> DataFrame:

@@ -260,8 +260,7 @@ class IntoDelta:
 
     def write(self, batch: Batch) -> Mapping[str, Any]:
         state = {} if batch.state is None else {"state_rows": batch.state[0], "state_bytes": batch.state[1]}
-        says = not self._said or batch.record.batch_id % definitions.EVERY == 0
-        said = {"definition": self._definition} if says else {}
+        said = definitions.said(self._definition, batch.record.batch_id, already=self._said)
         text = batch.record.user_metadata(checkpoint=self._checkpoint, query_batch=batch.number, **state, **said)
         now = f"timestamp'{batch.record.began_at.isoformat()}'"
         if batch.refused is not None:

@@ -31,9 +31,6 @@ from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
-#: the tables that may stand beside one, in either store
-SIDES = ("state", "late", "quarantine", "deleted")
-
 
 @dataclass(frozen=True)
 class Reset:
@@ -119,7 +116,7 @@ def _of_one(cursor: Any, spec: PipelineSpec) -> Reset:
     epoch = progress.epoch_of(cursor, spec.name)
     before = definitions.held(cursor, [spec.name]).get(spec.name)
     table = spec.table if before is None else before.table
-    span = _days(cursor, table)
+    span = postgres_sink.window_days(cursor, table)
     for ledgers in ("positions", "queries"):  # who holds the claim finds that it is not theirs any more
         cursor.execute(f"update lakehouse.{ledgers} set writer = 'reset' where (pipeline, epoch) = (%s, %s)",
                        (spec.name, epoch))  # fmt: skip
@@ -140,7 +137,7 @@ def _moved(cursor: Any, table: str, epoch: int, pipeline: str) -> Iterator[tuple
     """Sets a table and those beside it aside. Raises ``RunError`` ASIDE_EXISTS."""
     schema, _, name = table.partition(".")
     aside = f"{schema}__epoch{epoch}"
-    for one in (name, *(f"{name}__{side}" for side in SIDES)):
+    for one in (name, *(f"{name}__{side}" for side in postgres_sink.SIDES)):
         if not postgres_sink.columns_of(cursor, f"{schema}.{one}"):
             continue
         if postgres_sink.columns_of(cursor, f"{aside}.{one}"):
@@ -150,15 +147,6 @@ def _moved(cursor: Any, table: str, epoch: int, pipeline: str) -> Iterator[tuple
         cursor.execute(sql.SQL("alter table {} set schema {}").format(
             sql.Identifier(schema, one), sql.Identifier(aside)))  # fmt: skip
         yield f"{schema}.{one}", f"{aside}.{one}"
-
-
-def _days(cursor: Any, table: str) -> tuple[str, str] | None:
-    if "window_start" not in postgres_sink.columns_of(cursor, table):
-        return None
-    cursor.execute(sql.SQL("select min(window_start)::date::text, max(window_start)::date::text from {}").format(
-        postgres_sink.identifier(table)))  # fmt: skip
-    first, last = cursor.fetchone()
-    return None if first is None else (first, last)
 
 
 def _in_delta(spec: PipelineSpec, storage: Path, copies: Sequence[tuple[str, str]], *, apply: bool) -> Reset:
@@ -177,6 +165,6 @@ def _in_delta(spec: PipelineSpec, storage: Path, copies: Sequence[tuple[str, str
 
 def _tables(path: Path) -> Iterator[Path]:
     """The table itself comes last: while it is there, its epoch goes on."""
-    for one in (*(delta_sink.beside(path, side) for side in SIDES), path):
+    for one in (*(delta_sink.beside(path, side) for side in postgres_sink.SIDES), path):
         if DeltaLog(one).version() is not None:
             yield one

@@ -26,6 +26,11 @@ LocalPath = Annotated[str, AfterValidator(_local), WithJsonSchema(
     {"type": "string", "title": "path", "pattern": r"^(?!.*://)(?!(.*/)?\.\.(/|$))(?=.*\S)"})]  # fmt: skip
 
 
+def missing_avro(where: str) -> RunError:
+    return RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not there; add it"
+                    " (spark.jars in the environment), or use parquet", where=where)  # fmt: skip
+
+
 def real(path: Path, said: str, where: str) -> Path:
     """The path without links. Raises ``RunError`` UNSAFE_PATH where a link leads a relative one (``said``) out."""
     found = path.resolve()

@@ -22,7 +22,6 @@ _TABLE = "[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*){0,2}"
 _NAME = "[a-z][a-z0-9_]*"
 #: rows that a query fetches at a time: PostgreSQL's driver takes all of them at once where nothing is said
 _FETCHED = 10_000
-_AS_JSON = "map('timestampFormat', \"yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX\")"
 #: types without a column of a database; of arrays that of the elements counts
 _NO_COLUMN = ("struct<", "map<", "variant", "interval")
 
@@ -63,7 +62,7 @@ def read(spark: SparkSession, at: Database, table: str, contract: Contract, wher
         if contract.closed:
             named = {**{name: name for name in frame.columns if name not in named.values()}, **named}
         parts = ", ".join(f"{sql.string(name)}, {sql.name(column)}" for name, column in named.items())
-        text = f"to_json(named_struct({parts}), {_AS_JSON})"
+        text = f"to_json(named_struct({parts}), {sql.AS_JSON})"
         return frame.selectExpr(f"cast({text} as binary) as _value").localCheckpoint()
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lakehouse_engine import foreign, noted, serving, sql
+from lakehouse_engine import foreign, noted, serving
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.plan import Job
-from lakehouse_engine.producing import Topic, messages
+from lakehouse_engine.producing import into
 from lakehouse_engine.serving import Mirror, Stale
 from lakehouse_engine.sinks import Files, Jdbc, Kafka, Postgres, Unkept
 from lakehouse_engine.sinks import delta as delta_sink
@@ -97,7 +97,7 @@ def write(frame: DataFrame, sink: Unkept, spec: PipelineSpec, environment: Envir
     """
     if isinstance(sink, Kafka):
         assert environment is not None
-        return send(frame, sink, spec, environment, place)
+        return into(sink, frame.columns, spec.key_columns, environment.kafka_bootstrap, spec.where(place))(frame)
     frame = frame.persist()
     try:
         if isinstance(sink, Jdbc):
@@ -108,10 +108,3 @@ def write(frame: DataFrame, sink: Unkept, spec: PipelineSpec, environment: Envir
         return frame.count()
     finally:
         frame.unpersist()
-
-
-def send(frame: DataFrame, sink: Kafka, spec: PipelineSpec, environment: Environment, place: str = "sink") -> int:
-    """A message for each row; their number. Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, NOT_DELIVERED."""
-    parts = sink.message(frame.columns, spec.key_columns)
-    topic = Topic(environment.kafka_bootstrap, sink.topic, spec.where(place))
-    return topic.send(messages(frame.selectExpr(*[f"{text} as {sql.name(name)}" for name, text in parts.items()])))

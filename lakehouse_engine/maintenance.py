@@ -7,7 +7,6 @@ sizes are read from it.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -213,6 +212,5 @@ def _session(spark: SparkSession, path: Path, *, stream: bool) -> Iterator[Spark
     log = DeltaLog(path)
     record = log.record()
     if record is not None and (stream or log.changed_after(record["version"]) is None):
-        repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
-        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", delta_sink.repeated(record))
     yield session

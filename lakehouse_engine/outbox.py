@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import sql
-from lakehouse_engine.producing import Topic, messages
+from lakehouse_engine.producing import into
 from lakehouse_engine.sinks import Kafka
 from lakehouse_engine.sinks.postgres import TYPES
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -39,9 +39,7 @@ class Outbox:
         self._schema = f"array<struct<{', '.join(one.replace(' ', ': ', 1) for one in read)}>>"
         self._columns = [f"unhex(substring({sql.name(name)}, 3)) as {sql.name(name)}" if kind == "binary" else
                          sql.name(name) for name, kind in kinds.items()]  # fmt: skip
-        parts = branch.sink.message(list(kinds), branch.key_columns)
-        self._parts = [f"{text} as {sql.name(name)}" for name, text in parts.items()]
-        self._to = Topic(bootstrap_servers, branch.sink.topic, branch.where("sink"))
+        self._send = into(branch.sink, list(kinds), branch.key_columns, bootstrap_servers, branch.where("sink"))
 
     def send(self, spark: SparkSession, connection: Any) -> int:
         """Sends what waits, oldest first, and takes it out; returns the number of messages.
@@ -56,18 +54,17 @@ class Outbox:
                 waiting = cursor.fetchall()
             if not waiting:
                 return count
-            count += self._to.send(messages(self._rows(spark, [row for _, row in waiting])))
+            count += self._send(self._rows(spark, [row for _, row in waiting]))
             with connection, connection.cursor() as cursor:
                 cursor.execute("delete from lakehouse.outbox where branch = %s and id <= %s",
                                (self._name, waiting[-1][0]))  # fmt: skip
 
     def _rows(self, spark: SparkSession, waiting: list[str]) -> DataFrame:
-        """The messages, in order: one row of Spark's makes them, so they are of one partition."""
+        """The rows to send, in order: one row of Spark's makes them, so they are of one partition."""
         # Spark puts variables into what it takes for SQL, in strings too
         text = sql.string(f"[{','.join(waiting)}]".replace("$", "\\u0024"))
         frame = spark.sql(f"select inline(from_json({text}, {sql.string(self._schema)}))").selectExpr(*self._columns)
-        frame = frame if self._where is None else frame.filter(self._where)
-        return frame.selectExpr(*self._parts)
+        return frame if self._where is None else frame.filter(self._where)
 
 
 def _spark_type(kind: str) -> str:

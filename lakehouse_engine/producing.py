@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lakehouse_engine import sql
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.sinks import Kafka
 from lakehouse_engine.sinks.kafka import HEADER, KEY, VALUE
 from lakehouse_engine.sources import kafka as topics
 
@@ -86,6 +88,17 @@ class Topic:
             return RunError("KAFKA_UNREACHABLE", f"no broker at {self._servers} has confirmed messages to {self.name}"
                             f" within {PATIENCE:.0f} s", where=self._where)  # fmt: skip
         return RunError("NOT_DELIVERED", f"{self.name}: {errors[0].str()}", where=self._where)
+
+
+def into(sink: Kafka, columns: Sequence[str], keys: Sequence[str], bootstrap_servers: str, where: str
+         ) -> Callable[[DataFrame], int]:  # fmt: skip
+    """What sends a message for each row of a frame with these columns, in its order, and returns their number.
+
+    Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC; what it returns raises as ``Topic.send``.
+    """
+    topic = Topic(bootstrap_servers, sink.topic, where)
+    parts = [f"{text} as {sql.name(name)}" for name, text in sink.message(columns, keys).items()]
+    return lambda frame: topic.send(messages(frame.selectExpr(*parts)))
 
 
 def messages(frame: DataFrame) -> Iterable[Message_]:

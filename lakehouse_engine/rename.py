@@ -21,7 +21,6 @@ from psycopg2 import sql
 
 from lakehouse_engine import ledger, locks, noted
 from lakehouse_engine.deltalog import DeltaLog
-from lakehouse_engine.epochs import SIDES
 from lakehouse_engine.errors import RunError, UsageError
 from lakehouse_engine.sinks import Console, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
@@ -116,7 +115,7 @@ class Renamed:
         ended = [folder / old.name for folder in self.storage.glob(f"{old.parent.name}__epoch[0-9]*")]
         for table in (*ended, old):
             layer = table.parent.name.replace(old.parent.name, new.parent.name, 1)
-            for one in (*(delta_sink.beside(table, side) for side in SIDES), table):
+            for one in (*(delta_sink.beside(table, side) for side in postgres_sink.SIDES), table):
                 if DeltaLog(one).version() is not None:
                     yield one, self.storage / layer / one.name.replace(old.name, new.name, 1)
         for folder in ("_deletes", "_checkpoints"):
@@ -176,7 +175,7 @@ def _moves(cursor: Any, old: str, new: str) -> list[tuple[str, str]]:
                    (schema, schema))  # fmt: skip
     schemas = sorted(row[0] for row in cursor.fetchall())
     found = [(f"{one}.{name}{side}", f"{one.replace(schema, target, 1)}.{called}{side}") for one in schemas
-             for side in ("", *(f"__{side}" for side in SIDES))]  # fmt: skip
+             for side in ("", *(f"__{side}" for side in postgres_sink.SIDES))]  # fmt: skip
     return [(before, after) for before, after in found if postgres_sink.columns_of(cursor, before)]
 
 

@@ -213,12 +213,11 @@ class _Landed(_Replay):
 
     def _leave(self, places: Places, version: int) -> None:
         """The records leave the quarantine, in a commit that repeats what its newest one says of positions."""
-        held = {name: value for name, value in (self._kept.record() or {}).items() if name != "version"}
-        told = {**held, "repeats": True, "counters": {}, "warnings": {}, "replayed": self._named(version)}
+        told = delta_sink.repeated(self._kept.record() or {}, counters={}, warnings={}, replayed=self._named(version))
         gone = [(partition, offset) for partition, offsets in places.items() for offset in offsets]
         frame = self._spark.createDataFrame(gone, "partition int, offset bigint")
         on = f"t.origin = {sql.string(self._topic)} and t.partition = s.partition and t.offset = s.offset"
-        delta_sink.merge(frame, self._aside, json.dumps(told), on, "when matched then delete")
+        delta_sink.merge(frame, self._aside, told, on, "when matched then delete")
 
 
 class _Inserted(_Replay):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lakehouse_engine.component import TABLE
+from lakehouse_engine.component import TABLE, is_name
 from lakehouse_engine.contract import Field
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.sinks import Delta
@@ -55,7 +55,7 @@ def metric(name: str, source: str, root: Path, environment: Environment, *, stre
     Raises ``UsageError`` BAD_NAME, MISSING_TABLE, NO_EXAMPLE; ``SpecError`` for a source that is wrong itself.
     """
     full = name if "." in name else f"{'realtime' if stream else 'gold'}.{name}"
-    if not TABLE.fullmatch(full) or "__" in full or len(full.partition(".")[2]) > 48:
+    if not TABLE.fullmatch(full) or not all(map(is_name, full.split("."))):
         raise UsageError("BAD_NAME", f"{name} is no name of a pipeline: <layer>.<name>, of a-z, 0-9 and single _")
     layer, _, short = full.partition(".")
     above, _, table = source.partition(".")

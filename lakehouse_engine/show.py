@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import sql
 
+from lakehouse_engine import printed
 from lakehouse_engine.database import Database, known, plain
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, UsageError
@@ -41,7 +41,6 @@ class Shown:
     def text(self) -> str:
         """For people."""
         from rich import box
-        from rich.console import Console
         from rich.table import Table
 
         made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -49,11 +48,8 @@ class Shown:
             made.add_column(column, justify="right" if self._is_number(column) else "left")
         for row in self.rows:
             made.add_row(*map(_text, row))
-        out = io.StringIO()
-        Console(file=out, width=400, color_system=None).print(made)
-        lines = [line.rstrip() for line in out.getvalue().splitlines() if line.strip()]
         count = f"the first {len(self.rows):,} rows" if self.more else f"{len(self.rows):,} rows"
-        return "\n".join([*lines, f"{count} of {self.table} in {self.store}"])
+        return "\n".join([*printed.lines(made), f"{count} of {self.table} in {self.store}"])
 
     def _is_number(self, column: str) -> bool:
         place = self.columns.index(column)

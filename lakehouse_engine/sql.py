@@ -15,6 +15,10 @@ from functools import lru_cache
 from sqlglot import exp, parse
 from sqlglot.errors import SqlglotError
 
+#: how times are written as text, to the microsecond; Spark's own default ends at milliseconds
+TIME_FORMAT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
+#: SQL of the options with which ``to_json`` writes them so
+AS_JSON = f"map('timestampFormat', \"{TIME_FORMAT}\")"
 #: a replay must give the same rows
 _UNSTABLE = {"rand", "randn", "random", "uuid", "monotonically_increasing_id", "shuffle", "spark_partition_id",
              "input_file_name"}  # fmt: skip

@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from lakehouse_engine import printed
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -164,13 +165,7 @@ def table(entries: list[dict[str, Any]]) -> Table:
 
 def text(entries: list[dict[str, Any]]) -> str:
     """The table as plain lines, as wide as it needs to be."""
-    import io
-
-    from rich.console import Console
-
-    out = io.StringIO()
-    Console(file=out, width=400, color_system=None).print(table(entries))
-    return "\n".join(row.rstrip() for row in out.getvalue().rstrip().splitlines())
+    return "\n".join(printed.lines(table(entries)))
 
 
 def watch(environment: Environment, specs: Sequence[PipelineSpec], every: float) -> None:

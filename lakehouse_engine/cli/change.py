@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,8 @@ from lakehouse_engine.errors import UsageError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-#: what a pipeline may be called
-NAME = r"(?!.*__)[a-z][a-z0-9_]{0,47}\.[a-z][a-z0-9_]{0,47}"
+    from lakehouse_engine.spec.environment import Environment
+    from lakehouse_engine.spec.pipeline import PipelineSpec
 
 
 @click.command()
@@ -29,16 +30,13 @@ def reset(specs: tuple[Path, ...], confirmed: bool, env: str | None) -> None:
     own (layer__epoch1.name), until you drop them.
     """
     from lakehouse_engine import epochs
-    from lakehouse_engine.sinks import Postgres
     from lakehouse_engine.spec.loader import load
 
     if not specs:
         raise UsageError("BAD_VALUE", "name the pipelines that are to begin anew")
     environment = environment_of(env)
     found = load(list(specs), environment=environment)
-    stored = any(isinstance(sink, Postgres) for spec in found for sink in spec.sinks) or any(s.serve for s in found)
-    dsn = environment.postgres_dsn() if stored else None
-    done = epochs.reset(found, Path(environment.storage).resolve(), dsn, apply=confirmed)
+    done = epochs.reset(found, Path(environment.storage).resolve(), _dsn(found, environment), apply=confirmed)
     click.echo("\n".join(one.text() for one in done))
     if not confirmed:
         report("nothing was changed; say --yes")
@@ -54,20 +52,19 @@ def rename(old: str, new: str, env: str | None) -> None:
     The same command again finishes one that was interrupted.
     """
     from lakehouse_engine import session
+    from lakehouse_engine.component import is_name
     from lakehouse_engine.rename import Renamed
-    from lakehouse_engine.sinks import Postgres
     from lakehouse_engine.spec.loader import load
 
     environment = environment_of(env)
     files = {name: Path("pipelines", *name.split(".")).with_suffix(".yaml") for name in (name_of(old), name_of(new))}
     file = next((file for file in files.values() if file.is_file()), None)
-    if file is None or not re.fullmatch(NAME, name_of(new)):
+    parts = name_of(new).split(".")
+    if file is None or len(parts) != 2 or not all(map(is_name, parts)):
         code, what = ("UNKNOWN_PIPELINE", f"there is no {files[name_of(old)]}") if file is None else (
             "BAD_NAME", f"{new} is no name of a pipeline: layer.name, of a-z, 0-9 and _")  # fmt: skip
         raise UsageError(code, what)
     spec = load([file], environment=environment)[0]
-    stored = any(isinstance(sink, Postgres) for sink in spec.sinks) or spec.serve
-    dsn = environment.postgres_dsn() if stored else None
     started: list[SparkSession] = []
 
     def spark() -> SparkSession:
@@ -77,12 +74,21 @@ def rename(old: str, new: str, env: str | None) -> None:
         return started[0]
 
     try:
-        Renamed(spec, name_of(old), name_of(new), Path(environment.storage).resolve()).run(dsn, spark, click.echo)
+        Renamed(spec, name_of(old), name_of(new), Path(environment.storage).resolve()).run(
+            _dsn([spec], environment), spark, click.echo)  # fmt: skip
     finally:
         for one in started:
             one.stop()
     for line in _readers(name_of(old)):
         report(f"still says {name_of(old)}: {line}")
+
+
+def _dsn(specs: Sequence[PipelineSpec], environment: Environment) -> str | None:
+    """Of the PostgreSQL where one of the pipelines has something."""
+    from lakehouse_engine.sinks import Postgres
+
+    stored = any(spec.serve or any(isinstance(sink, Postgres) for sink in spec.sinks) for spec in specs)
+    return environment.postgres_dsn() if stored else None
 
 
 def _readers(name: str) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,13 +26,7 @@ def validate(specs: tuple[Path, ...], env: str | None, own: bool, structure: boo
     Touches nothing, and needs no service, no secret and no data. Spark says the types of all columns, on no rows.
     """
     request = Request("validate", specs, env, os.environ.copy())
-    if structure:
-        from lakehouse_engine.validation import answer
-
-        found = answer(request, Path.cwd(), None)
-    else:
-        found = asked(request, own=own)
-    _said(found, as_json)
+    _answer(request, own=own, structure=structure, as_json=as_json)
 
 
 @click.command()
@@ -44,7 +37,7 @@ def validate(specs: tuple[Path, ...], env: str | None, own: bool, structure: boo
 def diff(old: Path, new: Path, env: str | None, as_json: bool) -> None:
     """Say, key by key, what becomes of tables when the files of OLD become those of NEW (files or folders).
 
-    Exit status 1 when something is to be done: a start that is refused, or rows of two kinds in one table.
+    Exit status 1 when something is to be done: a start that is refused, or a table that nobody writes any more.
     """
     from lakehouse_engine import changes
     from lakehouse_engine.spec.loader import read
@@ -76,7 +69,14 @@ def metric(name: str, source: str, stream: bool, env: str | None) -> None:
     click.echo(f"next: lakehouse test {made.pipeline}")
 
 
-def _said(found: dict[str, Any], as_json: bool) -> None:
+def _answer(request: Request, *, own: bool, structure: bool, as_json: bool) -> None:
+    """Says what comes of looking; ``structure``: what the files alone tell."""
+    if structure:
+        from lakehouse_engine.validation import answer
+
+        found = answer(request, Path.cwd(), None)
+    else:  # what an engine answers needs none of that
+        found = asked(request, own=own)
     if as_json:
         click.echo(json.dumps(found["json"]))
     else:
@@ -94,13 +94,7 @@ def _said(found: dict[str, Any], as_json: bool) -> None:
 def plan(specs: tuple[Path, ...], env: str | None, own: bool, origins: bool, structure: bool, as_json: bool) -> None:
     """Show what `run` would do: scans with their members, jobs in order, and the columns after each step."""
     request = Request("plan", specs, env, os.environ.copy(), origins=origins)
-    if structure:
-        from lakehouse_engine.validation import answer
-
-        found = answer(request, Path.cwd(), None)
-    else:
-        found = asked(request, own=own)
-    _said(found, as_json)
+    _answer(request, own=own, structure=structure, as_json=as_json)
 
 
 @click.command()

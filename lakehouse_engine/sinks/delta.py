@@ -100,8 +100,7 @@ def beside(path: Path, side: str) -> Path:
     return path.with_name(f"{path.name}__{side}")
 
 
-#: to the microsecond; Spark's own default ends at milliseconds
-_JSON = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
+_JSON = {"ignoreNullFields": "false", "timestampFormat": sql.TIME_FORMAT}
 
 
 def plain_rows(frame: DataFrame) -> list[Mapping[str, Any]]:
@@ -235,12 +234,16 @@ def say_again(spark: SparkSession, path: Path, record: Mapping[str, Any]) -> Non
     _repeating(spark, record).sql(f"alter table delta.`{path}` set tblproperties ('lakehouse.pipeline' = {text})")
 
 
+def repeated(record: Mapping[str, Any], **more: Any) -> str:
+    """What a commit says that moves no position: the newest ``record`` of ours once more, with what differs."""
+    return json.dumps({**{name: value for name, value in record.items() if name != "version"}, "repeats": True, **more})
+
+
 def _repeating(spark: SparkSession, record: Mapping[str, Any] | None) -> SparkSession:
     """A session whose commits say again what the newest ``record`` of ours says."""
     session = spark.newSession()
     if record is not None:
-        repeated = {**{k: v for k, v in record.items() if k != "version"}, "repeats": True}
-        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", json.dumps(repeated))
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", repeated(record))
     return session
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
+from lakehouse_engine import sql
 from lakehouse_engine.component import Columns, Component
 from lakehouse_engine.errors import PlanError, RunError
-from lakehouse_engine.folders import LocalPath, real
+from lakehouse_engine.folders import LocalPath, missing_avro, real
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 OWNER = "_lakehouse.json"
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "json": {"ignoreNullFields": False, "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"},
+    "json": {"ignoreNullFields": False, "timestampFormat": sql.TIME_FORMAT},
     # RFC 4180: a quote is written twice
-    "csv": {"header": True, "escape": '"', "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"},
+    "csv": {"header": True, "escape": '"', "timestampFormat": sql.TIME_FORMAT},
     "parquet": {}, "avro": {}}  # fmt: skip
 
 
@@ -87,9 +88,7 @@ class Files(Component):
             (writer.partitionBy(*self.partition_by) if self.partition_by else writer).save(new.as_uri())
         except PySparkException as error:
             if self.format == "avro" and "avro" in str(error).lower():
-                raise RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not"
-                               " there; add it (spark.jars in the environment), or use parquet",
-                               where=where) from None  # fmt: skip
+                raise missing_avro(where) from None
             if "UNSUPPORTED_DATA_TYPE" in str(error):
                 reason = str(error).split("\n")[0].split(" SQLSTATE")[0]
                 raise PlanError("COLUMN_TYPE", reason, where=where) from None

@@ -23,7 +23,7 @@ from lakehouse_engine.component import Component, Expression, Topic
 #: the whole row, in ``value``
 _ROW = re.compile(r"\bstruct\s*\(\s*\*\s*\)", re.IGNORECASE)
 #: to the microsecond: Spark's own default ends at milliseconds
-_OPTIONS = "map('ignoreNullFields', 'false', 'timestampFormat', \"yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX\")"
+_OPTIONS = f"map('ignoreNullFields', 'false', 'timestampFormat', \"{sql.TIME_FORMAT}\")"
 #: how a message's parts are called as columns, all of them binary; a header's value has its name behind ``header_``
 KEY, VALUE, HEADER = "key", "value", "header_"
 

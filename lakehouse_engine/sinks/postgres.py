@@ -108,6 +108,20 @@ def connect(dsn: str, options: str = _OPTIONS, name: str = "lakehouse") -> Conne
                        where="connection postgres") from None  # fmt: skip
 
 
+#: the tables that may stand beside one; in Delta the state of windows does not
+SIDES = ("late", "quarantine", "state", "deleted")
+
+
+def window_days(cursor: Any, table: str) -> tuple[str, str] | None:
+    """The first and the last day (ISO) in which a window of the table begins; None where it has no windows."""
+    if "window_start" not in columns_of(cursor, table):
+        return None
+    cursor.execute(sql.SQL("select min(window_start)::date::text, max(window_start)::date::text from {}").format(
+        identifier(table)))  # fmt: skip
+    first, last = cursor.fetchone()
+    return None if first is None else (first, last)
+
+
 def identifier(table: str) -> Composable:
     return sql.Identifier(*table.split("."))
 

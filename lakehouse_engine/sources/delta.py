@@ -13,13 +13,13 @@ where the table was made anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Component, Flag, Table, Whole
+from lakehouse_engine.component import Component, Flag, Table, Whole, utc
 from lakehouse_engine.deltalog import DeltaLog
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 def _as_of(value: int | str | None) -> int | str | None:
     if isinstance(value, str):
         try:
-            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            return utc(value)
         except ValueError:
             raise PydanticCustomError("BAD_TIME", "{value} is neither a version nor a time; write e.g. 12 or"
                                       " 2026-01-01T00:00:00Z", {"value": repr(value)}) from None  # fmt: skip
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
     if value is not None and value < 0:
         raise PydanticCustomError("BAD_TIME", "a version is 0 or more")
     return value

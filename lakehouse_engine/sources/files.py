@@ -23,7 +23,7 @@ from lakehouse_engine import sql
 from lakehouse_engine.component import Component
 from lakehouse_engine.contract import Contract, ContractName
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.folders import LocalPath, real
+from lakehouse_engine.folders import LocalPath, missing_avro, real
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 COLUMNS = {"_value": "binary", "_path": "string"}
 #: files that a commit names one by one
 MOST_NAMED = 1_000
-_AS_JSON = "map('timestampFormat', \"yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX\")"
 _WRITTEN_BARE = {"integer": r"^-?[0-9]+$", "number": r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$",
                  "boolean": "^(true|false)$"}  # fmt: skip
 
@@ -78,7 +77,7 @@ class Files(Component):
         """
         paths = [path.as_uri() for path in self.there() if only is None or str(path) in only]
         if self.format in ("parquet", "avro"):
-            row = f"to_json(struct(*), {_AS_JSON})"
+            row = f"to_json(struct(*), {sql.AS_JSON})"
             typed = loaded(spark.read.option("mergeSchema", True), self.format, paths)
             return typed.selectExpr(f"cast({row} as binary) as _value", "_metadata.file_path as _path")
         if self.format == "json":
@@ -110,11 +109,6 @@ def loaded(reader: DataFrameReader, form: str, paths: Sequence[str]) -> DataFram
         if form == "avro" and "avro" in str(error).lower():
             raise missing_avro("source.files.format") from None
         raise
-
-
-def missing_avro(where: str) -> RunError:
-    return RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not there; add it"
-                    " (spark.jars in the environment), or use parquet", where=where)  # fmt: skip
 
 
 def _members(columns: list[str], contract: Contract) -> Iterator[str]:

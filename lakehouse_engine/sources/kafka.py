@@ -18,13 +18,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Component, Table, Topic, Whole
+from lakehouse_engine.component import Component, Table, Topic, Whole, utc
 from lakehouse_engine.errors import RunError
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ def _bound(value: object) -> object:
     if not isinstance(value, str) or value in ("earliest", "latest"):
         return value
     try:
-        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        return utc(value)
     except ValueError:
         raise PydanticCustomError("BAD_TIME", "{value} is neither earliest, latest, a time like 2026-01-01T00:00:00Z,"
                                   " nor offsets by partition", {"value": repr(value)}) from None  # fmt: skip
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
 
 
 #: ``earliest``, ``latest``, a time (ISO) of a record's arrival, or offsets by partition; others begin at the first
@@ -307,9 +306,3 @@ def read_range(spark: SparkSession, topic: str, bootstrap_servers: str, starts: 
 
 #: SQL of a relation with the columns of a record and without a row
 NO_RECORDS = f"(select {', '.join(f'cast(null as {kind}) as {name}' for name, kind in COLUMNS.items())} where false)"
-
-
-def nothing(spark: SparkSession) -> DataFrame:
-    """A stream without a record, with the columns of ``COLUMNS``: what a query over it would give can be asked."""
-    rate = spark.readStream.format("rate").load().filter("false")
-    return rate.selectExpr(*[f"cast(null as {kind}) as {name}" for name, kind in COLUMNS.items()])

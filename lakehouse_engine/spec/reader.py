@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lakehouse_engine import checks, contract, sinks, sources, transforms
-from lakehouse_engine.component import NAME, TABLE, Component, Model, Unread
+from lakehouse_engine.component import TABLE, Component, Model, Unread, is_name
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.queries import INPUT
@@ -90,7 +90,7 @@ class Reader:
     def _name(self) -> str | None:
         layer, stem = self.file.resolve().parent.name, self.file.stem
         for part in (layer, stem):
-            if not NAME.fullmatch(part) or "__" in part or len(part) > 48:
+            if not is_name(part):
                 self._problem("", "BAD_NAME", f"{part!r} is not a name: a-z, 0-9 and _, no __, at most 48 characters;"
                               " a pipeline is <layer>/<name>.yaml")  # fmt: skip
                 return None

@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.sinks import Sink, Unkept
+from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Delta, Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.testing.cases import EXPECT, SOURCE, Case, did_you_mean
-
-#: of the tables beside a pipeline's own
-_SIDES = ("late", "quarantine", "state", "deleted")
 
 
 def loaded(case: Case, storage: str = ".") -> PipelineSpec:
@@ -53,7 +51,7 @@ def problems(cases: Sequence[Case]) -> Iterator[Problem]:
             continue
         read, written = sources(spec), sinks(spec)
         stored = [spec.name if isinstance(sink, Unkept) else table for table, sink in written.items()]
-        sides = [f"{table}__{side}" for table in stored for side in _SIDES]
+        sides = [f"{table}__{side}" for table in stored for side in postgres_sink.SIDES]
         for path, name in [(".inputs", name) for name in named[".inputs"]] + [
                 (case.batch_path(number, ""), name) for number, name in batches]:  # fmt: skip
             if name not in read:

@@ -155,9 +155,8 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
 
 def _nothing(spark: SparkSession, spec: PipelineSpec, to: Connections) -> DataFrame:
     """A stream without a row of what an input reads."""
-    if spec.raw:
-        return kafka.nothing(spark)
-    kinds = spark.sql(f"select * from {reading(spec, to).nothing(spark)}").dtypes
+    read = kafka.NO_RECORDS if spec.raw else reading(spec, to).nothing(spark)
+    kinds = spark.sql(f"select * from {read}").dtypes
     rate = spark.readStream.format("rate").load().filter("false")
     return rate.selectExpr(*[f"cast(null as {kind}) as {sql.name(name)}" for name, kind in kinds])
 
