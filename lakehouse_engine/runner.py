@@ -27,6 +27,7 @@ from lakehouse_engine import backfill as backfills
 from lakehouse_engine import recount as recounts
 from lakehouse_engine import replay as replays
 from lakehouse_engine.connections import Connections, Database
+from lakehouse_engine.definitions import Definition
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, RunError, SpecError, UsageError
 from lakehouse_engine.incremental import Decision, decide
@@ -43,6 +44,7 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import jdbc, kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
+from lakehouse_engine.spec.further import place as sink_place
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.stages import Query
@@ -74,6 +76,8 @@ class Runner:
     _told: Told = field(init=False)
     _spark: SparkSession | None = None
     _stop: bool = False
+    #: by what the tables of what runs were made, as far as their sinks say
+    _made_by: Mapping[str, Definition] = field(default_factory=dict)
     #: what Spark has not analysed yet, and what it refused
     _unjudged: list[PipelineSpec] = field(default_factory=list)
     _refused: SpecError | None = None
@@ -111,7 +115,7 @@ class Runner:
         self._unjudged = list(plan.specs)
         try:
             self._preflight(plan)
-            starts.compare(plan.specs, self.storage, self.postgres, self.report)
+            self._made_by = starts.compare(plan.specs, self.storage, self.postgres, self.report)
             if plan.streams:
                 self.spark()
         except LakehouseError as error:
@@ -138,8 +142,7 @@ class Runner:
         for spec in plan.specs:
             for number, sink in enumerate(spec.sinks):
                 if isinstance(sink, Kafka):
-                    where = spec.where(f"sink[{number}]" if number else "sink")
-                    Topic(self.environment.kafka_bootstrap, sink.topic, where)
+                    Topic(self.environment.kafka_bootstrap, sink.topic, spec.where(sink_place(number)))
         self._databases(plan.specs)
         if any(isinstance(sink, Postgres) for spec in plan.specs for sink in spec.sinks):
             postgres_sink.connect(self.postgres()).close()
@@ -163,7 +166,7 @@ class Runner:
         if specs:
             try:
                 results = analysis.require(found, specs, self.environment).results
-                starts.compare_columns(specs, results, self.storage, self.postgres, self.report)
+                starts.compare_columns(specs, results, self._made_by, self.storage, self.postgres, self.report)
             except SpecError as error:
                 self._refused = error
                 raise

@@ -12,8 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from psycopg2 import sql
-
 from lakehouse_engine import definitions, rename, verdicts
 from lakehouse_engine.definitions import Definition
 from lakehouse_engine.deltalog import DeltaLog
@@ -30,8 +28,10 @@ Report = Callable[[str], None]
 Dsn = Callable[[], str]
 
 
-def compare(specs: Sequence[PipelineSpec], storage: Path, dsn: Dsn, report: Report) -> None:
-    """Holds the files against what their tables were made by; ``report`` is told each key that has changed.
+def compare(specs: Sequence[PipelineSpec], storage: Path, dsn: Dsn, report: Report) -> Mapping[str, Definition]:
+    """Holds the files against what their tables were made by, which it returns, by pipeline, where that is known.
+
+    ``report`` is told each key that has changed.
 
     Raises ``SpecError`` RENAME_UNFINISHED; NEW_EPOCH, CHANGE_REFUSED, all of them at once.
     """
@@ -43,8 +43,9 @@ def compare(specs: Sequence[PipelineSpec], storage: Path, dsn: Dsn, report: Repo
     if problems:
         raise SpecError(problems)
     with _stores(specs, storage, dsn) as stores:
+        held = stores.held(specs)
         for spec in specs:
-            before = stores.held.get(spec.name)
+            before = held.get(spec.name)
             if before is None:
                 continue
             found = verdicts.changes(spec.name, before, definitions.of(spec))
@@ -52,11 +53,15 @@ def compare(specs: Sequence[PipelineSpec], storage: Path, dsn: Dsn, report: Repo
             problems += _told(spec, found, report, stores.span(spec, before) if refused else "")
     if problems:
         raise SpecError(problems)
+    return held
 
 
-def compare_columns(specs: Sequence[PipelineSpec], results: Mapping[str, Columns | None], storage: Path, dsn: Dsn,
-                    report: Report) -> None:  # fmt: skip
-    """Holds the results, as Spark has analysed them, against the columns of the tables. Raises as ``compare``."""
+def compare_columns(specs: Sequence[PipelineSpec], results: Mapping[str, Columns | None],
+                    held: Mapping[str, Definition], storage: Path, dsn: Dsn, report: Report) -> None:  # fmt: skip
+    """Holds the results, as Spark has analysed them, against the columns of the tables. ``held``: of ``compare``.
+
+    Raises ``SpecError`` CHANGE_REFUSED, all of them at once.
+    """
     problems: list[Problem] = []
     known = [spec for spec in specs if results.get(spec.name)]
     with _stores(known, storage, dsn) as stores:
@@ -64,7 +69,7 @@ def compare_columns(specs: Sequence[PipelineSpec], results: Mapping[str, Columns
             there = stores.columns(spec)
             if there is None:
                 continue
-            before, wanted = stores.held.get(spec.name), _typed(spec, results[spec.name] or {})
+            before, wanted = held.get(spec.name), _typed(spec, results[spec.name] or {})
             ours = set(before.columns) if before is not None else set[str]()
             now = definitions.of(spec)
             problems += _told(spec, list(verdicts.columns(spec.name, now, there, wanted, ours)), report)
@@ -86,18 +91,22 @@ def _told(spec: PipelineSpec, found: list[Change], report: Report, span: str = "
 
 
 class _Stores:
-    """What the sinks hold of some pipelines; ``held``: by what their tables were made."""
+    """What the sinks hold of some pipelines; ``cursor`` is there where one of them is PostgreSQL."""
 
-    def __init__(self, specs: Sequence[PipelineSpec], storage: Path, cursor: Any) -> None:
+    def __init__(self, storage: Path, cursor: Any) -> None:
         self._storage, self._cursor = storage, cursor
-        self.held: dict[str, Definition] = {}
-        if cursor is not None:
-            self.held = definitions.held(cursor, [spec.name for spec in specs if isinstance(spec.sink, Postgres)])
+
+    def held(self, specs: Sequence[PipelineSpec]) -> dict[str, Definition]:
+        """By what their tables were made."""
+        known: dict[str, Definition] = {}
+        if self._cursor is not None:
+            known = definitions.held(self._cursor, [spec.name for spec in specs if isinstance(spec.sink, Postgres)])
         for spec in specs:
             if not isinstance(spec.sink, Postgres):
                 found = (definitions.of_log(self._log(spec), spec.name) if isinstance(spec.sink, Delta) else
-                         definitions.of_note(storage, spec.name))  # fmt: skip
-                self.held |= {} if found is None else {spec.name: found}
+                         definitions.of_note(self._storage, spec.name))  # fmt: skip
+                known |= {} if found is None else {spec.name: found}
+        return known
 
     def _log(self, spec: PipelineSpec) -> DeltaLog:
         return DeltaLog(delta_sink.table_path(self._storage, spec.name))
@@ -110,22 +119,17 @@ class _Stores:
 
     def span(self, spec: PipelineSpec, before: Definition) -> str:
         """The days that a new epoch has to fill, where the table tells."""
-        column = "window_start"
-        if not isinstance(spec.sink, Postgres) or column not in postgres_sink.columns_of(self._cursor, before.table):
-            return ""
-        self._cursor.execute(sql.SQL("select min({0})::date::text, max({0})::date::text from {1}").format(
-            sql.Identifier(column), postgres_sink.identifier(before.table)))  # fmt: skip
-        first, last = self._cursor.fetchone()
-        return "" if first is None else f"; then lakehouse backfill {spec.file} --from {first} --to {last} fills it"
+        days = postgres_sink.window_days(self._cursor, before.table) if isinstance(spec.sink, Postgres) else None
+        return f"; then lakehouse backfill {spec.file} --from {days[0]} --to {days[1]} fills it" if days else ""
 
 
 @contextmanager
 def _stores(specs: Sequence[PipelineSpec], storage: Path, dsn: Dsn) -> Iterator[_Stores]:
     if not any(isinstance(spec.sink, Postgres) for spec in specs):
-        yield _Stores(specs, storage, None)
+        yield _Stores(storage, None)
         return
     with closing(postgres_sink.connect(dsn())) as connection, connection, connection.cursor() as cursor:
-        yield _Stores(specs, storage, cursor)
+        yield _Stores(storage, cursor)
 
 
 def _typed(spec: PipelineSpec, columns: Columns) -> dict[str, str]:

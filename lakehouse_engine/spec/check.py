@@ -8,6 +8,7 @@ from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Delta, Files, Jdbc, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka
+from lakehouse_engine.spec import further
 from lakehouse_engine.spec.columns import Walk
 from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.pipeline import MAINTENANCE, SERVING_LAYER, SERVING_TASK, PipelineSpec
@@ -149,7 +150,7 @@ def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]
     writers: dict[tuple[str, str], str] = {}
     for spec in specs:
         tables = [(f"{sink.key} {sink.connection}" if isinstance(sink, Jdbc) else sink.key, sink.target(spec.name),
-                   f"sink[{number}]" if number else "sink")
+                   further.place(number))
                   for number, sink in enumerate(spec.sinks) if isinstance(sink, Postgres | Jdbc | Files) or (
                       isinstance(sink, Delta) and not number)]  # fmt: skip
         if spec.serve:

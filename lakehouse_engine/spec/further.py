@@ -39,6 +39,11 @@ def with_first(lines: dict[str, Any]) -> dict[str, Any]:
                               if place.startswith("sink[") and not _is_of(place, 0)}  # fmt: skip
 
 
+def place(number: int) -> str:
+    """Where a pipeline's sink of this number stands in its file."""
+    return f"sink[{number}]" if number else "sink"
+
+
 def branch(spec: PipelineSpec, number: int) -> PipelineSpec:
     """The pipeline into one of its further sinks, from 0, named as both. Its ``where`` is not in its steps.
 

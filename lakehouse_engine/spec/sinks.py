@@ -8,6 +8,7 @@ from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sources import Kafka as Topics
+from lakehouse_engine.spec import further
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread
 from lakehouse_engine.spec.streaming import needs_state
@@ -43,7 +44,7 @@ def topics_are_not_read_back(spec: PipelineSpec) -> Iterator[Problem]:
     for number, sink in enumerate(spec.sinks):
         read = [spec.source, *(one.source for one in spec.inputs.values())]
         if isinstance(sink, Kafka) and any(isinstance(one, Topics) and one.topic == sink.topic for one in read):
-            yield at(spec, f"sink[{number}]" if number else "sink", "SAME_TABLE", f"{sink.topic} is what the pipeline"
+            yield at(spec, further.place(number), "SAME_TABLE", f"{sink.topic} is what the pipeline"
                      " reads: its messages would come back to it for ever")  # fmt: skip
 
 
