@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import Producer
 from pyspark.sql import DataFrame, SparkSession
 
 from lakehouse_engine import jobs
@@ -48,6 +50,14 @@ def to_its_end(run: ScanRun | StateRun) -> None:
     finally:
         run.stop()
         run.release()
+
+
+def send(bootstrap_servers: str, topic: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Records with these rows as JSON, which the broker has when this returns."""
+    producer = Producer({"bootstrap.servers": bootstrap_servers})
+    for row in rows:
+        producer.produce(topic, value=json.dumps(row))
+    assert producer.flush(10) == 0
 
 
 class Lab:

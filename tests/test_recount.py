@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.sql import SparkSession
 
@@ -33,7 +32,7 @@ from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.streams import Connections, ScanRun
-from tests.lab import to_its_end
+from tests.lab import send, to_its_end
 from tests.test_sessions import sessions
 
 MIDNIGHT = datetime(2026, 1, 2, tzinfo=timezone.utc)
@@ -63,6 +62,11 @@ FILES = {
 Event = tuple[float, str | None, int]  # minutes from midnight, user, amount
 
 
+def moment(minutes: float) -> str:
+    """ISO text of a time from midnight."""
+    return (MIDNIGHT + timedelta(minutes=minutes)).isoformat().replace("+00:00", "Z")
+
+
 @dataclass
 class Lab:
     """A topic with what was sent to it, and pipelines that read it; each call of ``run`` is one start of a stream."""
@@ -82,13 +86,10 @@ class Lab:
         ensure_topic(self.stack.bootstrap_servers, self.topic, 1)
 
     def send(self, *events: Event) -> None:
-        producer = Producer({"bootstrap.servers": self.stack.bootstrap_servers})
-        for at, user, amount in events:
-            row = {"id": len(self.sent), "at": (MIDNIGHT + timedelta(minutes=at)).isoformat().replace("+00:00", "Z"),
-                   **({"user": user} if user else {}), "amount": amount}  # fmt: skip
-            producer.produce(self.topic, value=json.dumps(row))
-            self.sent.append((at, user, amount))
-        assert producer.flush(10) == 0
+        send(self.stack.bootstrap_servers, self.topic, [
+            {"id": number, "at": moment(at), **({"user": user} if user else {}), "amount": amount}
+            for number, (at, user, amount) in enumerate(events, start=len(self.sent))])  # fmt: skip
+        self.sent += events
 
     def to(self, writer: str = "test") -> Connections:
         return Connections(self.stack.bootstrap_servers, self.dsn, self.folder / "storage", writer)

@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from lakehouse_engine import audit, replay
@@ -21,6 +20,7 @@ from lakehouse_engine.request import Request
 from lakehouse_engine.runner import Runner, planned
 from lakehouse_engine.show import _of_delta
 from lakehouse_engine.spec.environment import Environment
+from tests.lab import send
 from tests.test_recount import CONTRACT, MIDNIGHT, Lab
 
 STRICT, MENDED = CONTRACT.replace("{type: number}", "{type: number, maximum: 9}"), CONTRACT
@@ -48,10 +48,8 @@ class Refusing(Lab):
         (self.folder / "contracts/event.yaml").write_text(text)
 
     def amounts(self, *amounts: object) -> None:
-        producer = Producer({"bootstrap.servers": self.stack.bootstrap_servers})
-        for amount in amounts:
-            producer.produce(self.topic, value=json.dumps({"id": 1, "at": MIDNIGHT.isoformat(), "amount": amount}))
-        assert producer.flush(10) == 0
+        send(self.stack.bootstrap_servers, self.topic, [
+            {"id": 1, "at": MIDNIGHT.isoformat(), "amount": amount} for amount in amounts])  # fmt: skip
 
     def replay(self, name: str) -> list[str]:
         """``lakehouse quarantine replay``; what it says."""

@@ -12,12 +12,11 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
@@ -39,14 +38,10 @@ from lakehouse_engine.sinks.postgres import connect
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load, read
 from lakehouse_engine.streams import ScanRun
+from tests.lab import send
 from tests.platform import PROJECT
+from tests.test_recount import CONTRACT, MIDNIGHT, moment
 
-MIDNIGHT = datetime(2026, 1, 2, tzinfo=timezone.utc)
-CONTRACT = """
-type: object
-required: [id, at]
-properties: {id: {type: integer}, at: {type: string, format: date-time}, user: {type: string}, amount: {type: number}}
-"""
 MINUTES = """
 source: {kafka: {topic: TOPIC, history: bronze.events}}
 transforms:
@@ -104,13 +99,10 @@ class Lab:
         self.file(name).write_text(text.replace("TOPIC", self.topic))
 
     def send(self, *events: Event) -> None:
-        producer = Producer({"bootstrap.servers": self.stack.bootstrap_servers})
-        for at, user, amount in events:
-            self.sent += 1
-            time = (MIDNIGHT + timedelta(minutes=at)).isoformat().replace("+00:00", "Z")
-            event = {"id": self.sent, "at": time, "user": user, "amount": amount}
-            producer.produce(self.topic, value=json.dumps(event))
-        assert producer.flush(10) == 0
+        send(self.stack.bootstrap_servers, self.topic, [
+            {"id": number, "at": moment(at), "user": user, "amount": amount}
+            for number, (at, user, amount) in enumerate(events, start=self.sent + 1)])  # fmt: skip
+        self.sent += len(events)
 
     @property
     def environment(self) -> Environment:
