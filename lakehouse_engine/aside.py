@@ -39,7 +39,7 @@ class Aside:
         Where rows do not say by which position they came, those of the batch take the place of what a try before has
         kept of it: by now the batch may be longer.
         """
-        held = {} if self._by_batch else {p: q.next_offset for p, q in self._positions.items()}
+        held = {} if self._by_batch else progress.offsets(self._positions)
         if held:  # a try before may have come further than this batch, and kept what lies there
             record = replace(record, after=progress.reached(self._positions, record.offsets))
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"

@@ -6,17 +6,18 @@ the position fences off a second writer. Rows pass through the driver: what is l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
 from lakehouse_engine import definitions, ledger, progress, rows, sql
 from lakehouse_engine.errors import PlanError, RunError, said_by_spark
-from lakehouse_engine.journal import See, seen
-from lakehouse_engine.judged import Judge
+from lakehouse_engine.judged import Counts
 from lakehouse_engine.plan import Member
-from lakehouse_engine.progress import Position, Record
+from lakehouse_engine.progress import Record
+from lakehouse_engine.rowwise import RowWise
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.upsert import Upsert
 from lakehouse_engine.sources.reading import Reading
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 QUARANTINED = ["quarantined_at", "batch_id", "step", "reasons", "origin", "partition", "offset", "key", "value", "row"]
 
 
-class Inserts:
+class Inserts(RowWise):
     """One member of a scan.
 
     Raises ``PlanError`` EXPRESSION_TYPE, COLUMN_TYPE, TABLE_DIFFERS; ``RunError`` POSTGRES_UNREACHABLE.
@@ -37,9 +38,8 @@ class Inserts:
 
     def __init__(self, spark: SparkSession, member: Member, read: Reading, dsn: str, writer: str,
                  trigger: int) -> None:  # fmt: skip
-        self.name, self._member, self._topic, self._writer = member.name, member, read.topic, writer
-        self._read, self._ends, self._trigger = read, read.ends, trigger
-        self._judge = Judge(member, member.merged)
+        super().__init__(member, read, member.merged, trigger)
+        self._writer = writer
         where = member.spec.where("sink")
         kinds = stored_types(spark, member, read.nothing(spark))
         columns = {name: postgres_sink.pg_type(kind, where) for name, kind in kinds.items()}
@@ -56,40 +56,12 @@ class Inserts:
             else:
                 postgres_sink.ensure_table(cursor, member.table, columns, [], where)
             postgres_sink.ensure_quarantine(cursor, member.table)
-            self._claim = claimed(cursor, member, read, writer)
-            definitions.hold(cursor, member.name, self._claim.epoch, definitions.of(member.spec, columns))
+            claim = claimed(cursor, member, read, writer)
+            definitions.hold(cursor, member.name, claim.epoch, definitions.of(member.spec, columns))
+        self.positions, self._batch_id, self._epoch = claim.positions, claim.batch_id, claim.epoch
 
-    @property
-    def positions(self) -> Mapping[int, Position]:
-        return self._claim.positions
-
-    def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
-        """Adds what the batch has beyond the position; returns the number of its records.
-
-        ``reached``: where the batch ends, if its rows do not tell.
-        """
-        held = {} if reached else {p: q.next_offset for p, q in self.positions.items()}
-        judged = self._judge.judge(frame, view, held).persist()
-        try:
-            record = self._write(judged, started_at, reached)
-        finally:
-            judged.unpersist()
-        if record is None:
-            return 0
-        see(seen(record, self._trigger, "postgres"))
-        return sum(record.counters.values())
-
-    def _write(self, judged: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
-        """What was committed; None for a batch without rows."""
-        counts = self._judge.count(judged)
-        if not counts.ends:
-            return None
-        warnings = self._judge.warnings(counts, started_at)
-        after = progress.reached(self.positions, reached or counts.ends)
-        record = Record(self.name, self._claim.epoch, self._claim.batch_id + 1, started_at, self._topic.id,
-                        self._topic.name, self.positions, after, None, counts.outcomes, warnings,
-                        behind=self._ends.behind({p: q.next_offset for p, q in after.items()}),
-                        commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
+    def _put(self, judged: DataFrame, counts: Counts, record: Record) -> Record:
+        record = replace(record, behind=self._ends.behind(record.offsets))
         columns = [name for name in self._judge.columns if name != "_later"]
         beside = ["_at_partition", "_at_offset"] if self._upsert else []
         if "_later" in self._judge.columns:  # of those of a key and an order the last is the newest
@@ -108,7 +80,6 @@ class Inserts:
                 progress.commit(cursor, [record], self._writer)
         except psycopg2.DataError as error:  # a row that its column cannot hold comes again, and again
             raise RunError("ROW_REFUSED", str(error).strip().splitlines()[0], where=self.name) from error
-        self._claim = progress.Claim(dict(record.after), record.batch_id, None, record.epoch)
         return record
 
     def _keep_aside(self, cursor: Any, judged: DataFrame, record: Record) -> None:

@@ -70,6 +70,11 @@ def reached(positions: Mapping[int, Position], ends: Mapping[int, int]) -> dict[
     return {**positions, **read}
 
 
+def offsets(positions: Mapping[int, Position]) -> dict[int, int]:
+    """The next offset of each partition."""
+    return {partition: position.next_offset for partition, position in positions.items()}
+
+
 def going_on(positions: Mapping[int, Position], partitions: Iterable[int]) -> dict[int, Position]:
     """Where a pipeline goes on: partitions that are new to it begin at 0, whatever its ``start`` says."""
     return {**{partition: Position(0) for partition in partitions}, **positions}
@@ -116,7 +121,7 @@ class Record:
     @property
     def offsets(self) -> dict[int, int]:
         """The next offset of each partition after it."""
-        return {partition: position.next_offset for partition, position in self.after.items()}
+        return offsets(self.after)
 
     def ranges(self) -> dict[str, dict[str, Any]]:
         """``from`` inclusive, ``to`` exclusive; ``max_event_time`` and ``idle`` as they stand after the batch."""

@@ -147,7 +147,7 @@ class _Recount:
         closed = self._merge.closed_until(cursor) if isinstance(self._merge, FinalMerge) else None
         known = [w for w in (closed, claim.watermark) if w is not None]
         watermark = progress.next_watermark(claim.positions.values(), self._time.delay, max(known, default=None))
-        read = replace(read, next={p: q.next_offset for p, q in claim.positions.items()})
+        read = replace(read, next=progress.offsets(claim.positions))
         return _Claimed(read, claim, watermark)
 
     def _days(self, claimed: _Claimed, pasts: list[Past], reasons: list[str]) -> list[int]:

@@ -98,11 +98,11 @@ class StateRun(StreamRun):
                 continue
             seen_topics.add(topic.id)
             self._positions[name] = self._ending.positions(topic.id, topic.name, read.starts())
-            read.check({p: q.next_offset for p, q in self._positions[name].items()}, self.plan.name)
+            read.check(progress.offsets(self._positions[name]), self.plan.name)
 
     def _explained(self) -> LakehouseError | None:
         """Of tables: Spark stops where it meets a commit that it cannot follow."""
-        found = (self._reads[name].explained({p: q.next_offset for p, q in positions.items()}, self.plan.name)
+        found = (self._reads[name].explained(progress.offsets(positions), self.plan.name)
                  for name, positions in self._positions.items())  # fmt: skip
         return next((error for error in found if error is not None), None)
 
@@ -193,7 +193,7 @@ class StateRun(StreamRun):
         made = []
         for name, before in self._positions.items():
             topic = self._reads[name].topic
-            behind = None if name else self._ends.behind({p: q.next_offset for p, q in after[name].items()})
+            behind = None if name else self._ends.behind(progress.offsets(after[name]))
             made.append(Record(self.plan.name, self._ending.epoch, self._ending.batch_id + 1, started_at, topic.id,
                                topic.name, before, after[name], watermark, counters, warnings, behind))  # fmt: skip
         return made[0], tuple(made[1:])

@@ -12,32 +12,29 @@ import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from lakehouse_engine import definitions, deletions, journal, ledger, progress, rows, sql
-from lakehouse_engine.aside import Aside
+from lakehouse_engine import definitions, journal, ledger, progress, rows, sql
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import LakehouseError, RunError
 from lakehouse_engine.inserts import QUARANTINED, Inserts, claimed, stored_types, typed
 from lakehouse_engine.journal import See, seen
-from lakehouse_engine.judged import LEAST_JUDGED, Judge
+from lakehouse_engine.judged import LEAST_JUDGED
+from lakehouse_engine.landing import Landing
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
-from lakehouse_engine.maintenance import Keeper
 from lakehouse_engine.outbox import Outbox
-from lakehouse_engine.plan import LANDING_COLUMNS, Member, Scan
+from lakehouse_engine.plan import Member, Scan
 from lakehouse_engine.progress import Position, Record
+from lakehouse_engine.rowwise import RowWise
 from lakehouse_engine.scan import Result, ScanQuery, scan_floors
 from lakehouse_engine.sent import Sent
-from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres, delta_upsert
+from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sinks.delta_scd2 import Scd2
-from lakehouse_engine.sinks.delta_upsert import Upsert
 from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
 from lakehouse_engine.sinks.sessions import SessionMerge
 from lakehouse_engine.sources import kafka
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
 
 #: seconds between two looks for what other pipelines ask to be deleted, where no batch comes
 REST = 1.0
-#: rows up to which a Delta batch is written as one file per partition value
-ONE_FILE_ROWS = 100_000
 
 
 class ScanRun(StreamRun):
@@ -66,7 +61,7 @@ class ScanRun(StreamRun):
         self._view = "batch_" + re.sub(r"\W", "_", scan.name)
         self._checkpoint = connections.storage / "_checkpoints" / scan.name
         self._windows: _Windows | None = None
-        self._landings: list[_Landing | Inserts | Sent | _Print] = []
+        self._landings: list[RowWise | _Print] = []
         self._lookups: Lookups | None = None
         #: where landings stand that were taken out: the next batch may begin there
         self._left: list[Mapping[int, Position]] = []
@@ -79,13 +74,12 @@ class ScanRun(StreamRun):
             self._lookups = Lookups(self._spark, self.scan.members, self._to.storage, self._report)
             windows = [m for m in self.scan.members if m.window is not None]
             for member in self.scan.members:  # whoever counts windows of the past, or begins anew, holds it, too
-                if isinstance(member.spec.sink, Postgres):
+                if not isinstance(member.spec.sink, Console):
                     self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
             if windows:
                 self._windows = _Windows(self._spark, windows, self._read, self.scan, self._to)
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
-                    self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
                     path = delta_sink.table_path(self._to.storage, member.name)
                     lacks = member.rows.stored.keys() - (DeltaLog(path).columns() or member.rows.stored).keys()
                     if member.spec.merges or (lacks and not member.spec.deletes_from):
@@ -94,7 +88,7 @@ class ScanRun(StreamRun):
                         delta_sink.widen(self._spark, path, kinds, member.spec.where("sink"))
                     if member.fed:
                         delta_sink.feed(self._spark, path, DeltaLog(path).record())
-                    landing = _Landing(member, self._read, self.scan, self._to)
+                    landing = Landing(member, self._read, self.scan, self._to)
                     landing.delete(self._spark, self._report)
                     self._landings.append(landing)
                 elif isinstance(member.spec.sink, Postgres) and member.window is None:
@@ -102,7 +96,6 @@ class ScanRun(StreamRun):
                     self._landings.append(Inserts(self._spark, member, self._read, self._to.postgres_dsn,
                                                   self._to.writer, self.scan.every))  # fmt: skip
                 elif isinstance(member.spec.sink, Jdbc | Kafka):
-                    self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
                     self._landings.append(Sent(self._spark, member, self._read, self._to, self.scan.every))
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))
@@ -115,7 +108,7 @@ class ScanRun(StreamRun):
 
     def _held(self) -> list[Held]:
         held: list[Held] = [*self._windows.positions()] if self._windows else []
-        return held + [(landing.name, {p: q.next_offset for p, q in landing.positions.items()})
+        return held + [(landing.name, progress.offsets(landing.positions))
                        for landing in self._landings if not isinstance(landing, _Print)]  # fmt: skip
 
     def _explained(self) -> LakehouseError | None:
@@ -133,7 +126,7 @@ class ScanRun(StreamRun):
             count = self._windows.write(frame, self._view, started_at, others, reached, self._see)
             self.detached.update(self._windows.detached)
         for landing in self._landings:
-            if isinstance(landing, _Landing):
+            if isinstance(landing, Landing):
                 landing.delete(self._spark, self._report)
             count = max(count, landing.write(frame, self._view, started_at, reached, self._see))
         return count
@@ -152,8 +145,7 @@ class ScanRun(StreamRun):
             for landing in [one for one in self._landings if one.name in failed]:
                 self._landings.remove(landing)
                 self._left.append(landing.positions)
-                if isinstance(landing, Inserts):
-                    landing.close()
+                landing.close()
         if len(self.detached) == len(self.scan.members):
             raise RunError("ALL_DETACHED", "every pipeline of this scan has failed")
 
@@ -163,7 +155,7 @@ class ScanRun(StreamRun):
             return
         try:
             for landing in self._landings:
-                if isinstance(landing, _Landing):
+                if isinstance(landing, Landing):
                     landing.delete(self._spark, self._report)
         except Exception as error:
             self.error = error
@@ -179,8 +171,7 @@ class ScanRun(StreamRun):
         if self._lookups:
             self._lookups.close()
         for landing in self._landings:
-            if isinstance(landing, Inserts):
-                landing.close()
+            landing.close()
         super().release()
 
 
@@ -224,7 +215,7 @@ class _Windows:
 
     def positions(self) -> list[tuple[str, dict[int, int]]]:
         """Each member's name and next offset per partition."""
-        return [(member.name, {p: q.next_offset for p, q in claim.positions.items()})
+        return [(member.name, progress.offsets(claim.positions))
                 for member, claim in zip(self._members, self._claims, strict=True)]  # fmt: skip
 
     def write(self, frame: DataFrame, view: str, started_at: int, others: Sequence[Mapping[int, Position]],
@@ -295,10 +286,10 @@ class _Windows:
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None
         warnings, _ = rows.concluded(result.tallied, LEAST_JUDGED)
+        offsets = progress.offsets(after)
         return Record(member.name, claim.epoch, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
                       claim.positions, after, watermark, result.counters, warnings,
-                      behind=self._ends.behind({p: q.next_offset for p, q in after.items()}),
-                      commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
+                      behind=self._ends.behind(offsets), commit=self._read.commit(offsets))  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
         merge, member = self._merges[index], self._members[index]
@@ -414,121 +405,6 @@ def merge_of(spark: SparkSession, member: Member, nothing: str = kafka.NO_RECORD
     return postgres_sink.Merge(member.table, keys, measures, sink.updated_at, outbox=outbox)
 
 
-class _Landing:
-    """A stream into Delta: refused rows first, then the rest, each commit with its position."""
-
-    def __init__(self, member: Member, read: Reading, scan: Scan, to: Connections) -> None:
-        self._member, self._read, self._topic, self._trigger = member, read, read.topic, scan.every
-        self._ends = read.ends
-        self.name = member.name
-        self._path = delta_sink.table_path(to.storage, member.name)
-        self._aside = Aside(to.storage, member.name, read)
-        policy = member.spec.maintain
-        beside = policy.model_copy(update={"zorder_by": ()})
-        self._keepers = [Keeper(self._path, policy), Keeper(self._aside.path, beside)]
-        starts = {p: Position(offset) for p, offset in read.starts().items()}
-        self._batch_id, self.positions = self._held(self._path, starts)
-        self._epoch = delta_sink.epoch_of(self._path)
-        landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
-        self._judge = Judge(member, {**member.merged, **landed})
-        self._definition = definitions.of(member.spec, self._judge.columns).as_json()
-        self._said = False
-        self._properties = delta_sink.FED if member.fed else {}
-        self._storage = to.storage
-        self._deletes = deletions.done(DeltaLog(self._path))
-        if member.spec.deletes_from:
-            deletions.announce(to.storage, member.spec.deletes_from, member.name)
-        if member.spec.merges:
-            side = policy.model_copy(update={"zorder_by": ()})
-            self._keepers.append(Keeper(delta_upsert.deleted_path(self._path), side))
-
-    def delete(self, spark: SparkSession, report: Report) -> None:
-        """What other pipelines ask to be deleted from the table."""
-        waiting = deletions.waiting(self._storage, self.name, self._deletes)
-        if waiting:
-            done = deletions.apply(spark, self._storage, self.name)
-            self._deletes = done or self._deletes
-            if done:
-                report(f"{self.name}: deleted what {', '.join(one.pipeline for one in waiting)} asked for")
-
-    def _held(self, path: Path, starts: dict[int, Position]) -> tuple[int, dict[int, Position]]:
-        record = DeltaLog(path).record()
-        if record is None:
-            return 0, starts
-        if "checkpoint" in record:
-            raise progress.state_differs(self.name, "lakehouse reset")
-        self._read.check_same(record, self.name, self._member.spec.where("source"))
-        batch_id, positions = progress.from_user_metadata(record)
-        return batch_id, progress.going_on(positions, starts) if record["topic_id"] == self._topic.id else starts
-
-    def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
-        ahead = {} if reached else {p: q.next_offset for p, q in self.positions.items()}
-        parsed = self._judge.judge(frame, view, ahead).persist()
-        try:
-            record = self._write(parsed, started_at, reached)
-        finally:
-            parsed.unpersist()
-        if record is None:
-            return 0
-        ended_at = progress.now_micros()
-        for keeper in self._keepers:
-            keeper.after(frame.sparkSession)
-        see(seen(record, self._trigger, "delta", ended_at=ended_at, **DeltaLog(self._path).standing()))
-        return sum(record.counters.values())
-
-    def _write(self, parsed: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
-        """What was committed; None for a batch without rows."""
-        counts = self._judge.count(parsed)
-        if not counts.ends:
-            return None
-        warnings = self._judge.warnings(counts, started_at)
-        after = progress.reached(self.positions, reached or counts.ends)
-        record = Record(self._member.name, self._epoch, self._batch_id + 1, started_at, self._topic.id,
-                        self._topic.name, self.positions, after, None, counts.outcomes, warnings,
-                        deletes=self._deletes,
-                        commit=self._read.commit({p: q.next_offset for p, q in after.items()}))  # fmt: skip
-        if self._member.keeps and self._aside.wanted(counts, record):
-            self._aside.keep(parsed, record)
-        self._store(parsed.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
-        self.positions, self._batch_id, self._said = dict(record.after), record.batch_id, True
-        return replace(record, behind=self._ends.behind(record.offsets))
-
-    def _metadata(self, record: Record) -> str:
-        says = not self._said or record.batch_id % definitions.EVERY == 0
-        return record.user_metadata(**({"definition": self._definition} if says else {}))
-
-    def _store(self, good: DataFrame, record: Record, *, few: bool) -> None:
-        sink = self._member.spec.sink
-        assert isinstance(sink, Delta)
-        if self._member.spec.merges:
-            self._merge(sink, good, record)
-            return
-        good = good.select(*map(sql.name, self._judge.columns))
-        if self._member.spec.deletes_from:
-            good = deletions.keys_and_request(good.distinct(), good.columns, record.batch_id, record.began_at)
-        delta_sink.append(good.coalesce(1) if few else good, self._path, self._metadata(record),
-                          partition_by=sink.partition_by, cluster_by=sink.cluster_by,
-                          properties=self._properties)  # fmt: skip
-
-    def _merge(self, sink: Delta, good: DataFrame, record: Record) -> None:
-        from pyspark.sql import functions as F
-
-        at = record.began_at
-        columns = [*map(sql.name, self._judge.columns)]
-        layout = (self._path, self._member.spec.key_columns, sink.order_by, sink.partition_by, sink.cluster_by,
-                  sink.updated_at, self._properties)  # fmt: skip
-        if sink.mode == "scd2":
-            Scd2(*layout).write(good.select(*columns).drop("_later"), self._metadata(record), at)
-            return
-        ties = ["_at_offset", "_at_partition"]
-        found = good.select(*columns, *ties)
-        if self._member.spec.reads_changes:  # of those of a key and an order the last is the newest
-            found, ties = good.select(*columns), ["_later"]
-        elif self._member.rows.expanded or self._member.spec.follows:  # several rows of one place
-            found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
-        Upsert(*layout).write(found, self._metadata(record), at, ties)
-
-
 class _Print:
     """A stream into the console: rows are shown, nothing is kept."""
 
@@ -548,3 +424,6 @@ class _Print:
         )
         shown.limit(sink.rows).show(sink.rows, truncate=False)
         return 0
+
+    def close(self) -> None:
+        """It holds nothing."""

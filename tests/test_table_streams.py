@@ -14,10 +14,10 @@ import pytest
 from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
-from lakehouse_engine import streams
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.landing import Landing
 from lakehouse_engine.local.kafka import ensure_topic
 from lakehouse_engine.local.stack import Services
 from lakehouse_engine.log import Log
@@ -98,7 +98,7 @@ def test_a_try_that_dies_between_its_two_commits_is_made_again_with_what_has_com
         raise OSError("no space is left")
 
     with monkeypatch.context() as broken:
-        broken.setattr(streams._Landing, "_store", dies)
+        broken.setattr(Landing, "_store", dies)
         with pytest.raises(Exception, match="no space is left"):
             things.run()
     assert things.ids("__quarantine", "offset") == [100, 200]  # kept, and its batch is not in the table

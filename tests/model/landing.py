@@ -1,4 +1,4 @@
-"""A landing's steps: ``_Landing`` and ``Aside``. Into Delta what is refused goes first, in a commit of its own."""
+"""A landing's steps: ``Landing`` and ``Aside``. Into Delta what is refused goes first, in a commit of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Steps = Iterator[str]
 
 
 class Landing:
-    """``_Landing``: refused rows first, then the rest, each commit with its position."""
+    """``Landing``: refused rows first, then the rest, each commit with its position."""
 
     def __init__(self, run: ScanRun, pipeline: Pipeline) -> None:
         self._run, self._pipeline, self._storage = run, pipeline, run.storage

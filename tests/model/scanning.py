@@ -1,4 +1,4 @@
-"""One start of a scan, step by step: ``ScanRun``, ``_Windows``, ``Inserts`` and ``_Landing`` without Spark.
+"""One start of a scan, step by step: ``ScanRun``, ``_Windows``, ``Inserts`` and ``Landing`` without Spark.
 
 Each ``yield`` names the function of the engine that runs next (``STEPS`` in ``steps.py``); whoever holds the generator
 may go on, drop it (a crash), throw into it (a failure) or leave it standing for as long as it likes (SIGSTOP). What is

@@ -9,19 +9,19 @@ from typing import Any
 ACQUIRE = "locks:acquire"
 CLAIM_WINDOWS = "streams:_Windows.__init__"
 CLAIM_ROWS = "inserts:Inserts.__init__"
-LANDING = "streams:_Landing.__init__"
+LANDING = "landing:Landing.__init__"
 STREAM = "sources.reading:OfTopic.stream"
 BATCH = "streamrun:StreamRun._batch"
 READ = "streams:_Windows.write"
 WRITE_MEMBER = "streams:_Windows._write_member"
 COMMIT = "progress:commit"
-#: PostgreSQL's COMMIT, where ``_Windows._commit`` and ``Inserts._write`` leave their transaction
+#: PostgreSQL's COMMIT, where ``_Windows._commit`` and ``Inserts._put`` leave their transaction
 END = "streams:_Windows._commit"
 #: the transaction is there, and the process has not heard of it yet
 COMMITTED = "journal:seen"
 INSERTS = "inserts:Inserts.write"
 ASIDE = "aside:Aside.keep"
-STORE = "streams:_Landing._store"
+STORE = "landing:Landing._store"
 RECOUNT = "recount:_Recount._claim"
 PAST = "past:reading"
 DAYS = "recount:_Recount._days"
