@@ -169,14 +169,17 @@ class _Recount:
         if first is not None:
             pasts = [self._holding(first, claimed, pasts, reasons)]
         with self._connection, self._connection.cursor() as cursor:
-            found = {*pasts[0].days(self._window.size), *recounted.days(cursor, self._merge.table)}
+            found = set(recounted.late_days(cursor, self._merge.table) if self._span.late else
+                        [*pasts[0].days(self._window.size), *recounted.days(cursor, self._merge.table)])  # fmt: skip
         days = sorted(day for day in found if day <= last and (first is None or day >= first))
         if days:
             self._holding(days[0], claimed, pasts, reasons)
         return days
 
     def _left(self, days: list[int]) -> tuple[list[int], int]:
-        """The days that are not done, and how many are."""
+        """The days that are not done, and how many are: of those with late rows none is, or it would not be one."""
+        if self._span.late:
+            return days, 0
         with self._connection, self._connection.cursor() as cursor:
             cursor.execute("select done from lakehouse.backfills where (pipeline, epoch, id) = (%s, %s, %s)"
                            " and not finished", (self._member.name, self._epoch, self._id))  # fmt: skip

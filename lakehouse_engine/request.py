@@ -12,20 +12,24 @@ from lakehouse_engine.errors import UsageError
 
 @dataclass(frozen=True)
 class Span:
-    """Which slices: from ``first`` to ``last``, both included, as text; ``full``: all there are, those of nulls too."""
+    """Which slices: from ``first`` to ``last``, both included, as text; ``full``: all there are, those of nulls too;
+    ``late``: the days of windows that lack rows which are kept as late."""
 
     first: str | None = None
     last: str | None = None
     full: bool = False
+    late: bool = False
 
     def __post_init__(self) -> None:
         """Raises ``UsageError`` BAD_RANGE."""
-        if self.full == (self.first is not None or self.last is not None):
+        if self.full + self.late + (self.first is not None or self.last is not None) != 1:
             raise UsageError("BAD_RANGE", "a backfill takes --from and --to (one may be left out), or --full")
         if self.first is not None and self.last is not None and self.first > self.last:
             raise UsageError("BAD_RANGE", f"--from {self.first} is after --to {self.last}")
 
     def __str__(self) -> str:
+        if self.late:
+            return "late rows"
         return "everything" if self.full else f"{self.first or 'the first'} to {self.last or 'the last'}"
 
 

@@ -253,6 +253,25 @@ def test_a_late_row_joins_sessions_that_were_sent_but_not_one_that_is_open(lab: 
     assert Counter(row[0] for row in lab.ask('select "user" from realtime.visits__state')) == {"d": 1}
 
 
+def test_late_rows_are_counted_day_by_day_and_other_days_are_left_alone(lab: Lab) -> None:
+    both = ("realtime.minutes", "realtime.visits")
+    lab.send((-2900, "a", 1), (-1470, "a", 2), (0.9, "b", 6), (40, "a", 7))
+    lab.run(*both)
+    lab.send((-1441, "a", 3), (-2900.5, "b", 4), (35, "b", 5))
+    lab.run(*both)
+    assert lab.late("realtime.minutes") == {-1441: False, -2900.5: False, 35: False}
+    for side, change, time in (("", "n = 77", "window_start"), ("__late", "applied_at = now()", "event_time")):
+        lab.ask(f"update realtime.minutes{side} set {change} where {time} >= '{MIDNIGHT}'")  # a day that lacks nothing
+    for name in both:
+        lab.command(name, Span(late=True))
+    assert lab.late("realtime.minutes") == {-1441: True, -2900.5: True, 35: True}
+    assert {row for row in lab.table("realtime.minutes") if row[2] != 77} == {
+        row for row in lab.windows(1, 1, 39) if row[0] < 0}  # fmt: skip
+    assert lab.ask("select count(*) from realtime.minutes where n = 77") == [(2,)]
+    assert lab.late("realtime.visits") == {-1441: True, -2900.5: True, 35: False}  # its session is open
+    assert lab.table("realtime.visits", "window_start, window_end, user, n, mean") == lab.visits(39)
+
+
 def test_a_stream_and_a_recount_never_write_side_by_side(lab: Lab) -> None:
     with pytest.raises(RunError, match="has not run yet") as raised:
         lab.recount("realtime.minutes")

@@ -16,7 +16,7 @@ from lakehouse_engine.errors import LakehouseError
 COMMANDS: tuple[click.Command, ...] = (
     stack.init, stack.up, stack.down, stack.airflow_, stack.jars, stack.produce,
     files.new_, files.validate, files.plan, files.graph, files.diff,
-    run.run, run.serve, run.backfill, run.quarantine, change.reset, change.rename, run.maintain,
+    run.run, run.serve, run.backfill, run.late, run.quarantine, change.reset, change.rename, run.maintain,
     look.show, look.history, stack.engine_, look.status, look.audit, look.tail,
     files.grafana, look.dashboard, files.schema, files.reference, run.preview, run.test,
 )  # fmt: skip

@@ -61,6 +61,33 @@ def backfill(
 
 
 @click.group()
+def late() -> None:
+    """Look at rows that came after their window had closed, and count them in it."""
+
+
+@late.command("show")
+@click.argument("table")
+@click.option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@ENV
+@JSON
+def late_show(table: str, rows: int, env: str | None, as_json: bool) -> None:
+    """Show the late rows of a pipeline, with the windows that they missed: LAYER.NAME, or its file."""
+    _show_aside(table, "late", rows, env, as_json)
+
+
+@late.command("apply")
+@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@ENV
+@OWN
+def late_apply(specs: tuple[Path, ...], env: str | None, own: bool) -> None:
+    """Count anew the closed windows of the days that lack late rows, and only of those, as `lakehouse backfill` does.
+
+    The stream must not run meanwhile. `applied_at` says which rows were counted.
+    """
+    perform(Request("backfill", specs, env, os.environ.copy(), span=Span(late=True)), own=own)
+
+
+@click.group()
 def quarantine() -> None:
     """Look at what was refused, and judge it again after a contract or a check was mended."""
 
@@ -72,9 +99,13 @@ def quarantine() -> None:
 @JSON
 def quarantine_show(table: str, rows: int, env: str | None, as_json: bool) -> None:
     """Show what is kept aside of a pipeline, with every reason: LAYER.NAME, or its file; the newest first."""
+    _show_aside(table, "quarantine", rows, env, as_json)
+
+
+def _show_aside(table: str, side: str, rows: int, env: str | None, as_json: bool) -> None:
     from lakehouse_engine import show as shown
 
-    found = shown.read(f"{name_of(table)}__quarantine", environment_of(env), rows, lambda: engine_jars(report), report)
+    found = shown.read(f"{name_of(table)}__{side}", environment_of(env), rows, lambda: engine_jars(report), report)
     click.echo(json.dumps(found.as_json()) if as_json else found.text())
 
 

@@ -137,5 +137,19 @@ def _of_json(field: str, kind: str) -> Composable:
 
 def days(cursor: Any, table: str) -> list[int]:
     """The starts (microseconds) of the days in which a window of the table begins."""
-    cursor.execute(sql.SQL("select distinct date_trunc('day', window_start) from {}").format(identifier(table)))
+    return _days(cursor, "select distinct date_trunc('day', window_start) from {}", table)
+
+
+def late_days(cursor: Any, table: str) -> list[int]:
+    """Those of the windows that late rows have missed and that were not counted anew since.
+
+    The late row of a session has missed none that has a name: its own time stands for it.
+    """
+    return _days(cursor, "select distinct date_trunc('day', missing) from {} t, lateral"
+                 " unnest(coalesce(t.missed, array[t.event_time])) missing where t.applied_at is null",
+                 side_table(table, "late"))  # fmt: skip
+
+
+def _days(cursor: Any, query: str, table: str) -> list[int]:
+    cursor.execute(sql.SQL(query).format(identifier(table)))
     return [found for (day,) in cursor.fetchall() if (found := to_micros(day)) is not None]
