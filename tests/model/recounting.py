@@ -32,7 +32,7 @@ class Recount:
         self.world, self.process, self.rules = world, process, world.rules
         (self.pipeline,) = process.pipelines
         assert self.pipeline.window is not None
-        self.window = self.pipeline.window
+        self.window, self.connected = self.pipeline.window, world.database.restores
 
     def steps(self) -> Iterator[str]:
         world, process, pipeline = self.world, self.process, self.pipeline
@@ -153,6 +153,8 @@ class Recount:
         firsts, _ = self._holding(day, pasts)
         rows = [] if self.window.session else self._partials(day, day + DAY + size, pasts)
         database, epoch = world.database, self.claim.epoch
+        if self.connected != database.restores:
+            raise RunError("CONNECTION_LOST", "")
         transaction = self.process.transaction = Transaction(database)
 
         def write() -> None:

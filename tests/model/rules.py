@@ -13,6 +13,8 @@ class Rules:
     compare: bool = True
     #: ``progress.move`` compares the writer
     writer: bool = True
+    #: a batch's number is unique in ``lakehouse.batches``
+    batch_key: bool = True
     #: ``progress.claim`` waits for batches that are about to commit
     claim_locks: bool = True
     #: ``progress.claim`` takes the rows of all topics that were called so
@@ -61,4 +63,6 @@ class Rules:
 ENGINE = Rules()
 #: what it lacks: for each there is a schedule that breaks a law
 LACKING = frozenset(f.name for f in fields(Rules) if f.default is False)
-DEFENCES = frozenset(f.name for f in fields(Rules)) - LACKING
+#: second lines: nothing is known that needs them while ``writer`` stands
+SECOND = frozenset({"compare", "batch_key"})
+DEFENCES = frozenset(f.name for f in fields(Rules)) - LACKING - SECOND

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import pytest
 from tests.model import steps
 from tests.model.machine import Protocol, explore
 from tests.model.rules import DEFENCES, ENGINE, LACKING, Rules
-from tests.model.walks import Tried, broken_by, walk
+from tests.model.stateful import StateRules
+from tests.model.walks import STATE, Tried, broken_by, walk
 from tests.model.world import ACTS
 
 #: schedules that hypothesis tries; of walks ten times as many
-EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "120"))
+STATE_DEFENCES = [defence.name for defence in fields(StateRules)]
 LONG = "LAKEHOUSE_EXAMPLES" in os.environ
 FOLDER = Path(__file__).parent / "schedules"
 
@@ -89,6 +91,20 @@ def test_a_walk_finds_what_breaks_a_law_without_a_defence(defence: str) -> None:
     asked = ["recreate"] if defence == "claim_all" else []
     rules = replace(ENGINE, topic_watched=bool(asked))
     assert walk(20_000, replace(rules, **{defence: False}), asked) is not None
+
+
+def test_no_schedule_of_a_stream_on_sparks_state_breaks_a_law() -> None:
+    tried = Tried()
+    found = walk(EXAMPLES * (2 if LONG else 1), StateRules(), tried=tried, like=STATE)
+    print(f"\nSpark's state: {tried}")
+    assert found is None, json.dumps(found.schedule) + found.law
+
+
+@pytest.mark.parametrize("defence", STATE_DEFENCES)
+def test_without_a_defence_a_stream_on_sparks_state_breaks_a_law_and_with_it_none(defence: str) -> None:
+    acts, _ = schedule(f"state/{defence}")
+    assert broken_by(acts, replace(StateRules(), **{defence: False}), STATE) is not None
+    assert broken_by(acts, StateRules(), STATE) is None
 
 
 @pytest.mark.parametrize("step", steps.STEPS)

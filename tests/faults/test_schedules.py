@@ -1,0 +1,81 @@
+"""Schedules that the model has found, done to the engine itself; what it leaves in its stores breaks no law.
+
+Under ``make faults`` each runs once more without the defence that it needs, and then one is broken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from lakehouse_engine import aside, ledger, progress, streams
+from lakehouse_engine.local.stack import Services
+from tests.faults.replayed import Lab, watched
+
+FOLDER = Path(__file__).parents[1] / "model" / "schedules" / "replayed"
+SCHEDULES = sorted(file.stem for file in FOLDER.glob("*.json"))
+
+
+def replayed(spark: SparkSession, stack: Services, dsn: str, folder: Path, patch: pytest.MonkeyPatch, name: str) -> Lab:
+    found: Mapping[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    lab = Lab(spark, stack, dsn, folder)
+    with watched(patch, lab):
+        for act, *numbers in found["schedule"]:
+            lab.act(act, *numbers)
+    return lab
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_of_the_model_breaks_no_law_in_the_engine(
+    spark: SparkSession, stack: Services, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lab = replayed(spark, stack, database, tmp_path, monkeypatch, name)
+    lab.hold()
+    said = {word for process in lab.processes for word in (process.ended, *process.said)}
+    assert said >= REACHES[name], said
+
+
+#: what has to have happened for the schedule to say something
+REACHES = {
+    "killed_between_quarantine_and_rows": {"KILLED"},
+    "member_fails_behind_another": {"KILLED", "detached realtime.updates"},
+    "zombie_and_restore": {"FENCED"},
+}
+
+
+def _without(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Turns the schedule's defence off in the engine."""
+    if name == "killed_between_quarantine_and_rows":
+        patch.setattr(aside, "replace", lambda record, **_: record)
+    elif name == "member_fails_behind_another":
+        take_out = streams._Windows.take_out
+
+        def forgotten(windows: Any, names: Any) -> None:
+            take_out(windows, names)
+            windows._left.clear()
+
+        patch.setattr(streams._Windows, "take_out", forgotten)
+    else:
+        compared = "\n  and p.next_offset = v.before and p.writer = v.writer"
+        assert compared in progress._MOVE
+        patch.setattr(progress, "_MOVE", progress._MOVE.replace(compared, ""))
+        unique = ",\n  primary key (pipeline, epoch, batch_id)"
+        assert unique in ledger.DDL
+        patch.setattr(ledger, "DDL", ledger.DDL.replace(unique, ""))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.skipif("LAKEHOUSE_KILLS" not in os.environ, reason="make faults")
+def test_without_its_defence_the_same_schedule_breaks_a_law_in_the_engine(
+    spark: SparkSession, stack: Services, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _without(monkeypatch, name)
+    lab = replayed(spark, stack, database, tmp_path, monkeypatch, name)
+    with pytest.raises(AssertionError):
+        lab.hold()
