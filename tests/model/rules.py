@@ -51,12 +51,12 @@ class Rules:
     recount_compares: bool = True
     #: a recount counts the rows below the stream's positions, and no others
     recount_below: bool = True
+    #: a landing that has read a former topic of that name is not the history of this one (``past._history``)
+    history_of_topic: bool = True
+    #: a record whose rows a RESTORE has taken away does not count (``DeltaLog.record``)
+    restore_seen: bool = True
     #: a stream sees that the topic it reads is another one now
     topic_watched: bool = False
-    #: rows of a landing that came from a former topic are not part of the history of this one
-    history_of_topic: bool = False
-    #: a landing knows that its table was restored
-    restore_seen: bool = False
 
 
 #: the engine as it is

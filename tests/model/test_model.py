@@ -53,7 +53,7 @@ def test_no_schedule_at_random_breaks_a_law() -> None:
 
 def test_with_what_the_engine_lacks_no_act_breaks_a_law() -> None:
     found = walk(EXAMPLES * (10 if LONG else 1), replace(ENGINE, **dict.fromkeys(LACKING, True)),
-                 ["recreate", "restore_table"])  # fmt: skip
+                 ["recreate"])  # fmt: skip
     assert found is None, json.dumps(found.schedule) + found.law
 
 
@@ -76,7 +76,7 @@ QUICK = ("close_by_next", "floors", "one_transaction", "savepoint", "watermark_b
 
 
 #: what takes hypothesis too long, or acts that it is not given; walks find it
-RARE = {"aside_position", "claim_all", "left_by_commit", "new_partition_first"}
+RARE = {"aside_position", "claim_all", "history_of_topic", "left_by_commit", "new_partition_first", "restore_seen"}
 
 
 @pytest.mark.parametrize("defence", sorted(DEFENCES - RARE) if LONG else QUICK)
@@ -85,7 +85,7 @@ def test_hypothesis_finds_what_breaks_a_law_without_a_defence(defence: str) -> N
         explore(4000, replace(ENGINE, **{defence: False}), shrink=False)
 
 
-@pytest.mark.parametrize("defence", sorted(DEFENCES))
+@pytest.mark.parametrize("defence", sorted(DEFENCES - {"history_of_topic"}))
 @pytest.mark.skipif(not LONG, reason="make model")
 def test_a_walk_finds_what_breaks_a_law_without_a_defence(defence: str) -> None:
     asked = ["recreate"] if defence == "claim_all" else []
