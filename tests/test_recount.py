@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -307,7 +308,8 @@ def test_a_landing_goes_on_where_its_table_was_restored_to_and_is_no_past_of_ano
 def made_anew(lab: Lab) -> None:
     servers = lab.stack.bootstrap_servers
     before = kafka.describe(servers, lab.topic).id
-    AdminClient({"bootstrap.servers": servers}).delete_topics([lab.topic])[lab.topic].result(timeout=20)
+    client = AdminClient({"bootstrap.servers": servers})  # what it promises ends with it
+    client.delete_topics([lab.topic])[lab.topic].result(timeout=20)
     deadline = time.monotonic() + 20
     while True:  # the broker forgets it a moment later
         ensure_topic(servers, lab.topic, 1)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,35 @@ from pyspark.sql import SparkSession
 
 from lakehouse_engine import aside, ledger, progress, streams
 from lakehouse_engine.local.stack import Services
-from tests.faults.replayed import Lab, watched
+from tests.faults.replayed import watched
+from tests.faults.replaylab import Lab
+from tests.model.walks import REPLAYED
 
+#: under ``make faults``
+LONG = "LAKEHOUSE_KILLS" in os.environ
 FOLDER = Path(__file__).parents[1] / "model" / "schedules" / "replayed"
 SCHEDULES = sorted(file.stem for file in FOLDER.glob("*.json"))
 
 
-def replayed(spark: SparkSession, stack: Services, dsn: str, folder: Path, patch: pytest.MonkeyPatch, name: str) -> Lab:
-    found: Mapping[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+def schedule(name: str) -> list[Any]:
+    found: list[Any] = json.loads((FOLDER / f"{name}.json").read_text())["schedule"]
+    return found
+
+
+def replayed(spark: SparkSession, stack: Services, dsn: str, folder: Path, patch: pytest.MonkeyPatch,
+             acts: Sequence[Any]) -> Lab:  # fmt: skip
     lab = Lab(spark, stack, dsn, folder)
     with watched(patch, lab):
-        for act, *numbers in found["schedule"]:
+        for act, *numbers in acts:
             lab.act(act, *numbers)
     return lab
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", SCHEDULES if LONG else SCHEDULES[:2])
 def test_a_schedule_of_the_model_breaks_no_law_in_the_engine(
     spark: SparkSession, stack: Services, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    lab = replayed(spark, stack, database, tmp_path, monkeypatch, name)
+    lab = replayed(spark, stack, database, tmp_path, monkeypatch, schedule(name))
     lab.hold()
     said = {word for process in lab.processes for word in (process.ended, *process.said)}
     assert said >= REACHES[name], said
@@ -71,11 +81,21 @@ def _without(patch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.skipif("LAKEHOUSE_KILLS" not in os.environ, reason="make faults")
+@pytest.mark.skipif(not LONG, reason="make faults")
 def test_without_its_defence_the_same_schedule_breaks_a_law_in_the_engine(
     spark: SparkSession, stack: Services, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     _without(monkeypatch, name)
-    lab = replayed(spark, stack, database, tmp_path, monkeypatch, name)
-    with pytest.raises(AssertionError):
-        lab.hold()
+    with pytest.raises(AssertionError, match=r"realtime|landing"):
+        replayed(spark, stack, database, tmp_path, monkeypatch, schedule(name)).hold()
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LAKEHOUSE_KILLS", "0")) // 2))
+def test_a_walk_breaks_no_law_in_the_engine(
+    spark: SparkSession, stack: Services, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance = random.Random(seed)
+    names = chance.choices(list(REPLAYED.weights), list(REPLAYED.weights.values()), k=40)
+    acts = [[name, *(chance.randrange(size) for size in REPLAYED.sizes[name])] for name in names]
+    print(json.dumps(acts))
+    replayed(spark, stack, database, tmp_path, monkeypatch, acts).hold()
