@@ -89,12 +89,33 @@ class DeltaLog:
         return str(found) if found else None
 
     def record(self) -> dict[str, Any] | None:
-        """The newest record of ours with the ``version`` it stands in; None when no readable commit has one."""
-        for version in reversed(self.versions()):
-            found = self.record_of(version)
+        """The newest record of ours with the ``version`` it stands in; None when no readable commit has one.
+
+        After a RESTORE that of the version which it went back to: the rows of later ones are not there any more.
+        """
+        versions = self.versions()
+        while versions:
+            version = versions.pop()
+            info = self.info(version)
+            if info.get("operation") == "RESTORE":
+                back_to = self._restored(info)
+                versions = [one for one in versions if back_to is not None and one <= back_to]
+                continue
+            found = _record(info)
             if found is not None:
                 return {**found, "version": version}
         return None
+
+    def _restored(self, info: Mapping[str, Any]) -> int | None:
+        """The version that a RESTORE went back to; by a time, whose zone is not said, that of UTC."""
+        said = info.get("operationParameters", {})
+        if str(said.get("version")).isdecimal():
+            return int(said["version"])
+        try:
+            moment = datetime.fromisoformat(str(said.get("timestamp")).strip('"'))
+        except ValueError:
+            return None
+        return self.version_at(moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc))
 
     def record_of(self, version: int) -> dict[str, Any] | None:
         """The record in one commit's ``userMetadata``; None for a commit that is not ours."""

@@ -131,7 +131,8 @@ def _history(spark: SparkSession, member: Member, read: Read, lander: PipelineSp
     problem = _loses(member.spec, lander)
     if problem is not None:
         raise RunError("BAD_HISTORY", problem)
-    if record.get("topic_id") != read.topic_id:
+    began = next((found for v in log.versions() if (found := log.record_of(v)) is not None), record)
+    if {began.get("topic_id"), record.get("topic_id")} != {read.topic_id}:
         raise RunError("BAD_HISTORY", f"{lander.name} has read another topic {read.topic}: it was made anew")
     _, landed = from_user_metadata(record)
     for partition, offset in sorted(read.next.items()):

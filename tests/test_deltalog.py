@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def table(tmp_path: Path) -> Path:
 def test_there_is_no_version_where_there_is_no_table(tmp_path: Path) -> None:
     log = DeltaLog(tmp_path / "missing")
     assert (log.versions(), log.version(), log.record(), log.table_id(), log.columns()) == ([], None, None, None, None)
+
+
+def record(number: int) -> dict[str, Any]:
+    return note(json.dumps({"pipeline": "bronze.x", "batch_id": number}))
+
+
+def test_after_a_restore_the_record_is_that_of_the_version_which_it_went_back_to(tmp_path: Path) -> None:
+    log = DeltaLog(tmp_path)
+    for version in range(4):
+        commit(tmp_path, version, record(version), add(None))
+        os.utime(tmp_path / "_delta_log" / f"{version:020d}.json", (1000 + version, 1000 + version))
+
+    def restored(number: int, **to: Any) -> Any:
+        commit(tmp_path, number, {"commitInfo": {"operation": "RESTORE", "operationParameters": to}}, remove(None))
+        return log.record()
+
+    assert restored(4, version=2, timestamp=None) == {"pipeline": "bronze.x", "batch_id": 2, "version": 2}
+    assert restored(5, version=0, timestamp=None)["batch_id"] == 0
+    assert restored(6, version="4")["batch_id"] == 2  # a RESTORE to what another one had made
+    assert restored(7, version=None, timestamp="1970-01-01 00:16:41.5")["batch_id"] == 1
+    assert restored(8, version="") is None  # nobody knows
+    commit(tmp_path, 9, record(9))
+    assert log.record() == {"pipeline": "bronze.x", "batch_id": 9, "version": 9}
 
 
 def test_versions_are_the_json_commits_in_order_and_nothing_else(table: Path) -> None:

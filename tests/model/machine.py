@@ -32,10 +32,9 @@ def _act(name: str, number: int) -> tuple[str, list[int]]:
 
 
 class Protocol(RuleBasedStateMachine):
-    """``defences``: those that stand. ``asked``: acts that the engine is not made for yet."""
+    """``defences``: those that stand."""
 
     defences: ClassVar[Rules] = ENGINE
-    asked: ClassVar[tuple[str, ...]] = ()
     #: schedules and steps that were tried
     tried: ClassVar[list[int]] = [0, 0]
 
@@ -101,7 +100,7 @@ class Protocol(RuleBasedStateMachine):
     def befall(self, act: Any) -> None:
         self.act(act)
 
-    @rule(act=_one("partition", "retain", "recreate_stopped", "latest"))
+    @rule(act=_one("partition", "retain", "recreate_stopped", "latest", "restore_table"))
     def topic(self, act: Any) -> None:
         self.act(act)
 
@@ -110,17 +109,10 @@ class Protocol(RuleBasedStateMachine):
     def backfill(self, act: Any) -> None:
         self.act(act)
 
-    @precondition(lambda self: self.asked)
-    @rule(act=_one("recreate", "restore_table"))
-    def ask(self, act: Any) -> None:
-        if act[0] in self.asked:
-            self.act(act)
 
-
-def explore(examples: int, rules: Rules = ENGINE, asked: tuple[str, ...] = (), *, steps: int = 40,
-            shrink: bool = True) -> None:  # fmt: skip
+def explore(examples: int, rules: Rules = ENGINE, *, steps: int = 40, shrink: bool = True) -> None:
     """Raises ``AssertionError`` with the schedule that breaks a law. The same examples each time."""
-    made = type("Protocol", (Protocol,), {"defences": rules, "asked": asked})
+    made = type("Protocol", (Protocol,), {"defences": rules})
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     run_state_machine_as_test(made, settings=settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, database=None,

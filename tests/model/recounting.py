@@ -32,7 +32,7 @@ class Recount:
         self.world, self.process, self.rules = world, process, world.rules
         (self.pipeline,) = process.pipelines
         assert self.pipeline.window is not None
-        self.window = self.pipeline.window
+        self.window, self.connected = self.pipeline.window, world.database.restores
 
     def steps(self) -> Iterator[str]:
         world, process, pipeline = self.world, self.process, self.pipeline
@@ -78,11 +78,11 @@ class Recount:
         last = storage.last(restore_seen=self.rules.restore_seen)
         if last is not None:
             landed = {p: q.next_offset for p, q in last.after.items()}
-            if last.topic_id == self.topic_id and all(landed.get(p, 0) >= o for p, o in self.next.items()):
+            first = storage.landed[0].record if self.rules.history_of_topic else last
+            behind = any(landed.get(p, 0) < offset for p, offset in self.next.items())
+            if {first.topic_id, last.topic_id} == {self.topic_id} and not behind:
                 firsts = {int(p): int(r["from"]) for p, r in storage.landed[0].record.ranges().items()}
-                rows = [place for origin, place in storage.rows()
-                        if origin == self.topic_id or not self.rules.history_of_topic]  # fmt: skip
-                found.append((firsts, self._below(rows)))
+                found.append((firsts, self._below([place for _, place in storage.rows()])))
         if topic.id == self.topic_id:
             firsts = {i: p.first for i, p in enumerate(topic.partitions)}
             every = [(p, o, e) for p, first in firsts.items() for o, e in topic.records(p, first, 1 << 62)]
@@ -153,6 +153,8 @@ class Recount:
         firsts, _ = self._holding(day, pasts)
         rows = [] if self.window.session else self._partials(day, day + DAY + size, pasts)
         database, epoch = world.database, self.claim.epoch
+        if self.connected != database.restores:
+            raise RunError("CONNECTION_LOST", "")
         transaction = self.process.transaction = Transaction(database)
 
         def write() -> None:

@@ -33,7 +33,7 @@ Steps = Iterator[str]
 
 
 class StreamFailed(RunError):
-    """Spark ends the query; it is started again."""
+    """Spark ends the query."""
 
 
 class ScanRun:
@@ -46,6 +46,8 @@ class ScanRun:
         self.landings: list[Landing] = []
         self.left: list[Mapping[int, Position]] = []
         self.topic = world.broker.describe()
+        #: its connections are those of a database that has been restored so often
+        self.connected = world.database.restores
         self.at: dict[int, int] = {}
         self.began: dict[int, int] = {}
 
@@ -54,7 +56,8 @@ class ScanRun:
         world, writer = self.world, self.process.writer
         yield steps.ACQUIRE
         if self.rules.locks:
-            for name in ("scan", *(p.name for p in self.process.pipelines if p.into != "rows")):
+            names = [p.name for p in self.process.pipelines]
+            for name in (f"scan {min(names)}", *names):
                 self.storage.acquire(name, writer)
         if self.members:
             yield steps.CLAIM_WINDOWS
@@ -133,7 +136,7 @@ class ScanRun:
             if end > since:
                 ends[partition] = end
         limits = {p: self.world.cut >> 2 * p & 3 for p in ends}
-        cut = {p: min(end, self.at[p] + (limits[p] or end)) if limits[p] != 3 else self.at[p]
+        cut = {p: min(end, self.at[p] + (limits[p] or self.world.limit or end)) if limits[p] != 3 else self.at[p]
                for p, end in ends.items()}  # fmt: skip
         cut = {p: end for p, end in cut.items() if end > self.at[p]}
         return cut or ends
@@ -153,8 +156,7 @@ class ScanRun:
         gone = [i for i, p in enumerate(self.members) if p.name in self.world.unreadable]
         left = [self.claims[i].positions for i in gone]
         self._take_out(gone)
-        if self.rules.left_by_lookup:
-            self.left += left
+        self.left += left * self.rules.left_by_lookup
 
     def _take_out(self, gone: list[int]) -> None:
         for index in reversed(gone):
@@ -202,15 +204,15 @@ class ScanRun:
             self.claims[index] = _claim(record)
         left = [self.claims[i].positions for i in failed]
         self._take_out(failed)
-        if self.rules.left_by_commit:
-            self.left += left
+        self.left += left * self.rules.left_by_commit
 
     def _begin(self) -> Transaction:
+        if self.connected != self.world.database.restores:
+            raise RunError("CONNECTION_LOST", "")
         transaction = self.process.transaction = Transaction(self.world.database)
         return transaction
 
     def _alive(self, transaction: Transaction) -> None:
-        """A database that was restored has closed all connections."""
         if transaction not in self.world.database.open:
             raise RunError("CONNECTION_LOST", "")
 
@@ -222,13 +224,12 @@ class ScanRun:
 
     def _record(self, index: int, started_at: int, ends: Mapping[int, int], greatest: Mapping[int, int],
                 result: Judged, watermark: int | None) -> Record | None:  # fmt: skip
-        """The engine's own."""
         run = SimpleNamespace(
             _members=self.members, _claims=self.claims, _query=SimpleNamespace(time_index=lambda _: 0),
             _topic=self.topic, _ends=SimpleNamespace(behind=lambda _: 0),
             _read=SimpleNamespace(commit=lambda _: None))  # fmt: skip
         counted = SimpleNamespace(counters=result.counters, tallied=[])
-        return _Windows._record(run, index, started_at, ends, [greatest], counted, watermark)  # type: ignore[arg-type]
+        return _Windows._record(run, index, started_at, ends, [greatest], counted, watermark)
 
     def _write_member(self, transaction: Transaction, pipeline: Pipeline, result: Judged, record: Record) -> None:
         watermark = record.watermark

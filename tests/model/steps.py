@@ -12,7 +12,7 @@ CLAIM_ROWS = "inserts:Inserts.__init__"
 LANDING = "landing:Landing.__init__"
 STREAM = "sources.reading:OfTopic.stream"
 BATCH = "streamrun:StreamRun._batch"
-READ = "streams:_Windows.write"
+READ = "streams:ScanRun._write"
 WRITE_MEMBER = "streams:_Windows._write_member"
 COMMIT = "progress:commit"
 #: PostgreSQL's COMMIT, where ``_Windows._commit`` and ``Inserts._put`` leave their transaction
@@ -27,10 +27,16 @@ PAST = "past:reading"
 DAYS = "recount:_Recount._days"
 DAY = "recount:_Recount._day"
 COMPARE = "recount:_Recount._compare"
-RESTARTED = "supervise:Supervised.start"
+HELD = "endings:IntoPostgres.held"
+OPEN = "checkpoints:Checkpoint.open"
+CLAIM_QUERY = "endings:IntoPostgres.claim"
+CLAIM_POSITIONS = "endings:IntoPostgres.positions"
+STATE_COMMIT = "staterun:StateRun._commit"
+MOVE = "endings:IntoPostgres._move"
 #: as they may stand in a schedule
 STEPS = (ACQUIRE, CLAIM_WINDOWS, CLAIM_ROWS, LANDING, STREAM, BATCH, READ, WRITE_MEMBER, COMMIT, END, COMMITTED,
-         INSERTS, ASIDE, STORE, RECOUNT, PAST, DAYS, DAY, COMPARE, RESTARTED)  # fmt: skip
+         INSERTS, ASIDE, STORE, RECOUNT, PAST, DAYS, DAY, COMPARE, HELD, OPEN,
+         CLAIM_QUERY, CLAIM_POSITIONS, STATE_COMMIT, MOVE)  # fmt: skip
 
 
 def function(step: str) -> Any:

@@ -199,7 +199,7 @@ class Database:
     def __init__(self, rules: Rules) -> None:
         self.held, self.rules = Held(), rules
         self.open: list[Transaction] = []
-        self.commits = 0
+        self.commits = self.restores = 0
 
     def waits_for_table(self) -> bool:
         """``lock table lakehouse.positions in share row exclusive mode`` waits for who has moved a row."""
@@ -250,7 +250,7 @@ class Database:
     def _append(self, batch: Noted, writer: str) -> None:
         record = batch.record
         log = self.held.logs.setdefault((record.pipeline, record.epoch), [])
-        if any(isinstance(b, Noted) and b.record.batch_id == record.batch_id for b in log):
+        if self.rules.batch_key and any(isinstance(b, Noted) and b.record.batch_id == record.batch_id for b in log):
             raise RunError("UNIQUE_VIOLATION", f"{record.pipeline} {record.batch_id}")
         if self.held.owners.get(record.pipeline) != writer:
             raise AssertionError(f"a zombie, {writer}, commits a batch of {record.pipeline}, which"

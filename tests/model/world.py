@@ -58,8 +58,10 @@ class Process:
 
 
 class World:
-    def __init__(self, rules: Rules = ENGINE, pipelines: Sequence[Pipeline] = ALL, partitions: int = 2) -> None:
-        self.rules, self.pipelines = rules, tuple(pipelines)
+    def __init__(self, rules: Rules = ENGINE, pipelines: Sequence[Pipeline] = ALL, partitions: int = 2,
+                 limit: int = 0) -> None:  # fmt: skip
+        """``limit``: records that a micro-batch takes of a partition at most, where its act says nothing; 0: all."""
+        self.rules, self.pipelines, self.limit = rules, tuple(pipelines), limit
         self.broker, self.database = Broker(partitions), Database(rules)
         self.storages = [Storage("one"), Storage("other")]
         self.processes: list[Process] = []
@@ -165,6 +167,7 @@ class World:
             transaction.rollback()
         self.database.held = held
         self.database.commits += 1
+        self.database.restores += 1
         self.furthest = {key: position.next_offset for key, (position, _) in held.positions.items()}
         self._check()
         return True
