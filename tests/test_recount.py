@@ -263,7 +263,8 @@ def test_late_rows_are_counted_day_by_day_and_other_days_are_left_alone(lab: Lab
     lab.run(*both)
     assert lab.late("realtime.minutes") == {-1441: False, -2900.5: False, 35: False}
     for side, change, column in (("", "n = 77", "window_start"), ("__late", "applied_at = now()", "event_time")):
-        lab.ask(f"update realtime.minutes{side} set {change} where {column} >= '{MIDNIGHT}'")  # a day that lacks nothing
+        # a day that lacks nothing
+        lab.ask(f"update realtime.minutes{side} set {change} where {column} >= '{MIDNIGHT}'")
     for name in both:
         lab.command(name, Span(late=True))
     assert lab.late("realtime.minutes") == {-1441: True, -2900.5: True, 35: True}
