@@ -11,7 +11,7 @@ create table if not exists lakehouse.batches (
   committed_at timestamptz not null default clock_timestamp(), topic_id text not null, ranges jsonb not null,
   watermark timestamptz, quarantined bigint not null, filtered bigint not null, duplicate bigint not null,
   late bigint not null, counted bigint not null, warnings jsonb not null default '{}', behind bigint,
-  primary key (pipeline, epoch, batch_id));
+  first_batch bigint, primary key (pipeline, epoch, batch_id));
 create table if not exists lakehouse.queries (
   pipeline text not null, epoch int not null, checkpoint text not null, batch bigint not null, writer text not null,
   state_rows bigint, state_bytes bigint, primary key (pipeline, epoch));
@@ -52,6 +52,10 @@ do $$ begin
   end if;
   if not exists (select from pg_attribute where attrelid = 'lakehouse.batches'::regclass and attname = 'behind') then
     alter table lakehouse.batches add column behind bigint;
+  end if;
+  if not exists (select from pg_attribute
+                 where attrelid = 'lakehouse.batches'::regclass and attname = 'first_batch') then
+    alter table lakehouse.batches add column first_batch bigint;
   end if;
   if not exists (select from pg_attribute where attrelid = 'lakehouse.served'::regclass and attname = 'checksum') then
     alter table lakehouse.served add column if not exists commit_id text, add column checksum bigint;

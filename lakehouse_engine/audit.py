@@ -20,6 +20,7 @@ from psycopg2 import sql
 from lakehouse_engine import printed
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
+from lakehouse_engine.retention import GONE_BEFORE
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources.kafka import records_between
@@ -165,7 +166,8 @@ def _postgres(cursor: Any, held: Held) -> Iterator[Audited]:
 
 
 def _late_by_batch(cursor: Any) -> sql.Composable:
-    """SQL: how many rows the batch ``b`` has kept as late, null where it has no such table (its epoch's)."""
+    """SQL: how many rows the batch ``b`` has kept as late; null where it has no such table (its epoch's), and where
+    they were too old to stay."""
     cursor.execute("select table_schema, table_name from information_schema.tables where table_name like '%\\_\\_late'"
                    " and table_schema <> 'lakehouse'")  # fmt: skip
     cases = []
@@ -173,9 +175,13 @@ def _late_by_batch(cursor: Any) -> sql.Composable:
         layer, _, ended = schema.partition("__epoch")
         epoch = sql.Literal(int(ended)) if ended else sql.SQL(
             "(select max(n.epoch) from lakehouse.batches n where n.pipeline = b.pipeline)")  # fmt: skip
-        cases.append(sql.SQL("when b.pipeline = {} and b.epoch = {} then (select count(*) from {} l"
-                             " where l.batch_id = b.batch_id)").format(
-            sql.Literal(f"{layer}.{name.removesuffix('__late')}"), epoch, sql.Identifier(schema, name)))  # fmt: skip
+        table = sql.Identifier(schema, name)
+        cursor.execute(GONE_BEFORE, (table.as_string(cursor),))
+        (gone,) = cursor.fetchone() or (None,)
+        cases.append(sql.SQL("when b.pipeline = {} and b.epoch = {} and b.started_at >= {} then (select count(*)"
+                             " from {} l where l.batch_id between coalesce(b.first_batch, b.batch_id) and b.batch_id)"
+                             ).format(
+            sql.Literal(f"{layer}.{name.removesuffix('__late')}"), epoch, sql.Literal(gone or "-infinity"), table))
     return sql.SQL("case {} end").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("null::bigint")
 
 

@@ -48,6 +48,13 @@ def utc(text: str) -> str:
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
 
 
+def a_day(micros: int) -> int:
+    """Raises TOO_SHORT for less."""
+    if micros < _UNITS["day"]:
+        raise PydanticCustomError("TOO_SHORT", "at least 1 day")
+    return micros
+
+
 def a_week(micros: int | None) -> int | None:
     """Raises TOO_SHORT for less."""
     if micros is not None and micros < 7 * _UNITS["day"]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from lakehouse_engine import sql
+from lakehouse_engine import progress, sql
 from lakehouse_engine.component import format_duration
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 _MICROS_PER_HOUR = 3_600_000_000
+#: when a row was kept aside, by table
+_ASIDE = {"late": "arrived_at", "quarantine": "quarantined_at"}
 
 
 @dataclass(frozen=True)
@@ -136,15 +138,30 @@ def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Rep
             with closing(acquire(spark, storage, spec.name, f"maintenance of {spec.name}")):
                 kept = spec.sink.vacuum_after or spec.maintain.vacuum_after
                 policy = spec.maintain.model_copy(update={"vacuum_after": kept})
-                policy = policy if name == spec.name else Maintain(vacuum_after=kept)
+                policy = policy if name == spec.name else Maintain().model_copy(update={"vacuum_after": kept})
                 clustered = bool(spec.sink.cluster_by) and name == spec.name
                 if clustered and apply:
                     delta_sink.cluster(spark, path, spec.sink.cluster_by)
+                side = name.rpartition("__")[2] if name != spec.name else ""
+                if spec.is_stream and side in _ASIDE and spec.maintain.aside_after is not None:
+                    _forget(spark, name, path, _ASIDE[side], spec.maintain.aside_after, report, apply=apply)
                 _maintain(spark, name, path, policy, report, apply=apply, stream=spec.is_stream, clustered=clustered)
         except RunError as error:
             if error.code != "LOCKED":
                 raise
             report(f"{name}: left alone: {error.message.partition(';')[0]}, which looks after it")
+
+
+def _forget(spark: SparkSession, name: str, path: Path, column: str, after: int, report: Report, *,
+            apply: bool) -> None:  # fmt: skip
+    """Deletes rows that a stream kept aside so long ago (microseconds)."""
+    with _session(spark, path, stream=True) as session:
+        old = f"{column} < timestamp_micros({progress.now_micros() - after}L)"
+        number = session.read.format("delta").load(str(path)).filter(old).count()
+        if number:
+            report(f"{name}: {'' if apply else 'would '}delete {number:,} rows, older than {format_duration(after)}")
+        if number and apply:
+            session.sql(f"delete from {_table(path)} where {old}").collect()
 
 
 def _maintain(spark: SparkSession, name: str, path: Path, policy: Maintain, report: Report, *, apply: bool,

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.journal import Run
+from lakehouse_engine.ledger import BATCHES
 from lakehouse_engine.progress import COUNTERS
 
 
@@ -141,7 +142,7 @@ _SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in COUNTERS)
 #: what each stream has added to the ledger since a position in it; read through the ledger's key
 _NEW_BATCHES = f"""select p.pipeline, b.* from (select distinct pipeline from lakehouse.positions) p
   left join unnest(%s::text[], %s::int[], %s::bigint[]) as m (pipeline, epoch, batch_id) on m.pipeline = p.pipeline,
-  lateral (select max(array[epoch, batch_id]), count(*), {_SUMS} from lakehouse.batches b where b.pipeline = p.pipeline
+  lateral (select max(array[epoch, batch_id]), {BATCHES}, {_SUMS} from lakehouse.batches b where b.pipeline = p.pipeline
     and (b.epoch, b.batch_id) > (coalesce(m.epoch, -1), coalesce(m.batch_id, -1))) b"""
 #: runs of the last minute may still be joined by ones with a smaller id, of another process: they are counted anew
 _NEW_RUNS = f"""select pipeline, kind, outcome, coalesce(code, ''), count(*), {_SUMS} from lakehouse.runs

@@ -6,7 +6,8 @@ is two tables, written in the transaction that writes the rows:
 ``lakehouse.positions``: one row per (pipeline, epoch, topic_id, partition): ``next_offset`` (the fence: compared and
 set), ``max_event_time``, ``idle``, ``last_row_at``, and ``writer``, the process that owns the pipeline.
 ``lakehouse.batches``: append-only, one row per micro-batch with its ranges, watermark, counters and, for people,
-``behind``: the records of the topic that were not read yet.
+``behind``: the records of the topic that were not read yet. What is old stands together by the hour, then
+``first_batch`` is the first of those that a row tells of (``retention.py``).
 
 In Delta the same record stands in ``userMetadata`` of the commit (``Record.json``).
 """

@@ -171,7 +171,10 @@ class _Recount:
         with self._connection, self._connection.cursor() as cursor:
             found = set(recounted.late_days(cursor, self._merge.table) if self._span.late else
                         [*pasts[0].days(self._window.size), *recounted.days(cursor, self._merge.table)])  # fmt: skip
-        days = sorted(day for day in found if day <= last and (first is None or day >= first))
+        kept = self._member.spec.maintain.rows_after
+        least = claimed.watermark - kept if kept is not None else None  # what is deleted by its age does not come again
+        days = sorted(day for day in found if day <= last and (first is None or day >= first)
+                      and (least is None or day + DAY > least))  # fmt: skip
         if days:
             self._holding(days[0], claimed, pasts, reasons)
         return days

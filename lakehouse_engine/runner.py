@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a script, with the package not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lakehouse_engine import analysis, further, jobs, journal, maintenance, serving, starts
+from lakehouse_engine import analysis, further, jobs, journal, maintenance, retention, serving, starts
 from lakehouse_engine import backfill as backfills
 from lakehouse_engine import recount as recounts
 from lakehouse_engine import replay as replays
@@ -192,7 +192,11 @@ class Runner:
         to = self._connections(self.postgres() if needs_postgres else None,
                                self._databases(member.spec for scan in scans for member in scan.members))  # fmt: skip
         running: dict[str, Supervised] = {}
+        keeping: retention.Keeping | None = None
         try:
+            if to.postgres_dsn is not None and not available_now:
+                keeping = retention.Keeping(to.postgres_dsn, [m.spec for scan in scans for m in scan.members],
+                                            self.report)  # fmt: skip
             for scan in scans:
                 started_at = now_micros()
                 ready = self._ready(scan, scans, running, ends=available_now or scan.ends)
@@ -212,6 +216,8 @@ class Runner:
                         supervised.look()
                     time.sleep(0.05)
         finally:
+            if keeping is not None:
+                keeping.close()
             for supervised in running.values():
                 supervised.stop()
         for supervised in running.values():
@@ -425,11 +431,14 @@ class Runner:
         return done
 
     def maintain(self, plan: Plan, *, apply: bool) -> int:
-        """Compacts, orders, checkpoints and vacuums the plan's tables; without ``apply`` says what it would do."""
+        """Compacts, orders, checkpoints and vacuums the plan's Delta tables, deletes what is old in PostgreSQL; without
+        ``apply`` says what it would do."""
         kept = [s for s in plan.specs if isinstance(s.sink, Delta)]
         for spec in kept:
             if DeltaLog(delta_sink.table_path(self.storage, spec.name)).version() is not None:
                 maintenance.maintain(self.spark(), spec, self.storage, self.report, apply=apply)
+        if any(spec.is_stream and isinstance(spec.sink, Postgres) for spec in plan.specs):
+            retention.keep(self.postgres(), plan.specs, self.report, apply=apply)
         if not apply:
             self.report("nothing was changed; say --apply")
         return 0

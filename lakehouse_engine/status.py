@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from lakehouse_engine import printed
+from lakehouse_engine import ledger, printed
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.sinks import postgres as postgres_sink
@@ -74,7 +74,8 @@ def _postgres(cursor: Any) -> list[dict[str, Any]]:
         return []
     sums = ", ".join(f"sum({name})::bigint" for name in COUNTERS)
     cursor.execute(
-        f"select pipeline, count(*), max(committed_at), max(watermark), {sums} from lakehouse.batches group by 1"
+        f"select pipeline, {ledger.BATCHES}, max(committed_at), max(watermark), {sums} from lakehouse.batches"
+        " group by 1"
     )
     names = ("pipeline", "batches", "last_commit", "watermark", *COUNTERS)
     return [{**dict(zip(names, row, strict=True)), "store": "postgres"} for row in cursor.fetchall()]

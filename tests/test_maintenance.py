@@ -14,6 +14,7 @@ from lakehouse_engine.errors import RunError
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.maintenance import Keeper, layout, maintain, predicate
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import Maintain
 from tests.lab import GOLD, SILVER, Lab
 
@@ -74,6 +75,25 @@ def test_without_apply_nothing_is_changed(spark: SparkSession, tmp_path: Path) -
     kept(lab)
     assert layout(spark, lab.path("silver.events")).sizes["day=2026-01-05"].__len__() == 1
     assert lab.decide("silver.events").kind == "full", "a compaction does not make another hand's rows ours"
+
+
+def test_what_a_stream_kept_aside_goes_when_its_time_has_come(spark: SparkSession, tmp_path: Path) -> None:
+    lab = Lab(spark, tmp_path)
+    lab.append((1, MON, 1, 1))
+    aside = lab.path("bronze.events__quarantine")
+    rows = spark.sql("select now() - make_interval(0, 0, 0, n) as quarantined_at, n from values (89), (91), (200) t(n)")
+    delta_sink.append(rows, aside, json.dumps({"pipeline": "bronze.events", "batch_id": 7}))
+    lab.write("bronze/events.yaml", "source: {kafka: {topic: events}}\nsink: delta\ntrigger: {every: 1 second}\n")
+    (spec,) = load([tmp_path / "pipelines" / "bronze"])
+    said: list[str] = []
+    for apply in (False, True):
+        maintain(spark, spec, lab.storage, said.append, apply=apply)
+    deleted = "delete 2 rows, older than 90 days"
+    assert [line for line in said if "rows" in line] == [
+        f"bronze.events__quarantine: would {deleted}", f"bronze.events__quarantine: {deleted}"]  # fmt: skip
+    assert [row["n"] for row in spark.read.format("delta").load(str(aside)).collect()] == [89]
+    record = lab.log("bronze.events__quarantine").record() or {}
+    assert (record["batch_id"], record["repeats"]) == (7, True)
 
 
 def test_the_log_is_checkpointed_and_its_retention_set_and_jobs_do_not_mind(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from lakehouse_engine.checks import Check, Relationship
-from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole, a_week
+from lakehouse_engine.component import Column, Columns, Duration, Model, Size, Whole, a_day, a_week
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.sinks import Delta, Postgres, Sink
@@ -84,7 +84,11 @@ class Compact(Model):
 
 
 class Maintain(Model):
-    """How a pipeline's Delta tables are kept: a stream compacts its own between batches, the rest is by command."""
+    """How a pipeline's tables are kept.
+
+    A stream compacts its own Delta tables between batches, and deletes what is old from PostgreSQL every hour; the rest
+    is by command.
+    """
 
     #: when small files become large ones
     compact: Compact = Compact()
@@ -94,6 +98,10 @@ class Maintain(Model):
     vacuum_after: Annotated[Duration | None, AfterValidator(a_week)] = 7 * 86_400_000_000
     #: so long the table's log tells of a version
     log_after: Annotated[Duration, AfterValidator(a_week)] = 30 * 86_400_000_000
+    #: so long after it came a row that a stream keeps aside (``__late``, ``__quarantine``) is deleted; null: never
+    aside_after: Annotated[Duration | None, AfterValidator(a_week)] = 90 * 86_400_000_000
+    #: so far behind the watermark a window in PostgreSQL is deleted; null: never
+    rows_after: Annotated[Duration, AfterValidator(a_day)] | None = None
 
 
 class Panel(Model):

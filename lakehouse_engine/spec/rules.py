@@ -8,7 +8,7 @@ from lakehouse_engine import queries, sql
 from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta, Files, Unkept
+from lakehouse_engine.sinks import Console, Delta, Files, Postgres, Unkept
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka as Topic
 from lakehouse_engine.sources import Rate
@@ -161,6 +161,13 @@ def layouts_exclude_each_other(spec: PipelineSpec) -> Iterator[Problem]:
                       " partition have the same")  # fmt: skip
 
 
+def windows_alone_grow_old(spec: PipelineSpec) -> Iterator[Problem]:
+    windows = spec.is_stream and isinstance(spec.sink, Postgres) and spec.time_column == "window_start"
+    if spec.maintain.rows_after is not None and not windows:
+        yield at(spec, "maintain.rows_after", "ILLEGAL_RETENTION", "only a stream's windows in postgres are deleted by"
+                 " their age; of other rows nobody knows it")  # fmt: skip
+
+
 def slices_do_not_depend_on_the_clock(spec: PipelineSpec) -> Iterator[Problem]:
     if spec.is_stream or not (isinstance(spec.sink, Delta) and spec.sink.replace_by):
         return
@@ -278,6 +285,7 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     sinks.further_sinks_fit,
     sinks.topics_are_not_read_back,
     layouts_exclude_each_other,
+    windows_alone_grow_old,
     slices_do_not_depend_on_the_clock,
     checks_fit_streams_and_jobs,
     panels_show_what_is_there,
