@@ -27,8 +27,9 @@ LocalPath = Annotated[str, AfterValidator(_local), WithJsonSchema(
 
 
 def missing_avro(where: str) -> RunError:
-    return RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not there; add it"
-                    " (spark.jars in the environment), or use parquet", where=where)  # fmt: skip
+    return RunError("MISSING_JAR", "Avro needs the jar spark-avro on Spark's class path, and it is not there; start"
+                    ' spark-submit with the engine\'s jars: --jars "$(lakehouse jars --list)"',
+                    where=where)  # fmt: skip
 
 
 def real(path: Path, said: str, where: str) -> Path:

@@ -18,7 +18,7 @@ from lakehouse_engine.local.ivy import Jar, fetch
 
 
 def engine_jars(report: Report = silent) -> list[Path]:
-    """Delta, Kafka and PostgreSQL for Spark, on top of pyspark's own jars. Raises as ``fetched`` does."""
+    """Delta, Kafka, Avro and PostgreSQL for Spark, on top of pyspark's own jars. Raises as ``fetched`` does."""
     return fetched("engine", report)
 
 

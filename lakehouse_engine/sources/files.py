@@ -3,7 +3,7 @@
 Columns: those of the contract, and ``_path string``, the file that a row came from. Each line is judged as ``parse``
 judges a record: one that does not keep the contract is quarantined with its text and every reason, never a null. In
 CSV the first line names the columns; an empty field is none, and numbers and booleans are read as such where the
-contract has them so. A row of Parquet or Avro is judged as the JSON that it would be; Avro needs the jar spark-avro.
+contract has them so. A row of Parquet or Avro is judged as the JSON that it would be.
 
 **Delivery guarantees**: a run reads the files that are there, and its commit names them by path, size and time of
 change. While these are as they were there is nothing to do. Where files were only added, and each row of the result is
