@@ -70,10 +70,10 @@ def reset(specs: Sequence[PipelineSpec], storage: Path, dsn: str | None, *, appl
             raise UsageError("NOTHING_KEPT", f"{spec.name} keeps nothing in {spec.sink.key} that could begin anew")
     # of a stream's further sinks those that keep a ledger as the first does; a topic's messages cannot be taken back
     specs = [one for spec in specs for one in (spec, *(branches(spec) if spec.is_stream else ()))
-             if one is spec or isinstance(one.sink, Postgres)]  # fmt: skip
+             if one is spec or isinstance(one.sink, Postgres | Delta)]  # fmt: skip
     with ExitStack() as held:
         for spec in specs:
-            held.enter_context(locks.alone(storage, spec.name))
+            held.enter_context(locks.alone(storage, spec.table if isinstance(spec.sink, Delta) else spec.name))
         found = _in_postgres([spec for spec in specs if in_postgres(spec)], storage, dsn, apply=apply)
         for spec in specs:
             if isinstance(spec.sink, Delta):
@@ -150,7 +150,7 @@ def _moved(cursor: Any, table: str, epoch: int, pipeline: str) -> Iterator[tuple
 
 
 def _in_delta(spec: PipelineSpec, storage: Path, copies: Sequence[tuple[str, str]], *, apply: bool) -> Reset:
-    path = delta_sink.table_path(storage, spec.name)
+    path = delta_sink.table_path(storage, spec.table)
     epoch = delta_sink.epoch_of(path)
     moves = [(old, delta_sink.set_aside(old, epoch)) for old in _tables(path)]
     for _, new in moves:

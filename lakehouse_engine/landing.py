@@ -36,8 +36,8 @@ class Landing(RowWise):
     def __init__(self, member: Member, read: Reading, scan: Scan, to: Connections) -> None:
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and member.spec.lands}
         super().__init__(member, read, {**member.merged, **landed}, scan.every)
-        self._path = delta_sink.table_path(to.storage, member.name)
-        self._aside = Aside(to.storage, member.name, read)
+        self._path = delta_sink.table_path(to.storage, member.table)
+        self._aside = Aside(to.storage, member.table, read)
         record = DeltaLog(self._path).record()
         if record is not None and "checkpoint" in record:
             raise progress.state_differs(self.name, "lakehouse reset")

@@ -130,19 +130,19 @@ def maintain(spark: SparkSession, spec: PipelineSpec, storage: Path, report: Rep
     A table that is being written is left to its writer, which is said. Raises ``RunError`` of Spark's commands.
     """
     assert isinstance(spec.sink, Delta)
-    for name in (spec.name, *(f"{spec.name}__{side}" for side in delta_sink.SIDES)):
+    for name in (spec.table, *(f"{spec.table}__{side}" for side in delta_sink.SIDES)):
         path = delta_sink.table_path(storage, name)
         if DeltaLog(path).version() is None:
             continue
         try:
-            with closing(acquire(spark, storage, spec.name, f"maintenance of {spec.name}")):
+            with closing(acquire(spark, storage, spec.table, f"maintenance of {spec.name}")):
                 kept = spec.sink.vacuum_after or spec.maintain.vacuum_after
                 policy = spec.maintain.model_copy(update={"vacuum_after": kept})
-                policy = policy if name == spec.name else Maintain().model_copy(update={"vacuum_after": kept})
-                clustered = bool(spec.sink.cluster_by) and name == spec.name
+                policy = policy if name == spec.table else Maintain().model_copy(update={"vacuum_after": kept})
+                clustered = bool(spec.sink.cluster_by) and name == spec.table
                 if clustered and apply:
                     delta_sink.cluster(spark, path, spec.sink.cluster_by)
-                side = name.rpartition("__")[2] if name != spec.name else ""
+                side = name.rpartition("__")[2] if name != spec.table else ""
                 if spec.is_stream and side in _ASIDE and spec.maintain.aside_after is not None:
                     _forget(spark, name, path, _ASIDE[side], spec.maintain.aside_after, report, apply=apply)
                 _maintain(spark, name, path, policy, report, apply=apply, stream=spec.is_stream, clustered=clustered)

@@ -22,7 +22,7 @@ from psycopg2 import sql
 from lakehouse_engine import ledger, locks, noted
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError, UsageError
-from lakehouse_engine.sinks import Console, Postgres
+from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.spec.further import TO, branches
@@ -139,11 +139,14 @@ class Renamed:
                 noted.place(self.storage, name).unlink()
 
     def _say_again(self, spark: Callable[[], SparkSession]) -> None:
-        path = delta_sink.table_path(self.storage, self.new)
-        record = DeltaLog(path).record()
-        if record is not None and record["pipeline"] != self.new:
-            with closing(locks.acquire(spark(), self.storage, self.new, self.new)):
-                delta_sink.say_again(spark(), path, {**record, "pipeline": self.new})
+        further = [part for part in branches(self.spec) if isinstance(part.sink, Delta)]
+        called = {part.table: f"{self.new}{TO}{part.table}" for part in further}
+        for table, name in {self.new: self.new, **called}.items():
+            path = delta_sink.table_path(self.storage, table)
+            record = DeltaLog(path).record()
+            if record is not None and record["pipeline"] != name:
+                with closing(locks.acquire(spark(), self.storage, table, name)):
+                    delta_sink.say_again(spark(), path, {**record, "pipeline": name})
 
     def _files(self) -> Iterator[tuple[Path, Path]]:
         file = Path(self.spec.file)

@@ -44,6 +44,7 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import jdbc, kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
+from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.further import place as sink_place
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -433,9 +434,9 @@ class Runner:
     def maintain(self, plan: Plan, *, apply: bool) -> int:
         """Compacts, orders, checkpoints and vacuums the plan's Delta tables, deletes what is old in PostgreSQL; without
         ``apply`` says what it would do."""
-        kept = [s for s in plan.specs if isinstance(s.sink, Delta)]
+        kept = [s for spec in plan.specs for s in (spec, *branches(spec)) if isinstance(s.sink, Delta)]
         for spec in kept:
-            if DeltaLog(delta_sink.table_path(self.storage, spec.name)).version() is not None:
+            if DeltaLog(delta_sink.table_path(self.storage, spec.table)).version() is not None:
                 maintenance.maintain(self.spark(), spec, self.storage, self.report, apply=apply)
         if any(spec.is_stream and isinstance(spec.sink, Postgres) for spec in plan.specs):
             retention.keep(self.postgres(), plan.specs, self.report, apply=apply)

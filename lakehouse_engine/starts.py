@@ -109,7 +109,7 @@ class _Stores:
         return known
 
     def _log(self, spec: PipelineSpec) -> DeltaLog:
-        return DeltaLog(delta_sink.table_path(self._storage, spec.name))
+        return DeltaLog(delta_sink.table_path(self._storage, spec.table))
 
     def columns(self, spec: PipelineSpec) -> dict[str, str] | None:
         """Of the pipeline's table, with the store's types; None where there is no table."""

@@ -75,12 +75,13 @@ class ScanRun(StreamRun):
             windows = [m for m in self.scan.members if m.window is not None]
             for member in self.scan.members:  # whoever counts windows of the past, or begins anew, holds it, too
                 if not isinstance(member.spec.sink, Console):
-                    self._locks.append(acquire(self._spark, self._to.storage, member.name, member.name))
+                    held = member.table if isinstance(member.spec.sink, Delta) else member.name
+                    self._locks.append(acquire(self._spark, self._to.storage, held, member.name))
             if windows:
                 self._windows = _Windows(self._spark, windows, self._read, self.scan, self._to)
             for member in self.scan.members:
                 if isinstance(member.spec.sink, Delta):
-                    path = delta_sink.table_path(self._to.storage, member.name)
+                    path = delta_sink.table_path(self._to.storage, member.table)
                     lacks = member.rows.stored.keys() - (DeltaLog(path).columns() or member.rows.stored).keys()
                     if member.spec.merges or (lacks and not member.spec.deletes_from):
                         # a batch that fails would come again and again

@@ -33,6 +33,8 @@ sink:
   - delta: {replace_by: day}
   - postgres: {table: gold.busy, updated_at: false}
     where: %s
+  - delta: {table: gold.quiet, partition_by: [day], updated_at: false}
+    where: users = 1
 schedule: daily
 """
 
@@ -65,7 +67,8 @@ def test_a_job_that_ends_between_its_sinks_gives_the_second_what_it_lacks(
     (outcome,) = lab.run("gold.events", dsn=database)
     assert outcome.decision.kind == "nothing"
     assert lab.log("gold.events").version() == version
-    assert [(one.target, one.rows) for one in outcome.further] == [("postgres gold.busy", 1)]
+    assert [(one.target, one.rows) for one in outcome.further] == [("postgres gold.busy", 1), ("delta gold.quiet", 1)]
+    assert quiet(lab) == [("2026-01-06", 1)]
     assert rows(database, "select day::text, users from gold.busy") == [("2026-01-05", 2)]
     (outcome,) = lab.run("gold.events", dsn=database)
     assert not outcome.further
@@ -74,6 +77,22 @@ def test_a_job_that_ends_between_its_sinks_gives_the_second_what_it_lacks(
     (outcome,) = lab.run("gold.events", dsn=database)
     assert outcome.decision.kind == "nothing"
     assert rows(database, "select day::text, users from gold.busy") == [("2026-01-06", 1)]
+    # a copy gets the slice that changed, and is written anew where another hand has changed it
+    lab.append((4, "2026-01-05", 1, 1), (5, "2026-01-07", 7, 1), (6, "2026-01-06", 2, 1))
+    lab.run("silver.events")
+    (outcome,) = lab.run("gold.events", dsn=database)
+    assert [one.reason for one in outcome.further if one.target == "delta gold.quiet"] == ["3 of day changed"]
+    assert quiet(lab) == [("2026-01-07", 1)]
+    lab.spark.sql(f"delete from delta.`{lab.path('gold.quiet')}`")
+    (outcome,) = lab.run("gold.events", dsn=database)
+    assert [one.target for one in outcome.further] == ["delta gold.quiet"]
+    assert quiet(lab) == [("2026-01-07", 1)]
+
+
+def quiet(lab: Lab) -> list[tuple[str, int]]:
+    frame = lab.spark.read.format("delta").load(str(lab.path("gold.quiet")))
+    assert frame.columns == ["day", "users"]
+    return sorted((str(row["day"]), row["users"]) for row in frame.collect())
 
 
 LANDING = """
@@ -84,6 +103,8 @@ sink:
   - delta
   - postgres: {table: realtime.numbers}
     where: n >= 10
+  - delta: {table: silver.few}
+    where: n < 10
 trigger: {every: 1 second}
 """
 
@@ -135,8 +156,8 @@ class Stream:
         finally:
             consumer.close()
 
-    def landed(self) -> list[int]:
-        frame = self.spark.read.format("delta").load(str(self.storage / "bronze" / "numbers"))
+    def landed(self, table: str = "bronze.numbers") -> list[int]:
+        frame = self.spark.read.format("delta").load(str(self.storage / table.replace(".", "/")))
         return sorted(row["n"] for row in frame.select("n").collect())
 
 
@@ -154,13 +175,14 @@ def test_a_stream_that_ends_between_its_sinks_loses_and_doubles_nothing(
         with pytest.raises(Killed):
             stream.step()
     if lacks == "the first":  # another process of the same pipeline had only that one written: its rows come first
-        (landing, other) = stream.scan.members
-        monkeypatch.setattr(stream, "scan", replace(stream.scan, members=(other,)))
+        (landing, *others) = stream.scan.members
+        monkeypatch.setattr(stream, "scan", replace(stream.scan, members=tuple(others)))
         stream.step()
-        monkeypatch.setattr(stream, "scan", replace(stream.scan, members=(landing, other)))
+        monkeypatch.setattr(stream, "scan", replace(stream.scan, members=(landing, *others)))
     stream.send(3, 14)
     stream.step()
     assert stream.landed() == [1, 2, 3, 10, 11, 12, 13, 14]
+    assert stream.landed("silver.few") == [1, 2, 3]
     assert rows(database, "select n from realtime.numbers") == [(10,), (11,), (12,), (13,), (14,)]
     counted = "select pipeline, sum(counted)::int, sum(filtered)::int from lakehouse.batches group by 1"
     assert rows(database, counted) == [("bronze.numbers>realtime.numbers", 5, 3)]

@@ -4,7 +4,8 @@
 same Delta commit; rows below that position are filtered when they come again. One writer per table: the JVM that writes
 holds a lock on it. With ``mode: upsert`` or ``scd2`` that commit is one MERGE, and what came again would change
 nothing; deletions are remembered in a commit before it. With ``mode: delete`` each request is added once, and applied
-once, in one commit of ``table`` that says so.
+once, in one commit of ``table`` that says so. A job's further table is a copy: its commit says which version of the
+job's own table it holds, and a copy that another hand has changed is written anew.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _four(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Delta(Component):
-    """A Delta table in the storage, named as the pipeline.
+    """A Delta table in the storage, named as the pipeline; in a list of sinks another one may follow, by its own name.
 
     ``append`` adds each row once. ``upsert`` keeps one row of the pipeline's ``keys``: that with the greatest
     ``order_by``, whatever the order of arrival; of equal ones the one that arrives later. ``scd2`` keeps one row per
@@ -65,7 +66,8 @@ class Delta(Component):
     #: per state of a key (both: streams, and jobs over changes); ``replace`` writes the result, or its ``replace_by``
     #: part (jobs); ``delete`` deletes rows of another table (streams, and jobs over changes)
     mode: Literal["append", "upsert", "replace", "scd2", "delete"] | None = None
-    #: ``delete``: the table whose rows are deleted, another pipeline's
+    #: ``delete``: the table whose rows are deleted, another pipeline's; of a sink after the first: its name. No other
+    #: pipeline reads such a table, and requests to delete rows do not reach a stream's
     table: Table | None = None
     #: ``upsert`` and ``scd2``: of rows of a key (and a ``valid_from``) the one with the greatest wins; columns of the
     #: result
@@ -88,7 +90,7 @@ class Delta(Component):
 
     def target(self, pipeline: str) -> str:
         """The table."""
-        return pipeline
+        return pipeline if self.table is None or self.mode == "delete" else self.table
 
 
 #: the tables that may stand beside one: what was refused, what came late, what was deleted

@@ -35,7 +35,8 @@ def check_one(spec: PipelineSpec, upstream: Upstream) -> list[Problem]:
         problems += [problem for rule in STEPS for problem in rule(part)]
     walk = Walk(spec, upstream)
     walk.result()
-    others = (*_history(spec, upstream), *_deleted(spec, upstream), *_followed(spec, upstream))
+    others = (*_history(spec, upstream), *_deleted(spec, upstream), *_followed(spec, upstream),
+              *_of_others(spec, upstream))  # fmt: skip
     return problems + walk.problems + [*others]
 
 
@@ -145,14 +146,24 @@ def _deleted(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
             yield at(spec, place, "COLUMN_TYPE", f"{name} is {our} here and {their} in {table}; cast it")  # fmt: skip
 
 
+def _of_others(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
+    """A further table of Delta that another file is the pipeline of, whether or not that file is looked at now."""
+    for number, one in enumerate(spec.further, 1):
+        name = one.sink.target(spec.name)
+        if isinstance(one.sink, Delta) and name != spec.name and name in upstream.names(spec.file):
+            yield at(spec, further.place(number), "SAME_TABLE", f"{name} is another pipeline's table")
+
+
 def one_table_has_one_writer(specs: Sequence[PipelineSpec]) -> Iterator[Problem]:
     """With ``mode: delete`` a pipeline writes a table of its own; the other's writer reads it."""
     writers: dict[tuple[str, str], str] = {}
+    own = {spec.name for spec in specs}
     for spec in specs:
         tables = [(f"{sink.key} {sink.connection}" if isinstance(sink, Jdbc) else sink.key, sink.target(spec.name),
                    further.place(number))
                   for number, sink in enumerate(spec.sinks) if isinstance(sink, Postgres | Jdbc | Files) or (
-                      isinstance(sink, Delta) and not number)]  # fmt: skip
+                      # that it is another pipeline's table is said already
+                      isinstance(sink, Delta) and number and sink.target(spec.name) not in own)]  # fmt: skip
         if spec.serve:
             tables.append(("postgres", spec.name, "serve"))
         for key, table, place in tables:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Delta, Postgres
+from lakehouse_engine.spec.further import TO
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread
 
@@ -40,7 +41,7 @@ def merges(spec: PipelineSpec, sink: Delta | Postgres, *, windowed: bool) -> Ite
 def deletes(spec: PipelineSpec, sink: Delta) -> Iterator[Problem]:
     """Rows of another table."""
     if sink.mode != "delete":
-        if sink.table is not None:
+        if sink.table is not None and TO not in spec.name:
             yield at(spec, "sink.delta.table", "ILLEGAL_MODE", "a Delta table is named as its pipeline; table is for"
                      " mode: delete, the one whose rows are deleted")  # fmt: skip
         return

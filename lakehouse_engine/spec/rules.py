@@ -278,13 +278,12 @@ STEPS: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *streaming.STEPS,
 )
 #: what holds of each sink
-SINK: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (sink_fits,)
+SINK: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (sink_fits, layouts_exclude_each_other)
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *STEPS,
     *SINK,
     sinks.further_sinks_fit,
     sinks.topics_are_not_read_back,
-    layouts_exclude_each_other,
     windows_alone_grow_old,
     slices_do_not_depend_on_the_clock,
     checks_fit_streams_and_jobs,

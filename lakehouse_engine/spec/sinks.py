@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lakehouse_engine.component import Unread
+from lakehouse_engine.component import Unread, is_name
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sources import Kafka as Topics
@@ -24,19 +24,33 @@ def further_sinks_fit(spec: PipelineSpec) -> Iterator[Problem]:
     for number, one in enumerate(spec.further, 1):
         sink, place = one.sink, f"sink[{number}]"
         name = sink.target(spec.name)
-        named = not isinstance(sink, Delta | Unread) and not (isinstance(sink, Postgres) and sink.table is None)
-        if named and name in names:
+        named = not isinstance(sink, Unread) and not (isinstance(sink, Delta | Postgres) and sink.table is None)
+        deletes = isinstance(sink, Delta) and sink.mode == "delete"
+        if named and name in names and not deletes:
             yield at(spec, place, "SAME_TABLE", f"another sink of this pipeline is {name}: ledgers, metrics and tests"
                      " tell sinks apart by their names")  # fmt: skip
         names |= {name} if named else set()
-        if isinstance(sink, Postgres) and sink.table is None:
+        if isinstance(sink, Delta | Postgres) and sink.table is None:
             yield at(spec, place, "MISSING_KEY", "table is missing: the first sink is the pipeline's table, another one"
                      " names its own")  # fmt: skip
-        if isinstance(sink, Delta):
-            yield at(spec, place, "NOT_YET", "a second table of Delta comes with a later version; make it a pipeline of"
-                     " its own over the same topic or table")  # fmt: skip
-        if not isinstance(sink, Delta | Unread) and not some_unread(spec):
+        if isinstance(sink, Delta) and named:
+            yield from _table(spec, sink, place)
+        if not isinstance(sink, Unread) and not some_unread(spec):
             yield from _fed(spec, sink.key, place)
+
+
+def _table(spec: PipelineSpec, sink: Delta, place: str) -> Iterator[Problem]:
+    """A further table of Delta."""
+    if not all(map(is_name, (sink.table or "").split("."))):
+        yield at(spec, f"{place}.delta.table", "BAD_NAME", f"{sink.table!r} is not a table's name: <layer>.<name>, each"
+                 " of a-z, 0-9 and _, no __, at most 48 characters")  # fmt: skip
+    if sink.mode == "delete":
+        yield at(spec, place, "ILLEGAL_SINK", "who asks for rows to be deleted is a pipeline of its own, whose table"
+                 " holds what it has asked for")  # fmt: skip
+    for option in ("mode", "replace_by") if not spec.is_stream else ():
+        if getattr(sink, option) not in (None, "replace", "append", getattr(spec.sink, option, None)):
+            yield at(spec, f"{place}.delta.{option}", "ILLEGAL_MODE", "a job's further table is a copy of its own, and"
+                     f" follows what changes there: leave {option} out")  # fmt: skip
 
 
 def topics_are_not_read_back(spec: PipelineSpec) -> Iterator[Problem]:
