@@ -33,6 +33,8 @@ _FIXED = {
 #: fitted to one machine; an environment's `spark:` goes over them
 _DEFAULTS = {
     "spark.sql.shuffle.partitions": "2",
+    # a dozen pipelines use more than the default of 100: those of the others would be compiled anew in each batch
+    "spark.sql.codegen.cache.maxEntries": "2000",
     "spark.sql.subexpressionElimination.skipForShortcutExpr": "true",  # what few rows need is not computed for all
     "spark.sql.inMemoryColumnarStorage.compressed": "false",  # kept for one reading: packing costs more
     "spark.sql.optimizer.windowGroupLimitThreshold": "-1",  # would sort before a dedupe's shuffle as well
