@@ -84,14 +84,14 @@ class Inserts(RowWise):
 
     def _keep_aside(self, cursor: Any, judged: DataFrame, record: Record) -> None:
         now = record.began_at
-        chosen = ["_step", "_reasons", "_at_partition", "_at_offset", "_key", "_value", "_as_row", "_at_timestamp"]
+        chosen = ["_step", "_reasons", "_at_topic", "_at_partition", "_at_offset", "_key", "_value", "_as_row",
+                  "_at_timestamp"]  # fmt: skip
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null").select(*chosen)
         aside = postgres_sink.identifier(postgres_sink.side_table(self._member.table, "quarantine"))
 
         def kept() -> Iterator[Sequence[Any]]:
-            for step, reasons, partition, offset, *bytes_and_row, at in postgres_sink.python_rows(refused):
-                place = (self._topic.name, partition, offset)
-                yield (now, record.batch_id, step, list(reasons), *place, *bytes_and_row, at)
+            for step, reasons, *place, key, value, row, at in postgres_sink.python_rows(refused):
+                yield (now, record.batch_id, step, list(reasons), *place, key, value, row, at)
 
         postgres_sink.copy(cursor, aside, [*QUARANTINED, "timestamp"], kept())
 

@@ -28,7 +28,7 @@ class Judge:
         self._tallies = rows.tallies(member.rows, written)
         self._fresh = [check for check in member.spec.checks if isinstance(check, Freshness)]
         #: what tells a table's rows apart where several are made of one
-        self._record = ["_record"] if member.spec.follows and member.rows.expanded and not made else []
+        self._record = ["_record"] if not member.spec.placed and member.rows.expanded and not made else []
         kept = [v for v in member.rows.verdicts if v.step in member.keeps]
         step, reasons = rows.first_reasons(member.rows.verdicts, member.keeps)
         chosen = [f"{text} as {sql.name(name)}" for name, text in columns.items()]

@@ -109,6 +109,6 @@ class Landing(RowWise):
         found = good.select(*columns, *ties)
         if self._member.spec.reads_changes:  # of those of a key and an order the last is the newest
             found, ties = good.select(*columns), ["_later"]
-        elif self._member.rows.expanded or self._member.spec.follows:  # several rows of one place
+        elif self._member.rows.expanded or not self._member.spec.placed:  # several rows of one place
             found, ties = found.withColumn("_row", F.to_json(F.struct("*"))), [*ties, "_row"]
         Upsert(*layout).write(found, self._metadata(record), at, ties)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lakehouse_engine.errors import RunError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 #: process has on it, so a second try must not even open one that is held here
 _ours: set[Path] = set()
 _guard = threading.Lock()
+#: what stands in the names of tables, scans and further sinks, and in those of files as well
+_PLAIN = "@>% "
 
 
 class Lock:
@@ -49,7 +52,7 @@ def acquire(spark: SparkSession, storage: Path, name: str, holder: str, *, patie
     """
     folder = storage / "_locks"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.lock"
+    path = folder / f"{quote(name, safe=_PLAIN)}.lock"
     deadline = time.monotonic() + patience
     while True:
         lock = _try(spark, path, holder)
@@ -68,7 +71,7 @@ def alone(storage: Path, name: str) -> Iterator[None]:
     """
     folder = storage / "_locks"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.lock"
+    path = folder / f"{quote(name, safe=_PLAIN)}.lock"
     held = RunError("LOCKED", f"{name} is being written by {_holder(path)}; stop that one first", where=name)
     with _guard:
         if path in _ours:

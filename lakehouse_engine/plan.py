@@ -17,7 +17,7 @@ from lakehouse_engine.rows import Rows
 from lakehouse_engine.scan import WindowMember
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka, Rate, Streamed, versions
+from lakehouse_engine.sources import Files, Kafka, Streamed, versions
 from lakehouse_engine.spec.further import TO, branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
@@ -230,9 +230,10 @@ def _members(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -
 def _member(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Member:
     rows = streamed(spec)
     window = None
-    keeps = set()
+    keeps: set[str] = set()
     copies: list[Copy] = []
     keeper = _keeper(spec, landed)
+    keeps |= {f"source.{Files.key}"} if isinstance(spec.source, Files) else set()
     for index, transform in enumerate(spec.transforms):
         step = f"transforms[{index}].{transform.key}"
         if isinstance(transform, Window):
@@ -309,7 +310,7 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
         console = isinstance(member.spec.sink, Console)
         # the rows of a table do not say which commit they came by: members at different ones share no batch
         most, alone = (source.max_per_trigger, "") if isinstance(source, Kafka) else (0, member.name)
-        start = "" if isinstance(source, Rate) else json.dumps(source.start)
+        start = json.dumps(source.start) if isinstance(source, Kafka | DeltaSource) else ""
         key = (source.origin, start, most, trigger.every, trigger.ends, console, alone)
         grouped.setdefault(key, []).append(member)
     scans = []
@@ -320,7 +321,8 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
         assert isinstance(source, Streamed)
         trigger = found[0].spec.trigger
         assert trigger is not None
-        scans.append(Scan(f"{origin}@{found[0].name}", source, trigger.every, tuple(found)))
+        name = f"{origin}@{found[0].name}".replace("/", "%2F")  # folders are called so
+        scans.append(Scan(name, source, trigger.every, tuple(found)))
     return tuple(scans)
 
 

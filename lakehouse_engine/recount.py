@@ -57,8 +57,8 @@ def check(member: Member, span: Span) -> None:
         raise PlanError("NOT_YET", f"{member.name} has no windows that are merged in PostgreSQL; only those can be"
                         " counted anew", where=member.spec.where("sink"))  # fmt: skip
     if not isinstance(member.spec.source, Kafka):
-        raise PlanError("NOT_YET", f"{member.name} reads a table; counting its windows anew from it comes with a later"
-                        " version", where=member.spec.where("source"))  # fmt: skip
+        raise PlanError("NOT_YET", f"{member.name} reads {member.spec.source.key}; counting its windows anew from"
+                        " there comes with a later version", where=member.spec.where("source"))  # fmt: skip
     if member.window.column is not None:
         raise PlanError("NOT_YET", f"{member.name} puts rows into windows by {member.window.column}; counting those"
                         " anew comes with a later version", where=member.spec.where("transforms"))  # fmt: skip

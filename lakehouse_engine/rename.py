@@ -25,6 +25,7 @@ from lakehouse_engine.errors import RunError, UsageError
 from lakehouse_engine.sinks import Console, Delta, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
+from lakehouse_engine.sources import listed
 from lakehouse_engine.spec.further import TO, branches
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
@@ -118,6 +119,10 @@ class Renamed:
             for one in (*(delta_sink.beside(table, side) for side in postgres_sink.SIDES), table):
                 if DeltaLog(one).version() is not None:
                     yield one, self.storage / layer / one.name.replace(old.name, new.name, 1)
+        for name in (self.old, *(part.name for part in branches(self.spec.model_copy(update={"name": self.old})))):
+            found = listed.folder(self.storage, name)
+            if found.is_dir():
+                yield found, listed.folder(self.storage, f"{self.new}{name[len(self.old) :]}")
         for folder in ("_deletes", "_checkpoints"):
             if (self.storage / folder / self.old).is_dir():
                 yield self.storage / folder / self.old, self.storage / folder / self.new

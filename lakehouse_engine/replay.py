@@ -76,7 +76,7 @@ def check(member: Member) -> None:
         instead = f"is done by counting anew: lakehouse backfill {member.spec.file} --from DAY"
     elif member.spec.further:
         instead = "would reach the first of its sinks alone: with several it comes with a later version"
-    elif (member.spec.follows is None and not member.rows.expanded
+    elif (member.spec.placed and not member.rows.expanded
           and (member.spec.lands or (isinstance(sink, Postgres) and sink.mode != "upsert"))):  # fmt: skip
         return
     raise PlanError("NOT_YET", f"{member.name}: a replay is for streams that add a row for each record to Delta or"

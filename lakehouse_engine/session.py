@@ -42,6 +42,7 @@ _DEFAULTS = {
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.streaming.checkpointFileManagerClass": _CHECKPOINTS,  # the default forks five processes a file
     "spark.sql.streaming.minBatchesToRetain": "10",
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",  # the default makes a task of each file
     "spark.scheduler.mode": "FAIR",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",

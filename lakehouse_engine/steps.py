@@ -8,7 +8,7 @@ from lakehouse_engine.errors import Problem
 from lakehouse_engine.rows import QUARANTINED, Rows, Verdict
 from lakehouse_engine.sinks import Delta
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Judged, Kafka, Rate, kafka, rate, versions
+from lakehouse_engine.sources import Files, Judged, Kafka, Rate, files, kafka, rate, versions
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Aggregate, Combining, Dedupe, Lookup, Parse, RowWise, Watermark, Window
 from lakehouse_engine.transforms.watermark import EVENT_TIME
@@ -47,12 +47,15 @@ def as_read(spec: PipelineSpec, rows: Rows) -> Rows | None:
 
 
 def streamed(spec: PipelineSpec) -> Rows:
-    """A stream's rows as they come: the records of a topic, the rows of a table, or those that are made."""
+    """A stream's rows as they come: the records of a topic, the lines of files as their contract judges them, the rows
+    of a table, or those that are made."""
     source = spec.source
     if isinstance(source, Kafka):
         return Rows.identity(kafka.COLUMNS)
     if isinstance(source, Rate):
         return Rows.identity(rate.COLUMNS)
+    if isinstance(source, Files):
+        return as_read(spec, Rows.identity(files.COLUMNS)) or Rows.identity(files.COLUMNS)
     assert isinstance(source, DeltaSource)
     columns = versions.columns_of(source, spec.tables_have[source.table])
     return Rows({name: sql.name(versions.own(name)) for name in columns}, columns)

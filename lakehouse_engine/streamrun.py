@@ -13,7 +13,8 @@ from lakehouse_engine.errors import LakehouseError, RunError
 from lakehouse_engine.journal import See
 from lakehouse_engine.locks import Lock
 from lakehouse_engine.sinks import delta as delta_sink
-from lakehouse_engine.sources import Delta, Kafka, Rate
+from lakehouse_engine.sources import Delta, Files, Kafka, Rate
+from lakehouse_engine.sources.listed import OfFiles
 from lakehouse_engine.sources.rate import OfRate
 from lakehouse_engine.sources.reading import Behind, OfTopic, Reading
 from lakehouse_engine.sources.versions import OfTable
@@ -33,6 +34,8 @@ def reading(spec: PipelineSpec, to: Connections) -> Reading:
         return OfTopic(source, to.bootstrap_servers)
     if isinstance(source, Rate):
         return OfRate(source)
+    if isinstance(source, Files):
+        return OfFiles(source, spec.contracts[source.contract], to.storage, spec.name, spec.where("source"))
     assert isinstance(source, Delta)
     path = delta_sink.table_path(to.storage, source.table)
     return OfTable(source, path, spec.tables_have[source.table], spec.where("source"))
@@ -59,6 +62,10 @@ class StreamRun:
         """Commits a micro-batch; how many records it had."""
         raise NotImplementedError
 
+    def _idle(self) -> bool:
+        """Whether a micro-batch was begun for which nothing has come."""
+        return False
+
     def rest(self) -> None:
         """Between two batches there is nothing to do."""
 
@@ -77,6 +84,8 @@ class StreamRun:
             if self._stopping:
                 raise RunError("STOPPED", "this run was asked to stop")
             try:
+                if self._idle():
+                    return
                 started_at = progress.now_micros()
                 self._ends.ask()
                 count = self._write(frame, number, started_at)

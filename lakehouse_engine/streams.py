@@ -116,6 +116,9 @@ class ScanRun(StreamRun):
         found = (self._read.explained(positions, name) for name, positions in self._held())
         return next((error for error in found if error is not None), None)
 
+    def _idle(self) -> bool:
+        return self._read.idle()
+
     def _write(self, frame: DataFrame, number: int, started_at: int) -> int:
         count = 0
         self._look_up(frame.sparkSession, started_at)

@@ -10,7 +10,7 @@ SOURCES = {source.key: source for source in (Kafka, Delta, Files, Jdbc, Rate)}
 LATER: set[str] = set()
 Source = Kafka | Delta | Files | Jdbc | Rate
 #: what may come as a stream
-Streamed = Kafka | Delta | Rate
+Streamed = Kafka | Delta | Rate | Files
 #: their rows are judged by the contract that they name
 Judged = Files | Jdbc
 

@@ -1,20 +1,25 @@
-"""``files``: JSON lines, CSV, Parquet or Avro from outside the project, for jobs.
+"""``files``: JSON lines, CSV, Parquet or Avro from outside the project.
 
 Columns: those of the contract, and ``_path string``, the file that a row came from. Each line is judged as ``parse``
 judges a record: one that does not keep the contract is quarantined with its text and every reason, never a null. In
 CSV the first line names the columns; an empty field is none, and numbers and booleans are read as such where the
 contract has them so. A row of Parquet or Avro is judged as the JSON that it would be.
 
-**Delivery guarantees**: a run reads the files that are there, and its commit names them by path, size and time of
+**Delivery guarantees**: a job's run reads the files that are there, and its commit names them by path, size and time of
 change. While these are as they were there is nothing to do. Where files were only added, and each row of the result is
 made of one row of a file, their rows are added; else the job runs in full. So each row of each file is in the table
-once. A file that changes while it is read is taken in by the next run.
+once. A file that changes while it is read is taken in by the next run. A stream reads each file that comes once: its
+commit says how far in the list of files it is, which lies in the storage and is written before a file is read. Files
+must appear whole: written beside, or under a name that begins with ``.`` or ``_``, and then renamed. One that changes
+after it was read stops the stream, for nobody can tell which of its rows are new; one that is taken away then is not
+missed. Change is seen by size and time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -32,12 +37,14 @@ if TYPE_CHECKING:
 COLUMNS = {"_value": "binary", "_path": "string"}
 #: files that a commit names one by one
 MOST_NAMED = 1_000
+#: what Spark takes for a pattern
+_PATTERN, _ESCAPED = r"([\\{}\[\]*?])", r"\\\1"
 _WRITTEN_BARE = {"integer": r"^-?[0-9]+$", "number": r"^-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?$",
                  "boolean": "^(true|false)$"}  # fmt: skip
 
 
 class Files(Component):
-    """Files of rows, for jobs."""
+    """Files of rows: for jobs all that are there, for streams those that come."""
 
     later: ClassVar[frozenset[str]] = frozenset({"connection"})
 
@@ -47,18 +54,33 @@ class Files(Component):
     format: Literal["json", "csv", "parquet", "avro"]
     #: the name of a file in ``pipelines/contracts/``
     contract: ContractName
+    #: of a stream, when a file that it has read has changed: ``fail`` stops it; ``ignore`` leaves it as it was read
+    rewrites: Literal["fail", "ignore"] = "fail"
 
     @property
     def origin(self) -> str:
         """What people call it."""
         return self.path
 
+    @property
+    def root(self) -> Path:
+        """The folder in which, or below which, its files are."""
+        path = Path(self.path)
+        if path.is_dir():
+            return path
+        fixed = next((n for n, part in enumerate(path.parts) if set("*?[") & set(part)), len(path.parts) - 1)
+        return Path(*path.parts[:fixed])
+
+    def found(self) -> dict[str, Path]:
+        """The files that are there, sorted, by their paths below ``root``. Raises ``RunError`` UNSAFE_PATH."""
+        path, root = Path(self.path), self.root
+        found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return {one.relative_to(root).as_posix(): real(one, self.path, "source.files.path") for one in sorted(found)
+                if one.is_file() and not one.name.startswith((".", "_"))}  # fmt: skip
+
     def there(self) -> list[Path]:
         """The files, sorted. Raises ``RunError`` MISSING_FILES where there is none, UNSAFE_PATH."""
-        path = Path(self.path)
-        found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        kept = sorted(real(one, self.path, "source.files.path") for one in found
-                      if one.is_file() and not one.name.startswith((".", "_")))  # fmt: skip
+        kept = sorted(self.found().values())
         if not kept:
             raise RunError("MISSING_FILES", f"there is no file at {self.path}", where="source.files.path")
         return kept
@@ -71,11 +93,12 @@ class Files(Component):
         return {"files": len(told), "listing": hashlib.sha256(repr(told).encode()).hexdigest()[:32], **named}
 
     def read(self, spark: SparkSession, contract: Contract, only: Collection[str] | None = None) -> DataFrame:
-        """``_value binary`` (JSON) and ``_path string``: a row for each line. ``only``: of these files.
+        """``rows`` of all that are there, or ``only`` of these. Raises ``RunError`` MISSING_FILES, MISSING_JAR."""
+        return self.rows(spark, contract, [path for path in self.there() if only is None or str(path) in only])
 
-        Raises ``RunError`` MISSING_JAR.
-        """
-        paths = [path.as_uri() for path in self.there() if only is None or str(path) in only]
+    def rows(self, spark: SparkSession, contract: Contract, files: Sequence[Path]) -> DataFrame:
+        """``_value binary`` (JSON) and ``_path string``: a row for each line. Raises ``RunError`` MISSING_JAR."""
+        paths = [_literal(file) for file in files]
         if self.format in ("parquet", "avro"):
             row = f"to_json(struct(*), {sql.AS_JSON})"
             typed = loaded(spark.read.option("mergeSchema", True), self.format, paths)
@@ -89,6 +112,11 @@ class Files(Component):
         rows = spark.read.option("header", True).option("enforceSchema", False).option("escape", '"').csv(paths)
         text = f"concat('{{', array_join(array({', '.join(_members(rows.columns, contract))}), ','), '}}')"
         return rows.selectExpr(f"cast({text} as binary) as _value", "_metadata.file_path as _path")
+
+
+def _literal(path: Path) -> str:
+    """The path as Spark reads it: not a pattern, and nothing of it decoded."""
+    return f"file:{re.sub(_PATTERN, _ESCAPED, str(path))}"
 
 
 def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, int] | None:

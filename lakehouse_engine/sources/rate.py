@@ -36,7 +36,7 @@ class Rate(Component):
         return self.key
 
 
-class _Never:
+class Never:
     """It is never behind."""
 
     def start(self) -> None:
@@ -60,7 +60,7 @@ class OfRate:
     def __init__(self, source: Rate) -> None:
         self._source = source
         self.topic = TopicState(source.key, source.key, {0: (0, 0)})
-        self.ends: Behind = _Never()
+        self.ends: Behind = Never()
         self._base = 0
 
     def starts(self) -> dict[int, int]:
@@ -84,6 +84,9 @@ class OfRate:
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return self._placed(frame)
+
+    def idle(self) -> bool:
+        return False
 
     def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
         return None

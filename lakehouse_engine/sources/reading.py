@@ -78,6 +78,9 @@ class Reading(Protocol):
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         """A micro-batch with the place of each row: ``_topic``, ``_partition``, ``_offset``, ``_key``, ``_value``."""
 
+    def idle(self) -> bool:
+        """Whether Spark has begun a micro-batch for which nothing has come."""
+
     def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
         """The positions after a micro-batch, where its rows do not tell them."""
 
@@ -129,6 +132,9 @@ class OfTopic:
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return frame
+
+    def idle(self) -> bool:
+        return False
 
     def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
         return None

@@ -142,6 +142,9 @@ class OfTable:
             frame = without_rewritten(as_changes(frame), [v for v in versions if self._log.overwrites(v)])
         return self._placed(frame, end - 1)
 
+    def idle(self) -> bool:
+        return False
+
     def reached(self, checkpoint: Path, number: int) -> dict[int, int] | None:
         return {0: self._end(checkpoint, number)}
 

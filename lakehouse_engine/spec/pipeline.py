@@ -13,7 +13,7 @@ from lakehouse_engine.contract import Contract
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.sinks import Delta, Postgres, Sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka, Rate, Source
+from lakehouse_engine.sources import Files, Kafka, Rate, Source
 from lakehouse_engine.spec import yaml
 from lakehouse_engine.spec.further import Further
 from lakehouse_engine.transforms import (
@@ -220,7 +220,7 @@ class PipelineSpec(Head):
     def lands(self) -> bool:
         """Whether it adds the records of a topic to a Delta table, with where and when they came."""
         windowed = any(isinstance(t, Window) for t in self.transforms)
-        if windowed or not self.is_stream or isinstance(self.source, DeltaSource | Rate):
+        if windowed or not self.is_stream or isinstance(self.source, DeltaSource | Rate | Files):
             return False
         return isinstance(self.sink, Delta) and self.sink.mode in (None, "append")
 
@@ -236,8 +236,13 @@ class PipelineSpec(Head):
 
     @property
     def raw(self) -> bool:
-        """Whether it reads records, which are kept as they came where they are refused, and not rows."""
-        return isinstance(self.source, Kafka)
+        """Whether it reads records, or lines, which are kept as they came where they are refused, and not rows."""
+        return isinstance(self.source, Kafka) or (self.is_stream and isinstance(self.source, Files))
+
+    @property
+    def placed(self) -> bool:
+        """Whether its rows say by themselves where they came from; of a stream's tables and files a batch does."""
+        return not (self.is_stream and isinstance(self.source, DeltaSource | Files))
 
     @property
     def follows(self) -> str | None:

@@ -10,6 +10,7 @@ from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Console, Delta, Files, Postgres, Unkept
 from lakehouse_engine.sources import Delta as DeltaSource
+from lakehouse_engine.sources import Files as FileSource
 from lakehouse_engine.sources import Kafka as Topic
 from lakehouse_engine.sources import Rate
 from lakehouse_engine.spec import changes, combining, modes, sinks, streaming
@@ -44,8 +45,8 @@ def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
     if isinstance(spec.source, Rate) and (not spec.is_stream or spec.ends):
         yield at(spec, "source", "STREAM_ONLY", "rate makes rows while it runs, and never ends: say trigger: {every:"
                  " 1 second}")  # fmt: skip
-    if spec.is_stream and spec.source.key == "files":
-        yield at(spec, "source", "NOT_YET", "a stream over files comes with a later version; give it a schedule")
+    if isinstance(spec.source, FileSource):
+        yield from _files_fit(spec, spec.source)
     if spec.is_stream and spec.source.key == "jdbc":
         yield at(spec, "source", "ILLEGAL_SOURCE", "a database does not tell what is new in a table; give the"
                  " pipeline a schedule")  # fmt: skip
@@ -66,6 +67,16 @@ def source_fits(spec: PipelineSpec) -> Iterator[Problem]:
         yield at(spec, "source.kafka.end", "BAD_TIME", "end is not after start")
     if source.end == "earliest" or (source.start == "latest" and not spec.is_stream):
         yield at(spec, "source.kafka", "BAD_TIME", "there is nothing between start and end")
+
+
+def _files_fit(spec: PipelineSpec, source: FileSource) -> Iterator[Problem]:
+    why = streaming.needs_state(spec) or ("another input" if spec.below else "")
+    if spec.is_stream and why:
+        yield at(spec, "source", "NOT_YET", f"files as a stream on Spark's state ({why}) come with a later version:"
+                 " land them in a table of delta, and read that")  # fmt: skip
+    if not spec.is_stream and "rewrites" in source.model_fields_set:
+        yield at(spec, "source.files.rewrites", "STREAM_ONLY", "rewrites is for streams; a job reads the files as they"
+                 " are: leave it out")  # fmt: skip
 
 
 def _table_fits(spec: PipelineSpec, source: DeltaSource) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ def asked(case: Case, spec: PipelineSpec) -> bool:
     if not spec.is_stream or not isinstance(spec.sink, Postgres) or not any(t.key == "window" for t in spec.transforms):
         return False
     by_another = any(isinstance(t, Window) and t.column is not None for t in spec.transforms)
-    if needs_state(spec) or spec.follows or by_another:
+    if needs_state(spec) or not spec.placed or by_another:
         return False  # such a stream has no backfill yet
     again = any(name in batch for batch in case.batches for name in spec.inputs if name != SOURCE)
     return not (again or case.tables) and sum(len(rows) for b in case.batches for rows in b.values()) <= MOST_ROWS

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from lakehouse_engine import jobs
 from lakehouse_engine.errors import LakehouseError, RunError, first_line
-from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.plan import Scan, compile_plan
 from lakehouse_engine.session import apart
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
@@ -27,21 +27,25 @@ class Running(Protocol):
 
 
 class ByScan:
-    """A stream whose progress lies in its sink: each step is one start of it."""
+    """A stream whose progress lies in its sinks: each step is one start of it, of each scan where it has several."""
 
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
         self._spark = place.bench.spark
-        self._scan = compile_plan([spec]).scans[0]
+        self._scans = compile_plan([spec]).scans
         self._to = place.connections
 
     def step(self, clock: datetime) -> None:
-        run = ScanRun(self._spark, self._scan, self._to, lambda _: None)
+        for scan in self._scans:
+            self._start(scan)
+
+    def _start(self, scan: Scan) -> None:
+        run = ScanRun(self._spark, scan, self._to, lambda _: None)
         run.start(available_now=True)
         assert run.query is not None
         try:
             run.query.awaitTermination()
         except Exception as error:
-            raise _failure(run, error, self._scan.name) from error
+            raise _failure(run, error, scan.name) from error
         finally:
             run.stop()
             run.release()

@@ -140,7 +140,7 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
     member: Member = plan.scans[0].members[0]
     scratch = _empty(bench, spec, values)
     to = Connections("", None, scratch, "test")
-    nothing = kafka.NO_RECORDS if spec.raw else reading(spec, to).nothing(bench.spark)
+    nothing = kafka.NO_RECORDS if isinstance(spec.source, kafka.Kafka) else reading(spec, to).nothing(bench.spark)
     lookups = Lookups(bench.spark, [member], scratch, lambda _: None)
     try:
         landed = {n: n for n in LANDING_COLUMNS if n in member.rows.columns and spec.lands}
@@ -155,7 +155,7 @@ def _landed(bench: Bench, spec: PipelineSpec, values: Mapping[str, Any]) -> Stru
 
 def _nothing(spark: SparkSession, spec: PipelineSpec, to: Connections) -> DataFrame:
     """A stream without a row of what an input reads."""
-    read = kafka.NO_RECORDS if spec.raw else reading(spec, to).nothing(spark)
+    read = kafka.NO_RECORDS if isinstance(spec.source, kafka.Kafka) else reading(spec, to).nothing(spark)
     kinds = spark.sql(f"select * from {read}").dtypes
     rate = spark.readStream.format("rate").load().filter("false")
     return rate.selectExpr(*[f"cast(null as {kind}) as {sql.name(name)}" for name, kind in kinds])

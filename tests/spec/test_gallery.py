@@ -25,7 +25,7 @@ ELSEWHERE = {"SECRET_MISSING", "NO_CONNECTION", "STACK_DOWN", "ENVIRONMENT_MISSI
              "MISSING_TOPIC", "DATA_LOST", "POSITION_BEYOND_TOPIC", "UNREADABLE", "NO_PIPELINES", "NO_TESTS",
              "CHECK_FAILED", "UNKNOWN_TOPIC", "MISSING_FILES", "TOPIC_RECREATED", "MISSING_JAR",
              "TABLE_RECREATED", "POSITION_BEYOND_TABLE", "ROWS_REWRITTEN", "CHANGES_OFF", "CHANGES_GONE",
-             "TABLE_DIFFERS", "STREAM_FAILED"}  # fmt: skip
+             "TABLE_DIFFERS", "STREAM_FAILED", "FILE_CHANGED", "LIST_LOST"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [case for _, case in CASES], ids=[f"{name}: {case.title}" for name, case in CASES])

@@ -1,0 +1,193 @@
+"""Streams over files: each file is read once, whatever ends in between; what cannot be told is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from pyspark.sql import SparkSession
+
+from lakehouse_engine import inserts
+from lakehouse_engine.connections import Connections
+from lakehouse_engine.errors import RunError
+from lakehouse_engine.landing import Landing
+from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.rename import Renamed
+from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import listed
+from lakehouse_engine.spec.loader import load
+from lakehouse_engine.streams import ScanRun
+from tests.lab import to_its_end
+
+CONTRACT = "type: object\nrequired: [id]\nproperties:\n  id: {type: integer}\n"
+PIPELINE = """
+source: {files: {path: %s, format: json, contract: number%s}}
+sink: %s
+trigger: {every: 1 second}
+"""
+
+
+class Killed(Exception):
+    """What stands for the end of the process."""
+
+
+def kill(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+class Came:
+    """A folder that files come into, and a stream over it; each ``step`` is a new start."""
+
+    def __init__(self, spark: SparkSession, folder: Path, dsn: str | None = None, *, sink: str = "delta",
+                 more: str = "") -> None:  # fmt: skip
+        self.spark, self.path, self.dsn = spark, folder / "in", dsn
+        self.path.mkdir(exist_ok=True)
+        (folder / "pipelines" / "contracts").mkdir(parents=True, exist_ok=True)
+        (folder / "pipelines" / "bronze").mkdir(exist_ok=True)
+        (folder / "pipelines" / "contracts" / "number.yaml").write_text(CONTRACT)
+        self.file = folder / "pipelines" / "bronze" / "numbers.yaml"
+        self.file.write_text(PIPELINE % (self.path, more, sink))
+        self.storage = folder / "storage"
+
+    def put(self, name: str, *ids: object, at: int | None = None) -> None:
+        """A file of these numbers, or texts; ``at``: its time of change, in seconds."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{json.dumps({'id': one}) if isinstance(one, int) else one}\n" for one in ids))
+        if at is not None:
+            os.utime(path, (at, at))
+
+    def step(self) -> None:
+        (scan,) = compile_plan(load([self.file])).scans
+        run = ScanRun(self.spark, scan, Connections("", self.dsn, self.storage, "test"), lambda _: None)
+        try:
+            to_its_end(run)
+        except RunError:
+            raise
+        except Exception:
+            raise (run.error or RuntimeError("it stopped")) from None
+
+    def landed(self, table: str = "bronze/numbers", column: str = "id") -> list[Any]:
+        frame = self.spark.read.format("delta").load(str(self.storage / table))
+        return sorted(row[column] for row in frame.select(column).collect())
+
+    def stored(self) -> list[tuple[Any, ...]]:
+        with closing(psycopg2.connect(self.dsn)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute("select id from realtime.numbers order by 1")
+            return cursor.fetchall()
+
+
+def test_files_are_read_once_whatever_they_are_called_and_however_old_they_are(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = Came(spark, tmp_path)
+    came.put("new.json", 1, "no json", at=2_000_000_000)
+    came.put("a b%20{c,d}[1].json", 2)
+    came.put(".hidden", 3)
+    came.put("_part", 4)
+    came.step()
+    assert came.landed() == [1, 2]
+    came.put("moved here, and older than what was read.json", 5, at=1_000_000_000)
+    came.put("below/old.json", 6, at=2_000_000_000)
+    with monkeypatch.context() as patch:  # listed, read, and then the end
+        patch.setattr(delta_sink, "append", kill)
+        with pytest.raises(Killed):
+            came.step()
+    came.put("later.json", 7, "nor this")
+    with monkeypatch.context() as patch:  # what it refuses is kept aside, and then the end
+        patch.setattr(Landing, "_store", kill)
+        with pytest.raises(Killed):
+            came.step()
+    came.put("latest.json", 8)
+    came.step()
+    came.step()
+    assert came.landed() == [1, 2, 5, 6, 7, 8]
+    assert [Path(one).name for one in came.landed("bronze/numbers__quarantine", "origin")] == ["later.json", "new.json"]
+    (came.path / "new.json").unlink()  # nobody misses it
+    came.put("more.json", 9)
+    came.step()
+    assert came.landed() == [1, 2, 5, 6, 7, 8, 9]
+    came.spark.sql(f"restore delta.`{came.storage / 'bronze' / 'numbers'}` to version as of 0")
+    came.step()  # what came by versions that are gone is read again; what is gone from the folder cannot be
+    assert came.landed() == [1, 2, 5, 6, 7, 8, 9]
+
+
+def test_in_postgres_a_batch_that_was_not_committed_comes_again(
+    spark: SparkSession, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = Came(spark, tmp_path, database, sink="{postgres: {table: realtime.numbers}}")
+    came.put("one", 1)
+    came.step()
+    came.put("two", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(inserts.progress, "commit", kill)
+        with pytest.raises(Killed):
+            came.step()
+    came.put("three", 3)
+    came.step()
+    assert came.stored() == [(1,), (2,), (3,)]
+    (old,) = compile_plan(load([came.file])).specs
+    Renamed(old, "bronze.numbers", "silver.counts", came.storage).run(database, lambda: spark, lambda _: None)
+    came.file = tmp_path / "pipelines" / "silver" / "counts.yaml"
+    came.put("four", 4)
+    came.step()
+    assert came.stored() == [(1,), (2,), (3,), (4,)]
+    for path in (came.storage / listed.FOLDER).glob("silver.counts/*.jsonl"):
+        path.unlink()
+    with pytest.raises(RunError, match=r"has 0 entries, and silver.counts has read 3") as refused:
+        came.step()
+    assert refused.value.code == "LIST_LOST"
+
+
+def test_a_file_that_changes_after_it_was_read_stops_the_stream_unless_that_is_meant(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = Came(spark, tmp_path)
+    came.put("grows", 1)
+    rows = listed.Files.rows
+
+    def grown(*given: Any) -> Any:
+        found = rows(*given)
+        came.put("grows", 1, 2)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listed.Files, "rows", grown)
+        with pytest.raises(RunError, match="changed after it was being read") as refused:
+            came.step()
+    assert (refused.value.code, refused.value.where) == ("FILE_CHANGED", f"{came.file}:2")
+    came.step()
+    assert came.landed() == [1, 2]
+    came.put("grows", 1, 2, 3)
+    with pytest.raises(RunError, match=r"grows of .* changed after it was read, and which"):
+        came.step()
+    Came(spark, tmp_path, more=", rewrites: ignore")
+    came.put("other", 4)
+    came.step()
+    assert came.landed() == [1, 2, 4]
+
+
+def test_a_list_that_a_process_left_half_written_is_as_it_was_and_one_that_was_changed_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    entries = listed.Entries(path)
+    entries.add({"a": (1, 10)})
+    entries.add({"b": (2, 20)})
+    with path.open("a") as file:
+        file.write('{"entry": 2, "files": {"c"')
+    found = listed.Entries(path)
+    assert (len(found), found.seen, found.digest(1)) == (2, {"a": (1, 10), "b": (2, 20)}, entries.digest(1))
+    found.keep(1)
+    assert listed.Entries(path).seen == {"a": (1, 10)}
+    assert found.digest(1) is None
+    for wrong in ('{"entry": 5, "files": {}}\n', "[]\n", '{"entry": 1}\n'):
+        path.write_text('{"entry": 0, "files": {"a": [1, 10]}}\n' + wrong)
+        with pytest.raises(RunError) as refused:
+            listed.Entries(path)
+        assert refused.value.code == "LIST_LOST"
