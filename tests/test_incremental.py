@@ -314,7 +314,7 @@ steps = st.lists(
 )
 
 
-EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "3"))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -28,6 +28,7 @@ from lakehouse_engine.runner import Runner, planned
 from lakehouse_engine.spec.environment import Environment
 from tests.lab import Lab
 from tests.platform import Platform
+from tests.test_lineage import holds, to_file
 from tests.test_platform import ran
 
 
@@ -201,10 +202,15 @@ def test_each_slice_of_a_backfill_is_seen_and_each_load_of_a_copy(spark: SparkSe
                     ("serve", "committed", 2, 0, None, None), ("serve", "nothing", None, None, None, None)]  # fmt: skip
 
 
-def test_a_lakehouse_tells_what_it_did_and_what_failed(lake: Platform) -> None:
+def test_a_lakehouse_tells_what_it_did_and_what_failed(lake: Platform, tmp_path: Path) -> None:
     lake.produce(3000, seed=1, malformed=0.1)
     jobs = ("pipelines/silver", "pipelines/gold/daily_active_users.yaml")
+    lake.variables |= to_file(tmp_path / "events")
     ran(lake.lakehouse("run", "--available-now", "pipelines/bronze", "pipelines/realtime", *jobs))
+    ran(lake.lakehouse("serve", jobs[1]))
+    (silver,) = lake.query("select rows from lakehouse.runs where pipeline = 'silver.user_events'")
+    holds(lake, tmp_path / "events", *silver)
+    lake.variables.clear()
     ran(lake.lakehouse("run", *jobs))
     text = "select kind, outcome, version, rows, quarantined, files, bytes, behind, code from lakehouse.runs where" \
            " pipeline = %s order by id"  # fmt: skip
@@ -216,7 +222,7 @@ def test_a_lakehouse_tells_what_it_did_and_what_failed(lake: Platform) -> None:
                       sum(file.stat().st_size for file in files), 0, None)  # fmt: skip
     assert quarantined > 0
     gold = [row[:2] for row in lake.query(text, "gold.daily_active_users")]
-    assert gold == [("job", "committed"), ("job", "nothing")]
+    assert gold == [("job", "committed"), ("serve", "committed"), ("job", "nothing")]
     assert lake.query("select distinct behind from lakehouse.batches") == [(0,)]
     assert lake.query("select count(*) from lakehouse.runs where pipeline like 'realtime.%%'") == [(0,)]
 
