@@ -15,7 +15,8 @@ from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.stages import Query
 
 #: of sinks that do not write at least once
-_GUARANTEE = {"delta": ", exactly once", "postgres": ", exactly once", "console": ""}
+_GUARANTEE = {"delta": ", exactly once", "postgres": ", exactly once", "console": "",
+              "files": ", each row once in the folder"}  # fmt: skip
 
 
 class Explanation(dict[str, Any]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lakehouse_engine.component import format_duration
 from lakehouse_engine.progress import COUNTERS
-from lakehouse_engine.sinks import Delta, Jdbc, Kafka, Postgres
+from lakehouse_engine.sinks import Delta, Postgres, Unkept
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
 #: how often a job is due (hours), by its schedule or that of the job it follows; with two hours to do it in
@@ -55,7 +55,7 @@ class Alert:
 def streams(specs: Iterable[PipelineSpec]) -> list[tuple[str, float]]:
     """Streams whose commits are seen, with their trigger in seconds."""
     return [(s.name, s.trigger.every / 1e6) for s in specs
-            if s.trigger and not s.ends and isinstance(s.sink, Postgres | Delta | Jdbc | Kafka)]  # fmt: skip
+            if s.trigger and not s.ends and isinstance(s.sink, Postgres | Delta | Unkept)]  # fmt: skip
 
 
 def stale_after(trigger: float) -> float:

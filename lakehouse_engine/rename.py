@@ -22,7 +22,7 @@ from psycopg2 import sql
 from lakehouse_engine import ledger, locks, noted
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError, UsageError
-from lakehouse_engine.sinks import Console, Delta, Postgres
+from lakehouse_engine.sinks import Console, Delta, Files, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import listed
@@ -142,6 +142,9 @@ class Renamed:
             if found is not None:
                 noted.write(self.storage, new, json.dumps({**found, "pipeline": new} if "pipeline" in found else found))
                 noted.place(self.storage, name).unlink()
+        for sink in self.spec.sinks:
+            if isinstance(sink, Files):
+                sink.belongs_to(self.old, self.new)
 
     def _say_again(self, spark: Callable[[], SparkSession]) -> None:
         further = [part for part in branches(self.spec) if isinstance(part.sink, Delta)]

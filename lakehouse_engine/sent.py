@@ -21,8 +21,9 @@ from lakehouse_engine.plan import Member
 from lakehouse_engine.producing import into
 from lakehouse_engine.progress import Record
 from lakehouse_engine.rowwise import RowWise
-from lakehouse_engine.sinks import Jdbc, Kafka
+from lakehouse_engine.sinks import Files, Jdbc, Kafka
 from lakehouse_engine.sources.reading import Reading
+from lakehouse_engine.spec.further import TO
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -32,22 +33,35 @@ if TYPE_CHECKING:
 TOTALS = "totals"
 
 
-def _way_out(member: Member, to: Connections) -> Callable[[DataFrame], object]:
-    """What gives rows to the sink. A message for each row, or a row in another database's table."""
+#: rows up to which a batch is one file for each folder of its values
+ONE_FILE_ROWS = 100_000
+
+
+def _way_out(member: Member, to: Connections) -> Callable[[DataFrame, Record], object]:
+    """What gives rows to the sink: a message, a row in another database's table or one in a batch's files."""
     sink, where = member.spec.sink, member.spec.where("sink")
+    chosen = [sql.name(name) for name in member.rows.stored]
     if isinstance(sink, Jdbc):
         at, table = to.jdbc[sink.connection], sink.table
-        chosen = [sql.name(name) for name in member.rows.stored]
-        return lambda good: foreign.add(good.select(*chosen), at, table, where)
+        return lambda good, _: foreign.add(good.select(*chosen), at, table, where)
+    if isinstance(sink, Files):
+
+        def add(good: DataFrame, record: Record) -> None:
+            few = record.counters.get(rows.COUNTED, 0) < ONE_FILE_ROWS
+            good = good.select(*chosen)
+            sink.add(good.coalesce(1) if few else good, to.storage, where, record.batch_id)
+
+        return add
     assert isinstance(sink, Kafka)
-    return into(sink, list(member.rows.stored), member.spec.key_columns, to.bootstrap_servers, where)
+    send = into(sink, list(member.rows.stored), member.spec.key_columns, to.bootstrap_servers, where)
+    return lambda good, _: send(good)
 
 
 class Sent(RowWise):
     """One member of a scan.
 
     Raises ``PlanError`` EXPRESSION_TYPE; ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, LEDGER_DAMAGED,
-    TABLE_RECREATED.
+    TABLE_RECREATED; of a folder UNSAFE_PATH, FOLDER_NOT_OURS, FOLDER_AHEAD.
     """
 
     def __init__(self, spark: SparkSession, member: Member, read: Reading, to: Connections,
@@ -59,6 +73,9 @@ class Sent(RowWise):
         self._aside = Aside(to.storage, member.name, read) if member.keeps else None
         noted_last = noted.read(to.storage, member.name)
         self._goes_on(noted_last)
+        if isinstance(member.spec.sink, Files):
+            member.spec.sink.begin(member.spec.name.partition(TO)[0], to.storage, member.spec.where("sink"),
+                                   self._batch_id)  # fmt: skip
         self._totals: Mapping[str, int] = dict(noted_last[TOTALS]) if noted_last is not None else {}
         self._definition = definitions.of(member.spec, member.rows.stored).as_json()
 
@@ -67,7 +84,7 @@ class Sent(RowWise):
         if self._aside is not None and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         if counts.outcomes.get(rows.COUNTED):
-            self._send(judged.filter(f"_outcome = '{rows.COUNTED}'"))
+            self._send(judged.filter(f"_outcome = '{rows.COUNTED}'"), record)
         totals = {name: self._totals.get(name, 0) + counts.outcomes.get(name, 0) for name in progress.COUNTERS}
         noted.write(self._storage, self.name, json.dumps({
             **json.loads(record.user_metadata(definition=self._definition)), TOTALS: totals}))

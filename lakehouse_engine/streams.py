@@ -32,7 +32,7 @@ from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.rowwise import RowWise
 from lakehouse_engine.scan import Result, ScanQuery, scan_floors
 from lakehouse_engine.sent import Sent
-from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres
+from lakehouse_engine.sinks import Console, Delta, Postgres, Unkept
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.final import FinalMerge, emit_changed, mark_of
@@ -96,7 +96,7 @@ class ScanRun(StreamRun):
                     assert self._to.postgres_dsn is not None
                     self._landings.append(Inserts(self._spark, member, self._read, self._to.postgres_dsn,
                                                   self._to.writer, self.scan.every))  # fmt: skip
-                elif isinstance(member.spec.sink, Jdbc | Kafka):
+                elif isinstance(member.spec.sink, Unkept):
                     self._landings.append(Sent(self._spark, member, self._read, self._to, self.scan.every))
                 elif isinstance(member.spec.sink, Console):
                     self._landings.append(_Print(member))

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from pyspark.sql import SparkSession
 
-from lakehouse_engine import inserts
+from lakehouse_engine import inserts, noted
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.landing import Landing
@@ -75,6 +75,9 @@ class Came:
     def landed(self, table: str = "bronze/numbers", column: str = "id") -> list[Any]:
         frame = self.spark.read.format("delta").load(str(self.storage / table))
         return sorted(row[column] for row in frame.select(column).collect())
+
+    def written(self, folder: Path) -> list[Any]:
+        return sorted(row["id"] for row in self.spark.read.format("avro").load(str(folder)).collect())
 
     def stored(self) -> list[tuple[Any, ...]]:
         with closing(psycopg2.connect(self.dsn)) as connection, connection, connection.cursor() as cursor:
@@ -170,6 +173,35 @@ def test_a_file_that_changes_after_it_was_read_stops_the_stream_unless_that_is_m
     came.put("other", 4)
     came.step()
     assert came.landed() == [1, 2, 4]
+
+
+def test_a_batch_that_is_not_noted_takes_the_place_of_its_files(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    came = Came(spark, tmp_path, sink=f"{{files: {{path: {out}, format: avro}}}}")
+    came.put("one", 1, "no json")
+    came.step()
+    came.put("two", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(noted, "write", kill)
+        with pytest.raises(Killed):
+            came.step()
+    assert came.written(out) == [1, 2]
+    came.put("three", 3)
+    with monkeypatch.context() as patch:  # while it puts its files there
+        patch.setattr("lakehouse_engine.sinks.files._sync", kill)
+        with pytest.raises(Killed):
+            came.step()
+    came.step()
+    assert came.written(out) == [1, 2, 3]
+    assert sorted(file.name.partition(".")[0] for file in out.iterdir()) == [
+        "_lakehouse", "batch-000000001-0", "batch-000000002-0"]  # fmt: skip
+    assert came.landed("bronze/numbers__quarantine", "batch_id") == [1]
+    noted.place(came.storage, "bronze.numbers").unlink()
+    with pytest.raises(RunError, match=r"holds micro-batch 2, and bronze.numbers has noted 0") as refused:
+        came.step()
+    assert refused.value.code == "FOLDER_AHEAD"
 
 
 def test_a_list_that_a_process_left_half_written_is_as_it_was_and_one_that_was_changed_is_refused(

@@ -1,19 +1,26 @@
-"""``files``: a folder of JSON lines, CSV, Parquet or Avro, for jobs.
+"""``files``: a folder of JSON lines, CSV, Parquet or Avro.
 
-**Delivery guarantees**: at least once. A job writes its rows into a folder beside, which then takes the place of the
-one that is there by two renames: who lists the folder sees all of the old files or all of the new ones, for an instant
-between the two none. Where the job's table is one of delta with ``replace_by``, and that column comes first in
-``partition_by``, only the folders of the values that changed are put in place, one after the other. What was written is
-noted afterwards; after a crash before that it is written again, so nothing is left out or there twice. A folder that
-somebody else has made is never replaced: the job stops.
+**Delivery guarantees**: at least once, and after a crash mended. A job writes its rows into a folder beside, which then
+takes the place of the one that is there by two renames: who lists the folder sees all of the old files or all of the
+new ones, for an instant between the two none. Where the job's table is one of delta with ``replace_by``, and that
+column comes first in ``partition_by``, only the folders of the values that changed are put in place, one after the
+other. What was written is noted afterwards; after a crash before that it is written again, so nothing is left out or
+there twice.
+
+A stream adds the files of each micro-batch, ``batch-<number>-<n>``, and notes how far that was when they are on the
+disk. A batch that comes again after a crash takes the place of its files, so the folder holds each row once; who reads
+it meanwhile may see a part of the batch, or files that are then replaced by others with the same rows. Files may be
+taken away by who has read them. A folder that somebody else has made is neither replaced nor added to.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
@@ -36,8 +43,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "parquet": {}, "avro": {}}  # fmt: skip
 
 
+#: a file of a stream: which micro-batch wrote it
+_BATCH = re.compile(r"batch-([0-9]{9,})-[0-9]+")
+
+
 class Files(Component):
-    """A folder of files, for jobs."""
+    """A folder of files: a job's whole result, or what a stream adds."""
 
     #: the folder, relative to the one that the command runs in; it is made, or is one that the pipeline has made
     path: LocalPath
@@ -80,6 +91,49 @@ class Files(Component):
             for left in (*folder.parent.glob(f".{folder.name}.new-*"), *folder.parent.glob(f".{folder.name}.old-*")):
                 shutil.rmtree(left, ignore_errors=True)
 
+    def begin(self, pipeline: str, storage: Path, where: str, batch: int) -> None:
+        """A stream begins, or goes on after ``batch``: the folder is there.
+
+        Raises ``RunError`` UNSAFE_PATH, FOLDER_NOT_OURS; FOLDER_AHEAD where it holds what the note does not know.
+        """
+        folder = self.place(storage, where)
+        _check_ours(folder, pipeline, where, streamed=True)
+        ahead = max((number for _, number in _batches(folder)), default=0)
+        if ahead > batch + 1:
+            raise RunError("FOLDER_AHEAD", f"{folder} holds micro-batch {ahead}, and {pipeline} has noted {batch}: its"
+                           " rows would be there twice; put the storage's note back, or take the folder away",
+                           where=where)  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = folder / OWNER
+        if not owner.exists():
+            owner.write_text(json.dumps({"pipeline": pipeline, "streamed": True}), encoding="utf-8")
+        for file, number in [*_batches(folder)]:
+            if number > batch:  # a process ended before it noted this batch, which comes again
+                file.unlink()
+
+    def belongs_to(self, old: str, new: str) -> None:
+        """The folder of one pipeline is another's from now on."""
+        owner = Path(self.path) / OWNER
+        said = json.loads(owner.read_text(encoding="utf-8")) if owner.exists() else {}
+        if said.get("pipeline") == old:
+            owner.write_text(json.dumps({**said, "pipeline": new}), encoding="utf-8")
+
+    def add(self, frame: DataFrame, storage: Path, where: str, batch: int) -> None:
+        """Adds the rows of a micro-batch; they are on the disk when this returns. Raises as ``write`` does."""
+        folder = self.place(storage, where)
+        new = folder.with_name(f".{folder.name}.new-{uuid.uuid4().hex[:8]}")
+        try:
+            self._save(frame, new, where)
+            for number, file in enumerate(sorted(new.rglob("part-*"))):
+                target = folder / file.relative_to(new).with_name(f"batch-{batch:09}-{number}{''.join(file.suffixes)}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _sync(file)
+                file.rename(target)
+                _sync(target.parent)
+        finally:
+            for left in folder.parent.glob(f".{folder.name}.new-*"):
+                shutil.rmtree(left, ignore_errors=True)
+
     def _save(self, frame: DataFrame, new: Path, where: str) -> None:
         from pyspark.errors import PySparkException
 
@@ -95,13 +149,33 @@ class Files(Component):
             raise
 
 
-def _check_ours(folder: Path, pipeline: str, where: str) -> None:
+def _sync(path: Path) -> None:
+    at = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)
+
+
+def _batches(folder: Path) -> Iterator[tuple[Path, int]]:
+    """The files of a stream, with the numbers of their micro-batches."""
+    for file in folder.rglob("batch-*"):
+        found = _BATCH.match(file.name)
+        if found:
+            yield file, int(found[1])
+
+
+def _check_ours(folder: Path, pipeline: str, where: str, *, streamed: bool = False) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))["pipeline"]
-    except (OSError, ValueError, KeyError, TypeError):
-        owner = None
+        said = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        owner, added = said["pipeline"], said.get("streamed", False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        owner, added = None, streamed
+    if added is not streamed:
+        raise RunError("FOLDER_NOT_OURS", f"{folder} was written by {owner} as {'a stream' if added else 'a job'}: name"
+                       " another folder, or take it away", where=where)  # fmt: skip
     if owner != pipeline:
         made = f"is what {owner} writes" if owner else "was not made by this pipeline"
         raise RunError("FOLDER_NOT_OURS", f"{folder} {made}, and would be replaced; name another folder, or take it"

@@ -8,7 +8,7 @@ from lakehouse_engine import queries, sql
 from lakehouse_engine.checks import Freshness, Relationship, RowCount, TableCheck, Unique
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta, Files, Postgres, Unkept
+from lakehouse_engine.sinks import Console, Delta, Postgres, Unkept
 from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Files as FileSource
 from lakehouse_engine.sources import Kafka as Topic
@@ -127,9 +127,6 @@ def sink_fits(spec: PipelineSpec) -> Iterator[Problem]:
         return
     if spec.serve and not isinstance(sink, Delta):
         yield at(spec, "serve", "ILLEGAL_SERVE", "serve copies a job's Delta table; this pipeline has none")
-    if isinstance(sink, Files) and spec.is_stream:
-        yield at(spec, "sink", "NOT_YET", "a stream into files comes with a later version; land it in delta, and let a"
-                 " job write them")  # fmt: skip
     if isinstance(sink, Unkept):
         return
     final = any(t.key == "window" and _once(spec, index) for index, t in enumerate(spec.transforms))
@@ -294,7 +291,7 @@ ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *STEPS,
     *SINK,
     sinks.further_sinks_fit,
-    sinks.topics_are_not_read_back,
+    sinks.what_is_read_is_not_written,
     windows_alone_grow_old,
     slices_do_not_depend_on_the_clock,
     checks_fit_streams_and_jobs,

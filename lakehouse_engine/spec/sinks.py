@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from lakehouse_engine.component import Unread, is_name
 from lakehouse_engine.errors import Problem
-from lakehouse_engine.sinks import Console, Delta, Jdbc, Kafka, Postgres
+from lakehouse_engine.sinks import Console, Delta, Kafka, Postgres, Unkept
+from lakehouse_engine.sinks import Files as Folder
+from lakehouse_engine.sources import Files
 from lakehouse_engine.sources import Kafka as Topics
 from lakehouse_engine.spec import further
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -16,7 +18,7 @@ from lakehouse_engine.spec.streaming import needs_state
 
 def further_sinks_fit(spec: PipelineSpec) -> Iterator[Problem]:
     """They name what they write, and there is a way to give each what it lacks."""
-    if isinstance(spec.sink, Kafka | Jdbc) and spec.is_stream and (_windowed(spec) or needs_state(spec)):
+    if isinstance(spec.sink, Unkept) and spec.is_stream and (_windowed(spec) or needs_state(spec)):
         instead = "put a table of postgres before it, which holds them: sink: [postgres, kafka: {topic: ...}]"
         instead = instead if spec.sink.key == Kafka.key else "postgres takes them"
         yield at(spec, "sink", "NOT_YET", f"windows into {spec.sink.key} alone come with a later version; {instead}")
@@ -53,13 +55,17 @@ def _table(spec: PipelineSpec, sink: Delta, place: str) -> Iterator[Problem]:
                      f" follows what changes there: leave {option} out")  # fmt: skip
 
 
-def topics_are_not_read_back(spec: PipelineSpec) -> Iterator[Problem]:
-    """Its messages would come back to it for ever."""
+def what_is_read_is_not_written(spec: PipelineSpec) -> Iterator[Problem]:
+    """Its messages, or its files, would come back to it for ever."""
     for number, sink in enumerate(spec.sinks):
         read = [spec.source, *(one.source for one in spec.inputs.values())]
         if isinstance(sink, Kafka) and any(isinstance(one, Topics) and one.topic == sink.topic for one in read):
             yield at(spec, further.place(number), "SAME_TABLE", f"{sink.topic} is what the pipeline"
                      " reads: its messages would come back to it for ever")  # fmt: skip
+        for one in read:
+            if isinstance(sink, Folder) and isinstance(one, Files) and one.root.is_relative_to(sink.path):
+                yield at(spec, further.place(number), "SAME_TABLE", f"{one.path}, which the pipeline reads, is in"
+                         f" {sink.path}: its own files would come back to it for ever")  # fmt: skip
 
 
 def _windowed(spec: PipelineSpec) -> bool:
