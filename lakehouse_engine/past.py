@@ -1,4 +1,5 @@
-"""The rows that a stream has read already, read again: from the table that lands its topic, or from the topic itself.
+"""The rows that a stream has read already, read again: from the table that lands its topic, from the topic itself, or
+from the table that it follows, as that was then.
 
 Whether a source still holds all of them is known exactly. The ledger tells, batch by batch, how far the stream had read
 each partition and the greatest event time that it had seen there. So what is missing below an offset has event times up
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
 from lakehouse_engine import rows, sql
 from lakehouse_engine.deltalog import DeltaLog
@@ -19,7 +21,9 @@ from lakehouse_engine.plan import Member, after_landing
 from lakehouse_engine.progress import epoch_of, from_user_metadata, to_micros
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import delta as delta_sink
+from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Kafka, kafka
+from lakehouse_engine.sources.versions import OfTable, recreated
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Derive, Parse
 
@@ -85,6 +89,11 @@ def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpe
     """
     found: list[Past] = []
     reasons: list[str] = []
+    if isinstance(member.spec.source, DeltaSource):
+        try:
+            return [_table(spark, member, member.spec.source, read, storage)], []
+        except RunError as error:
+            return [], [error.message]
     try:
         if lander is not None:
             found.append(_history(spark, member, read, lander, storage))
@@ -177,6 +186,24 @@ def _topic(spark: SparkSession, member: Member, read: Read, bootstrap_servers: s
     ends = {partition: max(read.next.get(partition, 0), first) for partition, first in starts.items()}
     frame = kafka.read_range(spark, read.topic, bootstrap_servers, starts, ends)
     return Past(f"the topic {read.topic}", frame, member.rows, starts)
+
+
+def _table(spark: SparkSession, member: Member, source: DeltaSource, read: Read, storage: Path) -> Past:
+    """The table that a stream follows, at the version before its position. Rows that were deleted from it are gone.
+
+    Raises ``RunError`` TABLE_RECREATED, DATA_LOST, TABLE_DIFFERS.
+    """
+    spec, version = member.spec, read.next[0] - 1
+    path = delta_sink.table_path(storage, source.table)
+    table = OfTable(source, path, spec.tables_have[source.table], spec.where("source"))
+    if table.topic.id != read.topic_id:
+        raise recreated(source.table, spec.name, spec.where("source"))
+    there = version in DeltaLog(path).versions()
+    frame = table.at(spark, version) if there else None
+    if frame is None or not all(Path(unquote(urlparse(file).path)).exists() for file in frame.inputFiles()):
+        raise RunError("DATA_LOST", f"version {version} of {source.table}, up to which {spec.name} has read, is no"
+                       " longer there as it was: its log, or vacuum_after, has passed")  # fmt: skip
+    return Past(f"version {version} of {source.table}", frame, member.rows, {})
 
 
 def stream_rows(cursor: Any, pipeline: str, topic: str) -> Read:

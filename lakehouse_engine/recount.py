@@ -41,8 +41,9 @@ from lakehouse_engine.sinks import Postgres, recounted
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.final import FinalMerge
 from lakehouse_engine.sinks.sessions import SessionMerge
-from lakehouse_engine.sources import Kafka
+from lakehouse_engine.sources import Delta, Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.streamrun import reading as stream_source
 from lakehouse_engine.streams import defined, ensure_merge, merge_of
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def check(member: Member, span: Span) -> None:
     if member.window is None or not isinstance(member.spec.sink, Postgres):
         raise PlanError("NOT_YET", f"{member.name} has no windows that are merged in PostgreSQL; only those can be"
                         " counted anew", where=member.spec.where("sink"))  # fmt: skip
-    if not isinstance(member.spec.source, Kafka):
-        raise PlanError("NOT_YET", f"{member.name} reads {member.spec.source.key}; counting its windows anew from"
-                        " there comes with a later version", where=member.spec.where("source"))  # fmt: skip
+    source = member.spec.source
+    changing = isinstance(source, Delta) and (source.changes or source.rewrites == "ignore")
+    if not isinstance(source, Kafka | Delta) or changing:
+        what = f"what changes in {source.table}" if isinstance(source, Delta) else source.key
+        raise PlanError("NOT_YET", f"{member.name} reads {what}; counting its windows anew from there comes with a"
+                        " later version", where=member.spec.where("source"))  # fmt: skip
     if member.window.column is not None:
         raise PlanError("NOT_YET", f"{member.name} puts rows into windows by {member.window.column}; counting those"
                         " anew comes with a later version", where=member.spec.where("transforms"))  # fmt: skip
@@ -107,7 +111,7 @@ class _Recount:
         self._spark, self._member, self._lander, self._to = spark, member, lander, to
         self._window, self._time, self._span = member.window, member.rows.event_time, span
         self._connection, self._report = connection, report
-        self._merge = merge_of(spark, member)
+        self._merge = merge_of(spark, member, stream_source(member.spec, to).nothing(spark))
         self._id = hashlib.sha256(f"{fingerprint(member.spec)} {span}".encode()).hexdigest()[:16]
 
     def execute(self, stopped: Callable[[], bool], done: See) -> int:
@@ -118,6 +122,7 @@ class _Recount:
                                  self._to.bootstrap_servers)  # fmt: skip
         if not pasts:
             raise self._gone(reasons)
+        self._from_the_start(claimed.read)
         days = self._days(claimed, pasts, reasons)
         left, finished = self._left(days)
         since = _micros(self._span.first) if self._span.first else min(days, default=0)
@@ -137,9 +142,9 @@ class _Recount:
     def _claim(self, cursor: Any) -> _Claimed:
         """Takes the pipeline over. From the commit on no other writer can add to its windows."""
         source = self._member.spec.source
-        assert isinstance(source, Kafka)
+        assert isinstance(source, Kafka | Delta)
         ledger.make(cursor)
-        read = stream_rows(cursor, self._member.name, source.topic)
+        read = stream_rows(cursor, self._member.name, source.topic if isinstance(source, Kafka) else source.table)
         added = ensure_merge(cursor, self._merge, self._member)
         self._merge.stage(cursor)
         claim = progress.claim(cursor, self._member.name, read.topic_id, read.topic, read.next, self._to.writer)
@@ -149,6 +154,18 @@ class _Recount:
         watermark = progress.next_watermark(claim.positions.values(), self._time.delay, max(known, default=None))
         read = replace(read, next=progress.offsets(claim.positions))
         return _Claimed(read, claim, watermark)
+
+    def _from_the_start(self, read: Read) -> None:
+        """Of a table it is not told which rows a stream found there that began later, with ``start: latest``."""
+        if not isinstance(self._member.spec.source, Delta):
+            return
+        with self._connection, self._connection.cursor() as cursor:
+            cursor.execute("select min((ranges -> '0' ->> 'from')::bigint) from lakehouse.batches where (pipeline,"
+                           " epoch, topic_id) = (%s, %s, %s)", (read.pipeline, read.epoch, read.topic_id))  # fmt: skip
+            (first,) = cursor.fetchone()
+        if first:
+            raise self._gone([f"{read.pipeline} has begun at version {first} of {read.topic}, and its rows cannot be"
+                              " told from those before"])  # fmt: skip
 
     def _days(self, claimed: _Claimed, pasts: list[Past], reasons: list[str]) -> list[int]:
         """The starts (microseconds) of the days that have, or had, a closed window, in order.

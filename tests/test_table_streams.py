@@ -22,6 +22,8 @@ from lakehouse_engine.local.kafka import ensure_topic
 from lakehouse_engine.local.stack import Services
 from lakehouse_engine.log import Log
 from lakehouse_engine.plan import compile_plan
+from lakehouse_engine.recount import recount
+from lakehouse_engine.request import Span
 from lakehouse_engine.runner import Runner
 from lakehouse_engine.spec.environment import load_environment
 from lakehouse_engine.spec.loader import load
@@ -84,6 +86,13 @@ class Things:
         with closing(psycopg2.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
             cursor.execute(f"select {column} from silver.things{suffix}")
             return sorted(row[0] for row in cursor.fetchall())
+
+    def counts(self) -> dict[int, int]:
+        """Of windows, by the second at which they begin."""
+        assert self._dsn is not None
+        with closing(psycopg2.connect(self._dsn)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute("select extract(epoch from window_start)::int, n from silver.things")
+            return dict(cursor.fetchall())
 
 
 def test_a_try_that_dies_between_its_two_commits_is_made_again_with_what_has_come_since(
@@ -215,6 +224,53 @@ def test_into_postgres_the_position_is_in_the_transaction(spark: SparkSession, d
         with pytest.raises(RunError, match=f"TABLE_RECREATED.*{said}"):
             things.run()
         assert things.ids() == [1, 2]
+
+
+def test_windows_over_a_table_are_counted_anew_from_the_version_that_was_read(
+    spark: SparkSession, database: str, tmp_path: Path
+) -> None:
+    things = Things(spark, tmp_path, sink="postgres", dsn=database)
+    file = things.files / "silver" / "things.yaml"
+    text = file.read_text()
+    window = """transforms:
+  - derive: {at: timestamp_seconds(id)}
+  - watermark: {column: at, delay: 0 s}
+  - window: {tumbling: 1 minute, measures: {n: count(*)}}
+"""
+    file.write_text(f"{text.partition('transforms')[0]}{window}{text[text.index('sink'):]}")
+    things.add(1, 2, 130)
+    things.run()
+    things.add(3, 200)  # the first is late
+    things.run()
+    things.add(59)  # not read yet
+    (member,) = compile_plan(load([file])).scans[0].members
+
+    def counted_anew() -> None:
+        to = Connections("", database, things.storage, "recount")
+        recount(spark, member, None, Span(full=True), to, lambda _: None)
+
+    counted_anew()
+    assert things.counts() == {0: 3, 120: 1, 180: 1}
+    things.run()  # by its own claim, from its own position; 59 is late
+    assert things.counts() == {0: 3, 120: 1, 180: 1}
+    with closing(psycopg2.connect(database)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("update lakehouse.batches set ranges = jsonb_set(ranges, '{0,from}', '1') where batch_id = 1")
+    with pytest.raises(RunError, match=r"RANGE_MISSING.* has begun at version 1 of bronze.things"):
+        counted_anew()
+    rewritten(things, spark)
+    with pytest.raises(RunError, match=r"RANGE_MISSING.*version 2 of bronze.things.* is no longer there"):
+        counted_anew()
+    assert things.counts() == {0: 3, 120: 1, 180: 1}
+
+
+def rewritten(things: Things, spark: SparkSession) -> None:
+    """As one file, and what was before is gone."""
+    spark.sql(f"optimize delta.`{things.bronze}`")
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        spark.sql(f"vacuum delta.`{things.bronze}` retain 0 hours")
+    finally:
+        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
 
 
 def test_rows_that_a_commit_writes_again_as_they_were_are_no_changes(spark: SparkSession, tmp_path: Path) -> None:

@@ -142,6 +142,12 @@ class OfTable:
             frame = without_rewritten(as_changes(frame), [v for v in versions if self._log.overwrites(v)])
         return self._placed(frame, end - 1)
 
+    def at(self, spark: SparkSession, version: int) -> DataFrame:
+        """The rows of a version, as a batch that ends with it gives them."""
+        frame = spark.read.format("delta").option("versionAsOf", version).load(str(self._log.path))
+        self._check_columns(frame.columns)
+        return self._placed(frame, version)
+
     def idle(self) -> bool:
         return False
 
