@@ -40,7 +40,7 @@ def _way_out(member: Member, to: Connections) -> Callable[[DataFrame], object]:
         chosen = [sql.name(name) for name in member.rows.stored]
         return lambda good: foreign.add(good.select(*chosen), at, table, where)
     assert isinstance(sink, Kafka)
-    return into(sink, list(member.rows.stored), member.spec.key_columns, to.bootstrap_servers, where)
+    return into(sink, list(member.rows.stored), member.spec.key_columns, to.kafka(sink.connection), where)
 
 
 class Sent(RowWise):

@@ -105,7 +105,7 @@ def test_a_lakehouse_tells_where_its_data_comes_from_and_goes_to(lake: Platform,
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lineage:
     for name, value in to_file(tmp_path / "events").items():
         monkeypatch.setenv(name, value)
-    at = Places("one:1,two:2", "postgresql://u:hidden@127.0.0.1:1/d", tmp_path / "storage")
+    at = Places({None: "one:1,two:2", "eu": "three:3"}, "postgresql://u:hidden@127.0.0.1:1/d", tmp_path / "storage")
     return Lineage(load([PROJECT / "pipelines"]), at, pytest.fail)
 
 
@@ -134,7 +134,7 @@ def test_who_does_not_listen_is_said_once_and_costs_nothing(tmp_path: Path, monk
     for name, value in to_file(tmp_path / "missing" / "folder" / "events").items():
         monkeypatch.setenv(name, value)
     said: list[str] = []
-    one = Lineage(load([PROJECT / "pipelines"]), Places("b:1", None, tmp_path), said.append)
+    one = Lineage(load([PROJECT / "pipelines"]), Places({None: "b:1"}, None, tmp_path), said.append)
     for _ in range(3):
         one.began("bronze.user_events", "stream")
     one.close()
