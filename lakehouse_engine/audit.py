@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import sql
 
-from lakehouse_engine import printed
+from lakehouse_engine import definitions, printed
+from lakehouse_engine.definitions import Definition
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.retention import GONE_BEFORE
@@ -35,6 +36,8 @@ Ranges = Mapping[int, tuple[int, int]]
 _UUID = 36
 #: how many records a topic holds in ranges; None where it does not hold them any more
 Held = Callable[[str, Ranges], int | None]
+#: the same by what a pipeline's rows are made of
+Asked = Callable[[Definition | None], Held]
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def read(environment: Environment, names: Sequence[str] = ()) -> list[Audited]:
     Raises ``RunError`` POSTGRES_UNREACHABLE, and KAFKA_UNREACHABLE when a topic has to be asked.
     """
 
-    def held(topic: str, ranges: Ranges) -> int | None:
-        return records_between(environment.kafka_bootstrap, topic, ranges)
+    def held(made_by: Definition | None) -> Held:
+        return lambda topic, ranges: records_between(environment.kafka(_connection(made_by, topic)), topic, ranges)
 
     with closing(postgres_sink.connect(environment.postgres_dsn())) as connection, connection, \
             connection.cursor() as cursor:  # fmt: skip
@@ -144,7 +147,7 @@ from lakehouse.batches b left join lateral (select max(topic) as topic from lake
   where (p.pipeline, p.topic_id) = (b.pipeline, b.topic_id)) p on true order by b.pipeline, b.epoch, b.batch_id"""
 
 
-def _postgres(cursor: Any, held: Held) -> Iterator[Audited]:
+def _postgres(cursor: Any, held: Asked) -> Iterator[Audited]:
     cursor.execute("select to_regclass('lakehouse.batches') is not null")
     if not cursor.fetchone()[0]:
         return
@@ -161,8 +164,10 @@ def _postgres(cursor: Any, held: Held) -> Iterator[Audited]:
         kept = {} if late is None else {"late": late}
         batch = Batch(number, topic_id, topic, _ranges(ranges), counters, kept)
         grouped.setdefault((pipeline, epoch), []).append(batch)
+    made_by = definitions.held(cursor, [pipeline for pipeline, _ in grouped])
     for (pipeline, epoch), batches in grouped.items():
-        yield judge(pipeline, "postgres", epoch, batches, ends.get((pipeline, epoch), {}), held)
+        ours = ends.get((pipeline, epoch), {})
+        yield judge(pipeline, "postgres", epoch, batches, ours, held(made_by.get(pipeline)))
 
 
 def _late_by_batch(cursor: Any) -> sql.Composable:
@@ -185,7 +190,7 @@ def _late_by_batch(cursor: Any) -> sql.Composable:
     return sql.SQL("case {} end").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("null::bigint")
 
 
-def _delta(storage: Path, held: Held) -> Iterator[Audited]:
+def _delta(storage: Path, held: Asked) -> Iterator[Audited]:
     for folder in sorted(storage.glob("[a-z]*/*/_delta_log")):
         table = folder.parent
         if "__" in table.name:
@@ -199,7 +204,15 @@ def _delta(storage: Path, held: Held) -> Iterator[Audited]:
                           record["counters"], kept)  # fmt: skip
             grouped.setdefault((record["pipeline"], record["epoch"]), []).append(batch)
         for (pipeline, epoch), batches in grouped.items():
-            yield judge(pipeline, "delta", epoch, batches, {}, held)
+            yield judge(pipeline, "delta", epoch, batches, {}, held(definitions.of_log(DeltaLog(table), pipeline)))
+
+
+def _connection(made_by: Definition | None, topic: str) -> str | None:
+    """The connection by which the pipeline reads a topic."""
+    if made_by is None:
+        return None
+    sources = [made_by.file["source"], *(one["source"] for one in made_by.file.get("inputs", {}).values())]
+    return next((one.get("connection") for one in sources if one.get("topic") == topic), None)
 
 
 def _records(table: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:

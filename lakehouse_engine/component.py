@@ -117,6 +117,13 @@ def _topic(value: str) -> str:
     return value
 
 
+def _connection(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise PydanticCustomError("BAD_NAME", "{text} is not a connection's name: a-z, 0-9 and _, a letter first",
+                                  {"text": repr(value)})  # fmt: skip
+    return value
+
+
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -171,6 +178,9 @@ SelectItem = Annotated[str, BeforeValidator(_expression), _checked(named=True), 
 Column = Annotated[str, AfterValidator(_column), _shape("string", "column", **_COLUMN)]
 Table = Annotated[str, AfterValidator(_table), _shape("string", "layer.name", pattern=f"^{TABLE.pattern}$")]
 Topic = Annotated[str, AfterValidator(_topic), _shape("string", "topic", pattern="^[A-Za-z0-9._-]{1,249}$")]
+#: ``crm`` of the environment's connection ``jdbc.crm``, ``eu`` of ``kafka.eu``
+ConnectionName = Annotated[str, AfterValidator(_connection), _shape(
+    "string", "connection", pattern=f"^{NAME.pattern}$")]  # fmt: skip
 Columns = Annotated[tuple[Column, ...], BeforeValidator(_listed), _shape(
     ["array", "string"], "columns", items={"type": "string", **_COLUMN}, **_COLUMN)]  # fmt: skip
 _NAMES: TypeAdapter[tuple[str, ...]] = TypeAdapter(Columns)

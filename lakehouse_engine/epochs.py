@@ -49,7 +49,7 @@ class Reset:
         lines = [f"{spec.name}: epoch {self.epoch} ends, {self.epoch + 1} begins"]
         lines += [f"  {old} is set aside as {new}" for old, new in self.moves]
         if isinstance(source, Kafka):
-            lines.append(f"  the next run reads {source.topic} from its start ({source.start}); what the topic no"
+            lines.append(f"  the next run reads {source.origin} from its start ({source.start}); what the topic no"
                          " longer holds is in the tables set aside alone")  # fmt: skip
         else:
             lines.append("  the next run computes it from all that its source holds")

@@ -19,29 +19,22 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _TABLE = "[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*){0,2}"
-_NAME = "[a-z][a-z0-9_]*"
 #: rows that a query fetches at a time: PostgreSQL's driver takes all of them at once where nothing is said
 _FETCHED = 10_000
 #: types without a column of a database; of arrays that of the elements counts
 _NO_COLUMN = ("struct<", "map<", "variant", "interval")
 
 
-def _matched(pattern: str, what: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise PydanticCustomError("BAD_NAME", "{text} is not {what}", {"text": repr(text), "what": what})
-        return text
-
-    return AfterValidator(check)
+def _table(text: str) -> str:
+    if not re.fullmatch(_TABLE, text):
+        raise PydanticCustomError("BAD_NAME", "{text} is not a table's name: letters, digits and _, with a point behind"
+                                  " its schema", {"text": repr(text)})  # fmt: skip
+    return text
 
 
 #: a table as the database calls it, without quotes, so no query
-ForeignTable = Annotated[
-    str, _matched(_TABLE, "a table's name: letters, digits and _, with a point behind its schema"),
-    WithJsonSchema({"type": "string", "title": "schema.table", "pattern": f"^{_TABLE}$"})]  # fmt: skip
-#: ``crm`` of the environment's connection ``jdbc.crm``
-ConnectionName = Annotated[str, _matched(_NAME, "a connection's name: a-z, 0-9 and _, a letter first"), WithJsonSchema(
-    {"type": "string", "title": "connection", "pattern": f"^{_NAME}$"})]  # fmt: skip
+ForeignTable = Annotated[str, AfterValidator(_table), WithJsonSchema(
+    {"type": "string", "title": "schema.table", "pattern": f"^{_TABLE}$"})]  # fmt: skip
 
 
 def read(spark: SparkSession, at: Database, table: str, contract: Contract, where: str) -> DataFrame:

@@ -139,7 +139,7 @@ def write(frame: DataFrame, sink: Unkept, spec: PipelineSpec, environment: Envir
     """
     if isinstance(sink, Kafka):
         assert environment is not None
-        return into(sink, frame.columns, spec.key_columns, environment.kafka_bootstrap, spec.where(place))(frame)
+        return into(sink, frame.columns, spec.key_columns, environment.kafka(sink.connection), spec.where(place))(frame)
     frame = frame.persist()
     try:
         if isinstance(sink, Jdbc):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +50,14 @@ def configured(root: Path) -> bool:
 class Places:
     """Where a run's datasets are."""
 
-    bootstrap_servers: str | None
+    #: brokers by the connection's name
+    clusters: Mapping[str | None, str]
     dsn: str | None
     storage: Path
 
-    def kafka(self, topic: str) -> tuple[str, str]:
+    def kafka(self, part: Kafka | Messages) -> tuple[str, str]:
         """Namespace and name; of several brokers the first stands for the cluster."""
-        return f"kafka://{(self.bootstrap_servers or '').split(',')[0].strip()}", topic
+        return f"kafka://{self.clusters.get(part.connection, '').split(',')[0].strip()}", part.topic
 
     def delta(self, table: str) -> tuple[str, str]:
         return "file", str(delta_sink.table_path(self.storage, table))
@@ -171,7 +172,7 @@ class Lineage:
                 parse = next((t for t in part.transforms if isinstance(t, Parse)), None)
                 contract = part.contracts.get(parse.contract) if parse is not None else None
                 fields = contract.columns if contract is not None else {}
-                found.append(InputDataset(*self._places.kafka(part.source.topic), facets=self._schema(fields)))
+                found.append(InputDataset(*self._places.kafka(part.source), facets=self._schema(fields)))
         return found + [InputDataset(*self._places.delta(table), facets=self._delta_facets(table))
                         for table in spec.reads]  # fmt: skip
 
@@ -201,7 +202,7 @@ class Lineage:
     def _place(self, spec: PipelineSpec, sink: Sink) -> tuple[str, str] | None:
         """Where a sink writes; None for the console."""
         if isinstance(sink, Messages):
-            return self._places.kafka(sink.topic)
+            return self._places.kafka(sink)
         if isinstance(sink, Files):
             return "file", str(Path(sink.path).resolve())
         return self._places.postgres(sink.target(spec.name)) if isinstance(sink, Postgres) else None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import sql
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.producing import into
 from lakehouse_engine.sinks import Kafka
 from lakehouse_engine.sinks.postgres import TYPES
@@ -30,7 +31,7 @@ class Outbox:
     """
 
     def __init__(self, branch: PipelineSpec, where: str | None, columns: Mapping[str, str],
-                 bootstrap_servers: str) -> None:  # fmt: skip
+                 to: Connections) -> None:  # fmt: skip
         assert isinstance(branch.sink, Kafka)
         self._name, self._where = branch.name, where
         kinds = {name: _spark_type(kind) for name, kind in columns.items() if name != "updated_at"}
@@ -39,7 +40,8 @@ class Outbox:
         self._schema = f"array<struct<{', '.join(one.replace(' ', ': ', 1) for one in read)}>>"
         self._columns = [f"unhex(substring({sql.name(name)}, 3)) as {sql.name(name)}" if kind == "binary" else
                          sql.name(name) for name, kind in kinds.items()]  # fmt: skip
-        self._send = into(branch.sink, list(kinds), branch.key_columns, bootstrap_servers, branch.where("sink"))
+        self._send = into(branch.sink, list(kinds), branch.key_columns, to.kafka(branch.sink.connection),
+                          branch.where("sink"))  # fmt: skip
 
     def send(self, spark: SparkSession, connection: Any) -> int:
         """Sends what waits, oldest first, and takes it out; returns the number of messages.

@@ -32,7 +32,7 @@ def state(spec: PipelineSpec, environment: Environment | None, before: Mapping[s
     assert isinstance(source, Kafka)
     assert environment is not None
     read = kafka.Range.of(before) if before and "topic_id" in before else None
-    return kafka.bounded(source, environment.kafka_bootstrap, read, spec.where("source")).told()
+    return kafka.bounded(source, environment.kafka(source.connection), read, spec.where("source")).told()
 
 
 def same_source(before: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def rows(spark: SparkSession, spec: PipelineSpec, told: Mapping[str, Any], envir
         return foreign.read(spark, environment.jdbc(source.connection), source.table, spec.contracts[source.contract],
                             spec.where("source"))  # fmt: skip
     assert isinstance(source, Kafka)
-    return kafka.Range.of(told).read(spark, source.topic, environment.kafka_bootstrap)
+    return kafka.Range.of(told).read(spark, source.topic, environment.kafka(source.connection))
 
 
 def changed(spec: PipelineSpec) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from lakehouse_engine import rows, sql
+from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.plan import Member, after_landing
@@ -81,8 +82,8 @@ class Past:
                                  f" and {self.time} < timestamp_micros({end}L)")  # fmt: skip
 
 
-def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpec | None, storage: Path,
-            bootstrap_servers: str) -> tuple[list[Past], list[str]]:  # fmt: skip
+def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpec | None,
+            to: Connections) -> tuple[list[Past], list[str]]:  # fmt: skip
     """The sources that hold what the stream has read last, the best one first; and why others cannot be read.
 
     ``lander``: the pipeline that ``history`` names.
@@ -91,16 +92,16 @@ def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpe
     reasons: list[str] = []
     if isinstance(member.spec.source, DeltaSource):
         try:
-            return [_table(spark, member, member.spec.source, read, storage)], []
+            return [_table(spark, member, member.spec.source, read, to.storage)], []
         except RunError as error:
             return [], [error.message]
     try:
         if lander is not None:
-            found.append(_history(spark, member, read, lander, storage))
+            found.append(_history(spark, member, read, lander, to.storage))
     except RunError as error:
         reasons.append(error.message)
     try:
-        found.append(_topic(spark, member, read, bootstrap_servers))
+        found.append(_topic(spark, member, read, to))
     except RunError as error:
         reasons.append(error.message)
     return found, reasons
@@ -176,10 +177,11 @@ def _landed_from(log: DeltaLog) -> dict[int, int] | None:
     return {int(p): int(at["from"]) for p, at in first["positions"].items()} if first else None
 
 
-def _topic(spark: SparkSession, member: Member, read: Read, bootstrap_servers: str) -> Past:
+def _topic(spark: SparkSession, member: Member, read: Read, to: Connections) -> Past:
     """Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, TOPIC_RECREATED."""
     assert isinstance(member.spec.source, Kafka)
-    topic = kafka.describe(bootstrap_servers, read.topic)
+    bootstrap_servers = to.kafka(member.spec.source.connection)
+    topic = kafka.describe(bootstrap_servers, read.topic, where=member.spec.source.reached)
     if topic.id != read.topic_id:
         raise RunError("TOPIC_RECREATED", f"the topic {read.topic} is another one than {read.pipeline} has read")
     starts = {partition: first for partition, (first, _) in topic.offsets.items()}

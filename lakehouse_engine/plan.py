@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
 from lakehouse_engine.checks import Freshness
 from lakehouse_engine.errors import Problem, SpecError
@@ -172,7 +173,7 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     problems: list[Problem] = []
     members: list[Member] = []
     queries = []
-    landed = {(s.source.topic, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
+    landed = {(s.source.origin, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
     for spec in specs:
         if spec.is_stream:
             try:
@@ -196,7 +197,7 @@ def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) ->
     """The pipeline that keeps the records which ``parse`` refuses: of a table's rows, the one that reads it."""
     if not isinstance(spec.source, Kafka):
         return spec.name
-    return spec.source.history or landed.get((spec.source.topic, _contract(spec)), spec.name)
+    return spec.source.history or landed.get((spec.source.origin, _contract(spec)), spec.name)
 
 
 def _query(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Query:
@@ -321,7 +322,7 @@ def _scans(members: Iterable[Member]) -> tuple[Scan, ...]:
         assert isinstance(source, Streamed)
         trigger = found[0].spec.trigger
         assert trigger is not None
-        name = f"{origin}@{found[0].name}".replace("/", "%2F")  # folders are called so
+        name = f"{quote(origin, safe='*')}@{found[0].name}"  # folders are called so
         scans.append(Scan(name, source, trigger.every, tuple(found)))
     return tuple(scans)
 

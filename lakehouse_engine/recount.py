@@ -118,8 +118,7 @@ class _Recount:
         with self._connection, self._connection.cursor() as cursor:
             claimed = self._claim(cursor)
             self._epoch = claimed.claim.epoch
-        pasts, reasons = reading(self._spark, self._member, claimed.read, self._lander, self._to.storage,
-                                 self._to.bootstrap_servers)  # fmt: skip
+        pasts, reasons = reading(self._spark, self._member, claimed.read, self._lander, self._to)
         if not pasts:
             raise self._gone(reasons)
         self._from_the_start(claimed.read)

@@ -48,6 +48,7 @@ from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.further import place as sink_place
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.reached import lacking, reaching
 from lakehouse_engine.stages import Query
 from lakehouse_engine.told import Told
 
@@ -136,22 +137,24 @@ class Runner:
 
     def _preflight(self, plan: Plan) -> None:
         """Services that this run needs answer, or it ends here, before Spark starts and anything is touched."""
-        topics = {source.topic for source in plan.reads if isinstance(source, kafka.Kafka)}
-        topics |= {job.spec.source.topic for job in plan.jobs if isinstance(job.spec.source, kafka.Kafka)}
-        for topic in sorted(topics):
-            kafka.describe(self.environment.kafka_bootstrap, topic)
+        unknown = [one for spec in plan.specs for one in lacking(spec, self.environment)]
+        if unknown:
+            raise SpecError(unknown)
+        sources = [*plan.reads, *(job.spec.source for job in plan.jobs)]
+        topics = {source.origin: source for source in sources if isinstance(source, kafka.Kafka)}
+        for _, source in sorted(topics.items()):
+            kafka.describe(self.environment.kafka(source.connection), source.topic, where=source.reached)
         for spec in plan.specs:
             for number, sink in enumerate(spec.sinks):
                 if isinstance(sink, Kafka):
-                    Topic(self.environment.kafka_bootstrap, sink.topic, spec.where(sink_place(number)))
+                    Topic(self.environment.kafka(sink.connection), sink.topic, spec.where(sink_place(number)))
         self._databases(plan.specs)
         if any(isinstance(sink, Postgres) for spec in plan.specs for sink in spec.sinks):
             postgres_sink.connect(self.postgres()).close()
 
     def _databases(self, specs: Iterable[PipelineSpec]) -> dict[str, Database]:
         """Those of others that the pipelines read or write, by name."""
-        parts = [part for spec in specs for part in (spec.source, *spec.sinks)]
-        names = {part.connection for part in parts if isinstance(part, Jdbc | jdbc.Jdbc)}
+        names = {part.connection for spec in specs for _, part in reaching(spec) if isinstance(part, Jdbc | jdbc.Jdbc)}
         return {name: self.environment.jdbc(name) for name in sorted(names)}
 
     def postgres(self) -> str:
@@ -191,7 +194,7 @@ class Runner:
 
         needs_postgres = any(isinstance(m.spec.sink, Postgres) for scan in scans for m in scan.members)
         to = self._connections(self.postgres() if needs_postgres else None,
-                               self._databases(member.spec for scan in scans for member in scan.members))  # fmt: skip
+                               [member.spec for scan in scans for member in scan.members])  # fmt: skip
         running: dict[str, Supervised] = {}
         keeping: retention.Keeping | None = None
         try:
@@ -239,9 +242,14 @@ class Runner:
             return None
         return lambda: all(log.version() is not None for log in logs)
 
-    def _connections(self, dsn: str | None, databases: Mapping[str, Database] | None = None) -> Connections:
-        return Connections(self.environment.kafka_bootstrap, dsn, self.storage,
-                           f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}", databases or {})  # fmt: skip
+    def _connections(self, dsn: str | None, specs: Sequence[PipelineSpec]) -> Connections:
+        """What these pipelines reach."""
+        reached = [part for spec in specs for _, part in reaching(spec)]
+        names = {part.connection for part in reached if isinstance(part, Kafka | kafka.Kafka)}
+        clusters = {name: self.environment.kafka(name) for name in names}
+        return Connections(clusters.get(None, ""), dsn, self.storage,
+                           f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}", self._databases(specs),
+                           {name: servers for name, servers in clusters.items() if name is not None})  # fmt: skip
 
     def _stream_failed(self, scan: Scan | Query, started_at: int, error: BaseException) -> None:
         for member in scan.members:
@@ -339,7 +347,7 @@ class Runner:
         with _Signals(self):
             for member in members:
                 began, started_at = time.monotonic(), now_micros()
-                to = self._connections(self._dsn_of(member))
+                to = self._connections(self._dsn_of(member), [member.spec])
                 try:
                     found = replays.replay(self.spark(), member, to, self.report)
                 except Exception as error:
@@ -369,7 +377,7 @@ class Runner:
     def _recount(self, member: Member, span: Span) -> int:
         started_at = now_micros()
         try:
-            to = self._connections(self.postgres())
+            to = self._connections(self.postgres(), [member.spec])
             return recounts.recount(self.spark(), member, self._lander(member), span, to, self.report,
                                     lambda: self._stop, self._told.see)  # fmt: skip
         except Exception as error:

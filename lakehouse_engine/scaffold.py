@@ -92,8 +92,9 @@ def _stream(spec: PipelineSpec) -> tuple[str, str]:
     if time is None:
         raise UsageError("NO_EXAMPLE", f"{contract.name} requires no timestamp, which windows need")
     history = f", history: {spec.name}" if spec.lands else ""
+    connection = f", connection: {source.connection}" if source.connection else ""
     text = (f"description: Events of {source.topic} per minute.\n"
-            f"source: {{kafka: {{topic: {json.dumps(source.topic)}{history}}}}}\ntransforms:\n"
+            f"source: {{kafka: {{topic: {json.dumps(source.topic)}{connection}{history}}}}}\ntransforms:\n"
             f"  - parse: {contract.name}\n  - watermark: {{column: {time}, delay: 2 minutes}}\n"
             "  - window: {tumbling: 1 minute, measures: {event_count: count(*)}}\n"
             "sink: postgres\ntrigger: {every: 1 second}\n")  # fmt: skip

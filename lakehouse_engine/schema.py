@@ -22,7 +22,7 @@ from lakehouse_engine import checks, contract, sinks, sources, transforms
 from lakehouse_engine.component import TABLE, Component, Model
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import described, models_of, summary
-from lakehouse_engine.spec.environment import JDBC, Environment, JdbcConnection
+from lakehouse_engine.spec.environment import NAMED, Environment, JdbcConnection, KafkaConnection
 from lakehouse_engine.spec.further import Beside
 from lakehouse_engine.spec.pipeline import INPUT_NAME, Airflow, Head, Input, Maintain, Panel, Trigger
 from lakehouse_engine.spec.reader import KEYS
@@ -363,7 +363,9 @@ def _defaults(pipeline: Schema) -> Schema:
 
 def _environment() -> Schema:
     shape = model(Environment, without=("name", "embedded"))
-    jdbc = shape["properties"]["connections"]["properties"].pop("jdbc")["additionalProperties"]
+    connections = shape["properties"]["connections"]["properties"]
+    jdbc, kafka = (connections.pop(kind)["additionalProperties"] for kind in ("jdbc", "kafka"))
+    connections["kafka"] = _nullable({**kafka, "description": summary(KafkaConnection)})
     made = _inside(shape)
     named = with_variables(jdbc)
     services = [one["properties"]["connections"]["properties"] for one in (shape, made)]
@@ -371,7 +373,9 @@ def _environment() -> Schema:
     password[1]["password"] = password[0]["password"]  # by reference, and no variable
     named["properties"]["password"] = jdbc["properties"]["password"]
     named["description"] = summary(JdbcConnection)
-    made["properties"]["connections"]["patternProperties"] = {f"^{JDBC}$": named}
+    other = {**with_variables(kafka), "description": "Another cluster, for `connection` of sources and sinks `kafka`."}
+    made["properties"]["connections"]["patternProperties"] = {f"^{NAMED['jdbc']}$": named,
+                                                              f"^{NAMED['kafka']}$": other}  # fmt: skip
     return made
 
 

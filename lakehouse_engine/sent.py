@@ -53,7 +53,7 @@ def _way_out(member: Member, to: Connections) -> Callable[[DataFrame, Record], o
 
         return add
     assert isinstance(sink, Kafka)
-    send = into(sink, list(member.rows.stored), member.spec.key_columns, to.bootstrap_servers, where)
+    send = into(sink, list(member.rows.stored), member.spec.key_columns, to.kafka(sink.connection), where)
     return lambda good, _: send(good)
 
 

@@ -67,7 +67,7 @@ class StateRun(StreamRun):
             for name in (self.plan.name, f"query {self.plan.name}"):
                 self._locks.append(acquire(self._spark, self._to.storage, name, self.plan.name))
             self._held = self._ending.held()
-            topics = {read.topic.name: read.topic.id for read in self._reads.values()}
+            topics = {branch.spec.source.origin: self._reads[branch.name].topic.id for branch in self.plan.branches}
             kept = isinstance(self._ending, IntoPostgres | IntoDelta)
             self._lookups = Lookups(self._spark, [self.plan], self._to.storage, self._report)
             frames = Frames(self.plan, {name: read.begin(self._spark) for name, read in self._reads.items()})

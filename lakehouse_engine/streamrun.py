@@ -31,7 +31,7 @@ def reading(spec: PipelineSpec, to: Connections) -> Reading:
     """What a stream, or one of its inputs, reads. Raises ``RunError`` where it is not there."""
     source = spec.source
     if isinstance(source, Kafka):
-        return OfTopic(source, to.bootstrap_servers)
+        return OfTopic(source, to.kafka(source.connection))
     if isinstance(source, Rate):
         return OfRate(source)
     if isinstance(source, Files):

@@ -335,7 +335,7 @@ class _Windows:
 
 
 def _outboxes(member: Member, merge: postgres_sink.Merge | FinalMerge, to: Connections) -> list[Outbox]:
-    return [Outbox(part, further.where, merge.columns, to.bootstrap_servers)
+    return [Outbox(part, further.where, merge.columns, to)
             for part, further in zip(branches(member.spec), member.spec.further, strict=True)]  # fmt: skip
 
 

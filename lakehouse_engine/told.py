@@ -10,6 +10,7 @@ from lakehouse_engine.errors import RunError
 from lakehouse_engine.journal import Journal, Kind, Run, See
 from lakehouse_engine.log import Log
 from lakehouse_engine.request import Request
+from lakehouse_engine.spec.reached import reaching
 
 if TYPE_CHECKING:
     from lakehouse_engine.plan import Plan
@@ -35,9 +36,10 @@ class Told:
             self._journal = Journal(dsn, self._log)
             self._watchers.append(self._journal.see)
         if lineage.configured(Path.cwd()):
-            topics = any(one.key == "kafka" for spec in plan.specs for one in (spec.source, *spec.sinks))
-            broker = environment.kafka_bootstrap if topics else None
-            self._tell_lineage(plan, lineage.Places(broker, dsn, storage))
+            named = {getattr(one, "connection", None) for spec in plan.specs for _, one in reaching(spec)
+                     if one.key == "kafka"}  # fmt: skip
+            clusters = {name: environment.kafka(name) for name in named}
+            self._tell_lineage(plan, lineage.Places(clusters, dsn, storage))
         if request.metrics is not None:
             self._show_metrics(plan, *request.metrics)
 

@@ -138,7 +138,7 @@ def _verdict(path: str, was: str | None, now: str | None, old: Definition, new: 
         return "new_epoch", "the table that is there was laid out by the other"
     if new.way == "state":
         return _of_state(path, old, new)
-    if path in ("source", "source.topic", "source.table", "source.changes"):
+    if path in ("source", "source.topic", "source.connection", "source.table", "source.changes"):
         if new.way in ("windows", "sessions"):
             return "new_epoch", "windows that are there were counted from the other"
         return "from_here", "it is read from its start, and its rows join those that are there"

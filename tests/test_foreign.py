@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from lakehouse_engine import foreign
 from lakehouse_engine.connections import Database
 from lakehouse_engine.contract import Contract, build
-from lakehouse_engine.errors import LakehouseError, RunError
+from lakehouse_engine.errors import LakehouseError, SpecError
 from lakehouse_engine.log import Log
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.runner import Runner
@@ -103,7 +103,8 @@ def test_a_connection_that_the_environment_lacks_is_said_before_anything_is_touc
                     "sink: {jdbc: {connection: dwh, table: people}}\nschedule: daily\n")  # fmt: skip
     dwh = {"jdbc.dwh": "postgresql://u:p@127.0.0.1:9/d"}
     runner = Runner(Environment(storage=str(tmp_path / "lake"), embedded=dwh), tuple, Log(lambda _: None))
-    with pytest.raises(RunError) as refused:
+    with pytest.raises(SpecError) as refused:
         runner.run(compile_plan(load([file])), available_now=False)
-    assert (refused.value.code, refused.value.where) == ("NO_CONNECTION", "connection jdbc.crm")
+    assert [str(one) for one in refused.value.problems] == [
+        f"{file}:1: NO_CONNECTION: the embedded stack has no connection jdbc.crm; did you mean jdbc.dwh?"]
     assert not (tmp_path / "lake").exists()

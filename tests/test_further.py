@@ -260,9 +260,10 @@ def test_a_topic_that_is_not_there_is_said_before_anything_is_touched(stack: Ser
     source = made_topic(stack)
     file = tmp_path / "pipelines" / "bronze" / "numbers.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(f"source: {{kafka: {{topic: {source}}}}}\nsink:\n  - delta\n  - kafka: {{topic: none-such}}\n"
-                    "trigger: {every: 1 second}\n")  # fmt: skip
-    environment = Environment(storage=str(tmp_path / "lake"), embedded={"kafka": stack.bootstrap_servers})
+    file.write_text(f"source: {{kafka: {{topic: {source}}}}}\nsink:\n  - delta\n"
+                    "  - kafka: {topic: none-such, connection: eu}\ntrigger: {every: 1 second}\n")  # fmt: skip
+    clusters = dict.fromkeys(("kafka", "kafka.eu"), stack.bootstrap_servers)
+    environment = Environment(storage=str(tmp_path / "lake"), embedded=clusters)
     with pytest.raises(RunError) as refused:
         Runner(environment, kill, Log(lambda _: None)).run(compile_plan(load([file])), available_now=True)
     assert (refused.value.code, refused.value.where) == ("MISSING_TOPIC", f"{file}:4")

@@ -104,7 +104,7 @@ def holds(lake: Platform, path: Path, silver_rows: int) -> None:
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lineage:
     for name, value in to_file(tmp_path / "events").items():
         monkeypatch.setenv(name, value)
-    at = Places("one:1,two:2", "postgresql://u:hidden@127.0.0.1:1/d", tmp_path / "storage")
+    at = Places({None: "one:1,two:2", "eu": "three:3"}, "postgresql://u:hidden@127.0.0.1:1/d", tmp_path / "storage")
     return Lineage(load([PROJECT / "pipelines"]), at, pytest.fail)
 
 
@@ -133,7 +133,7 @@ def test_who_does_not_listen_is_said_once_and_costs_nothing(tmp_path: Path, monk
     for name, value in to_file(tmp_path / "missing" / "folder" / "events").items():
         monkeypatch.setenv(name, value)
     said: list[str] = []
-    one = Lineage(load([PROJECT / "pipelines"]), Places("b:1", None, tmp_path), said.append)
+    one = Lineage(load([PROJECT / "pipelines"]), Places({None: "b:1"}, None, tmp_path), said.append)
     for _ in range(3):
         one.began("bronze.user_events", "stream")
     one.close()

@@ -49,6 +49,7 @@ APART = [
     ("start", STREAM.replace("topic: clicks,", "topic: clicks, start: latest,")),
     ("batch size", STREAM.replace("topic: clicks,", "topic: clicks, max_per_trigger: 5,")),
     ("topic", STREAM.replace("topic: clicks, history: bronze.clicks", "topic: views")),
+    ("cluster", STREAM.replace("topic: clicks, history: bronze.clicks", "topic: clicks, connection: eu")),
     ("keeping of positions", changed(changed(STREAM, "- window", ""), "sink", "sink: console")),
 ]
 

@@ -301,10 +301,11 @@ def test_a_stream_over_a_table_waits_for_the_one_that_lands_it(
         producer.produce(topic, json.dumps({"id": i}), partition=0)
     assert producer.flush(20) == 0
     things = Things(spark, tmp_path)
-    (things.files / "bronze" / "things.yaml").write_text(BRONZE.replace("topic: things", f"topic: {topic}"))
+    text = BRONZE.replace("topic: things", f"topic: {topic}, connection: eu")
+    (things.files / "bronze" / "things.yaml").write_text(text)
     (tmp_path / "environments").mkdir()
     (tmp_path / "environments" / "here.yaml").write_text(json.dumps(
-        {"storage": str(things.storage), "connections": {"kafka": {"bootstrap_servers": stack.bootstrap_servers}}}))
+        {"storage": str(things.storage), "connections": {"kafka.eu": {"bootstrap_servers": stack.bootstrap_servers}}}))
     environment = load_environment("here", tmp_path)
     runner = Runner(environment, lambda: (), Log(lambda _: None), session=spark)
     assert runner.run(compile_plan(load([things.files], environment=environment)), available_now=True) == 0

@@ -8,8 +8,8 @@ where there is none, with the types that Spark chooses; one that is there keeps 
 
 from __future__ import annotations
 
-from lakehouse_engine.component import Component
-from lakehouse_engine.foreign import ConnectionName, ForeignTable
+from lakehouse_engine.component import Component, ConnectionName
+from lakehouse_engine.foreign import ForeignTable
 
 
 class Jdbc(Component):

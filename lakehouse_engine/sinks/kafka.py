@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from lakehouse_engine import sql
-from lakehouse_engine.component import Component, Expression, Topic
+from lakehouse_engine.component import Component, ConnectionName, Expression, Topic
 
 #: the whole row, in ``value``
 _ROW = re.compile(r"\bstruct\s*\(\s*\*\s*\)", re.IGNORECASE)
@@ -56,10 +56,10 @@ Header = Annotated[str, AfterValidator(_header), WithJsonSchema({"type": "string
 class Kafka(Component):
     """Messages to a topic; after a window beside a table of postgres."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"connection"})
-
     #: its name; there must be one
     topic: Topic
+    #: of the environment: ``eu`` is its connection ``kafka.eu``; default: ``kafka``
+    connection: ConnectionName | None = None
     #: what messages of one partition, and of a compacted topic's one entry, have in common; default: JSON of ``keys``
     key_: Expression | None = Field(default=None, alias="key")
     #: what a message says, where ``struct(*)`` is the row; default: JSON of all columns that are stored

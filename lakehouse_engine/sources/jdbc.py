@@ -11,9 +11,9 @@ two runs is not seen.
 
 from __future__ import annotations
 
-from lakehouse_engine.component import Component
+from lakehouse_engine.component import Component, ConnectionName
 from lakehouse_engine.contract import ContractName
-from lakehouse_engine.foreign import ConnectionName, ForeignTable
+from lakehouse_engine.foreign import ForeignTable
 
 #: the columns of what is read, before the contract
 COLUMNS = {"_value": "binary"}

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import Component, Table, Topic, Whole, utc
+from lakehouse_engine.component import Component, ConnectionName, Table, Topic, Whole, utc
+from lakehouse_engine.connections import kafka_key
 from lakehouse_engine.errors import RunError
 
 if TYPE_CHECKING:
@@ -58,10 +59,12 @@ Bound = Annotated[str | dict[int, int], BeforeValidator(_bound), WithJsonSchema(
 class Kafka(Component):
     """The records of one topic: for streams, and between ``start`` and ``end`` for jobs."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern", "connection"})
+    later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern"})
 
     #: its name; there must be one
     topic: Topic
+    #: of the environment: ``eu`` is its connection ``kafka.eu``; default: ``kafka``
+    connection: ConnectionName | None = None
     #: the pipeline that lands this topic; it keeps the records that ``parse`` refuses, the others only count them
     history: Table | None = None
     #: ``earliest``, ``latest``, a time, or offsets by partition (``{0: 1200}``): where the first start begins; later
@@ -74,9 +77,14 @@ class Kafka(Component):
     max_per_trigger: Annotated[Whole, Field(ge=1, json_schema_extra={"minimum": 1})] = 500_000
 
     @property
+    def reached(self) -> str:
+        """The connection, in words."""
+        return f"connection {kafka_key(self.connection)}"
+
+    @property
     def origin(self) -> str:
-        """What people call it."""
-        return self.topic
+        """What people call it; of two sources the same where they read the same records."""
+        return self.topic if self.connection is None else f"{self.connection}:{self.topic}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ class TopicState:
     offsets: dict[int, tuple[int, int]]
 
 
-def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> TopicState:
+def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0,
+             where: str = "connection kafka") -> TopicState:  # fmt: skip
     """Raises ``RunError`` KAFKA_UNREACHABLE or MISSING_TOPIC within about ``timeout`` seconds."""
     from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
     from confluent_kafka.admin import AdminClient
@@ -102,14 +111,14 @@ def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0) -> Top
     except (KafkaException, TimeoutError) as error:
         if isinstance(error, KafkaException) and "UNKNOWN_TOPIC" in error.args[0].name():
             raise RunError("MISSING_TOPIC", f"there is no topic {topic}; create it, or send events with: lakehouse"
-                           " produce", where="connection kafka") from None  # fmt: skip
+                           " produce", where=where) from None  # fmt: skip
         raise RunError("KAFKA_UNREACHABLE", f"no broker answers at {bootstrap_servers}; check the connection, or start"
-                       " the stack with: lakehouse up", where="connection kafka") from None  # fmt: skip
+                       " the stack with: lakehouse up", where=where) from None  # fmt: skip
     consumer = Consumer({**quiet, "group.id": "lakehouse-describe", "isolation.level": "read_committed"})
     try:
         offsets = {p.id: _ends(consumer, TopicPartition(topic, p.id), timeout) for p in description.partitions}
     except KafkaException as error:
-        raise RunError("KAFKA_UNREACHABLE", f"{topic}: {error.args[0].str()}", where="connection kafka") from None
+        raise RunError("KAFKA_UNREACHABLE", f"{topic}: {error.args[0].str()}", where=where) from None
     finally:
         consumer.close()
     return TopicState(topic, str(description.topic_id), offsets)
@@ -185,7 +194,7 @@ def bounded(source: Kafka, bootstrap_servers: str, before: Range | None, where: 
 
     Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, DATA_LOST, TOPIC_RECREATED.
     """
-    topic = describe(bootstrap_servers, source.topic)
+    topic = describe(bootstrap_servers, source.topic, where=source.reached)
     assert source.end is not None
     starts, ends = (offsets_at(bootstrap_servers, topic, bound) for bound in (source.start, source.end))
     found = Range(topic.id, {p: (at, max(at, min(ends[p], topic.offsets[p][1]))) for p, at in starts.items()})

@@ -98,7 +98,7 @@ class OfTopic:
 
     def __init__(self, source: Kafka, bootstrap_servers: str) -> None:
         self._source, self._servers = source, bootstrap_servers
-        self.topic = kafka.describe(bootstrap_servers, source.topic)
+        self.topic = kafka.describe(bootstrap_servers, source.topic, where=source.reached)
         self.ends: Behind = Ends(bootstrap_servers, self.topic)
 
     def starts(self) -> dict[int, int]:
@@ -117,7 +117,7 @@ class OfTopic:
             starting = str(start) if at_end else kafka.starting_offsets(self.topic, [self.starts()])
         else:
             # once more, after the claim: until then another process may have read on
-            self.topic = kafka.describe(self._servers, self._source.topic)
+            self.topic = kafka.describe(self._servers, self._source.topic, where=self._source.reached)
             for name, positions in held:
                 kafka.check_held(self.topic, positions, name)
             starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])

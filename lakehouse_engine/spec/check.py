@@ -109,10 +109,10 @@ def _history(spec: PipelineSpec, upstream: Upstream) -> Iterator[Problem]:
         return
     if not (spec.complete and lander.complete):
         return  # what it is is not known, and is said there
-    lands = isinstance(lander.source, Kafka) and lander.source.topic == source.topic and isinstance(lander.sink, Delta)
-    lands = lands and not (lander.merges or lander.deletes_from)
+    lands = isinstance(lander.source, Kafka) and lander.source.origin == source.origin
+    lands = lands and isinstance(lander.sink, Delta) and not (lander.merges or lander.deletes_from)
     if not lands or lander.parsed != spec.parsed:
-        yield at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.topic} with the"
+        yield at(spec, "source.kafka.history", "BAD_HISTORY", f"{source.history} does not land {source.origin} with the"
                   " same contract")  # fmt: skip
 
 

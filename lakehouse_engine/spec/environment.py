@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from lakehouse_engine.component import FromText, Model, Whole
+from lakehouse_engine.component import NAME, FromText, Model, Whole
 from lakehouse_engine.connections import Database
 from lakehouse_engine.errors import Problem, RunError, SpecError, UsageError
 from lakehouse_engine.spec import yaml
@@ -29,8 +29,8 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}")
 #: a Spark setting is text; YAML may write it as a number or a boolean
 Setting = Annotated[str, BeforeValidator(_setting), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 Storage = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^(?!.*://)"})]
-#: of a connection to a database of others, as a key of the file
-JDBC = r"jdbc\.([a-z][a-z0-9_]*)"
+#: of a connection among several of a kind, as a key of the file
+NAMED = {kind: rf"{kind}\.({NAME.pattern})" for kind in ("kafka", "jdbc")}
 JDBC_URL = "jdbc:[a-z0-9]+:.+"
 Variable = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^[a-z][a-z0-9_]*$"})]
 
@@ -118,10 +118,10 @@ class JdbcConnection(Model):
 
 
 class Connections(Model):
-    """Services by their kind; databases of others each as ``jdbc.<name>``."""
+    """Services by their kind; databases of others each as ``jdbc.<name>``, other clusters as ``kafka.<name>``."""
 
-    #: for sources ``kafka``
-    kafka: KafkaConnection | None = None
+    #: for sources and sinks ``kafka``, by the name in ``connection``; without one ``''``
+    kafka: dict[str, KafkaConnection] = Field(default_factory=dict)
     #: for sinks ``postgres``, ``serve`` and the ledger
     postgres: PostgresConnection | None = None
     #: for sources and sinks ``jdbc``, by name
@@ -153,10 +153,23 @@ class Environment(Model):
 
     @property
     def kafka_bootstrap(self) -> str:
-        """Raises ``RunError`` STACK_DOWN or NO_CONNECTION."""
-        if self.connections.kafka:
-            return self.connections.kafka.bootstrap_servers
-        return self._embedded("kafka")
+        """The brokers of the connection ``kafka``. Raises ``RunError`` STACK_DOWN or NO_CONNECTION."""
+        return self.kafka(None)
+
+    def kafka(self, name: str | None) -> str:
+        """The brokers of the connection ``kafka.<name>``, without a name of ``kafka``.
+
+        Raises ``RunError`` STACK_DOWN or NO_CONNECTION.
+        """
+        to = self.connections.kafka.get(name or "")
+        if to is not None:
+            return to.bootstrap_servers
+        if name is None:
+            return self._embedded("kafka")
+        if f"kafka.{name}" in self.embedded:
+            return self.embedded[f"kafka.{name}"]
+        raise RunError("NO_CONNECTION", f"{self.lacks(f'kafka.{name}')}; an environment says where those brokers are",
+                       where=f"connection kafka.{name}")  # fmt: skip
 
     def postgres_dsn(self) -> str:
         """Raises ``RunError`` STACK_DOWN, NO_CONNECTION, SECRET_MISSING."""
@@ -181,9 +194,19 @@ class Environment(Model):
             at = parse_dsn(self.embedded[key])
             return Database(name, f"jdbc:postgresql://{at['host']}:{at['port']}/{at['dbname']}", at["user"],
                             at.get("password"))  # fmt: skip
-        there = f"environments/{self.name}.yaml has no" if self.name else "the embedded stack has no"
-        raise RunError("NO_CONNECTION", f"{there} connection {key}; an environment says where that database is",
+        raise RunError("NO_CONNECTION", f"{self.lacks(key)}; an environment says where that database is",
                        where=f"connection {key}")  # fmt: skip
+
+    @property
+    def named(self) -> set[str]:
+        """The connections with a name, as the file has them: ``kafka.eu``, ``jdbc.crm``."""
+        here = {f"kafka.{name}" for name in self.connections.kafka if name}
+        return here | {f"jdbc.{name}" for name in self.connections.jdbc} | {one for one in self.embedded if "." in one}
+
+    def lacks(self, key: str) -> str:
+        """That there is no such connection, in words."""
+        there = f"environments/{self.name}.yaml has" if self.name else "the embedded stack has"
+        return f"{there} no connection {key}"
 
     def _embedded(self, service: str) -> str:
         if service in self.embedded:
@@ -243,9 +266,11 @@ def _read(name: str | None, root: Path, variables: Mapping[str, str]) -> Environ
     own = {key: value for key, value in content.items() if key not in reserved}
     if isinstance(own.get("connections"), dict):
         own["connections"], unnamed = _named(own["connections"])
-        wrong += [(f"connections.{key}", "UNKNOWN_KEY", f"{key} is no connection's name: those of databases of others"
-                   " are jdbc.<name>, of a-z, 0-9 and _") for key in unnamed]  # fmt: skip
+        wrong += [(f"connections.{key}", "UNKNOWN_KEY", f"{key} is no connection's name: those are {_WORDS[kind]}, of"
+                   " a-z, 0-9 and _") for key, kind in unnamed.items()]  # fmt: skip
+        lines |= {place.replace(_PLAIN, f"{_PLAIN}.", 1): at for place, at in lines.items() if place.startswith(_PLAIN)}
     made, more = said(Environment, {"name": name, **own}, "", "", lines)
+    more = [(_plain(place), code, _plain(message)) for place, code, message in more]
     wrong += [one for one in more if one[0] not in {place for place, _, _ in filled.unset}]
     for word in own["vars"] if isinstance(own.get("vars"), dict) else ():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", word):
@@ -257,13 +282,33 @@ def _read(name: str | None, root: Path, variables: Mapping[str, str]) -> Environ
     return made
 
 
-def _named(connections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Those whose keys are ``jdbc.<name>`` by name under one key, where they have the same path; keys that are not."""
-    ours = [key for key in connections if key.partition(".")[0] == "jdbc"]
-    names = {key: match[1] for key in ours if (match := re.fullmatch(JDBC, key))}
-    others = {key: value for key, value in connections.items() if key not in ours}
-    made = {**others, **({"jdbc": {name: connections[key] for key, name in names.items()}} if names else {})}
-    return made, [key for key in ours if key not in names]
+#: what people write, by kind, and where the connection without a name stands, whose name is ''
+_WORDS = {"kafka": "kafka, and kafka.<name> of other clusters", "jdbc": "jdbc.<name>"}
+_PLAIN = "connections.kafka"
+
+
+def _named(connections: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Those whose keys are ``<kind>.<name>`` by name under one key, where they have the same path; and keys that are
+    not, with their kinds."""
+    made: dict[str, Any] = {}
+    wrong = {}
+    for key, value in connections.items():
+        kind = key.partition(".")[0]
+        match = re.fullmatch(NAMED[kind], key) if kind in NAMED else None
+        if match is not None:
+            made.setdefault(kind, {})[match[1]] = value
+        elif key == "kafka":
+            made.setdefault(key, {}).update({} if value is None else {"": value})
+        elif kind in NAMED:
+            wrong[key] = kind
+        else:
+            made[key] = value
+    return made, wrong
+
+
+def _plain(text: str) -> str:
+    """A place, or what names one, as the file has it: the connection without a name has no point behind it."""
+    return re.sub(rf"{re.escape(_PLAIN)}\.(?=\.|\s|$)", _PLAIN, text)
 
 
 class _Filled:

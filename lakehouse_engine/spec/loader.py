@@ -11,6 +11,7 @@ from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.spec.check import check_all, check_one, with_tables, with_taken
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.reached import lacking
 from lakehouse_engine.spec.reader import Reader, read_contract
 from lakehouse_engine.spec.reuse import masked
 from lakehouse_engine.spec.schedule import is_schedule
@@ -72,6 +73,8 @@ def read(
     upstream = Upstream({spec.name: spec for spec in specs}, environment)
     for spec in specs:
         problems += check_one(spec, upstream)
+        if environment is not None and environment.name:
+            problems += lacking(spec, environment)
     problems += check_all(specs)
     if not problems:
         specs = [with_tables(with_taken(spec, upstream), upstream) for spec in specs]

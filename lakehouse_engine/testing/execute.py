@@ -254,7 +254,7 @@ def _fed(place: Place) -> tuple[dict[str, Feed], PipelineSpec]:
     """
     spec, feeds, made = place.spec, dict[str, Feed](), dict[object, Feed]()
     for name, source in subject.sources(spec).items():
-        same = (source.key, source.table if isinstance(source, TableSource) else getattr(source, "topic", name))
+        same = (source.key, source.table if isinstance(source, TableSource) else getattr(source, "origin", name))
         if same not in made:
             made[same] = FEEDS[type(source)](replace(place, name=name, main=name == SOURCE), source)
         feeds[name] = made[same]

@@ -15,14 +15,16 @@ from typing import Any, Protocol
 from psycopg2 import sql as pg
 
 from lakehouse_engine.component import Component
-from lakehouse_engine.connections import Connections
+from lakehouse_engine.connections import Connections, kafka_key
 from lakehouse_engine.errors import SpecError
 from lakehouse_engine.sinks import Jdbc as Foreign
+from lakehouse_engine.sinks import Kafka as Messages
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.postgres import TYPES
 from lakehouse_engine.sources import Delta, Files, Jdbc, Kafka, Rate, Source
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
+from lakehouse_engine.spec.reached import reaching
 from lakehouse_engine.testing import upstream
 from lakehouse_engine.testing.bench import Bench, Record, encoded
 from lakehouse_engine.testing.cases import Case, Row, did_you_mean
@@ -57,12 +59,15 @@ class Place:
 
     @property
     def environment(self) -> Environment:
-        """The test's own services; its database is also every database of others that the pipeline names."""
-        parts = (self.spec.source, *self.spec.sinks)
-        embedded = {"kafka": self.bench.services.bootstrap_servers} if any(p.key == Kafka.key for p in parts) else {}
+        """The test's own services, which are also every cluster and database of others that the pipeline names."""
+        embedded = {kafka_key(one): self.bench.services.bootstrap_servers for one in self._clusters}
         if self.dsn is not None:
             embedded |= {"postgres": self.dsn, **{f"jdbc.{one}": self.dsn for one in self._databases}}
         return Environment(storage=str(self.storage), embedded=embedded)
+
+    @property
+    def _clusters(self) -> set[str | None]:
+        return {one.connection for _, one in reaching(self.spec) if isinstance(one, Kafka | Messages)}
 
     @property
     def _databases(self) -> list[str]:
@@ -71,7 +76,8 @@ class Place:
     @property
     def connections(self) -> Connections:
         databases = {name: self.environment.jdbc(name) for name in self._databases}
-        return Connections(self.bench.services.bootstrap_servers, self.dsn, self.storage, "test", databases)
+        clusters = {name: self.bench.services.bootstrap_servers for name in self._clusters if name is not None}
+        return Connections(self.bench.services.bootstrap_servers, self.dsn, self.storage, "test", databases, clusters)
 
     def problem(self, path: str, code: str, message: str) -> SpecError:
         return SpecError([self.case.problem(path, code, message)])

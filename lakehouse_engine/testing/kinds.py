@@ -30,7 +30,8 @@ class ByScan:
     """A stream whose progress lies in its sinks: each step is one start of it, of each scan where it has several."""
 
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
-        self._spark = place.bench.spark
+        # a session of its own: tests of one pipeline run side by side, and a session knows a query by its name
+        self._spark = apart(place.bench.spark)
         self._scans = compile_plan([spec]).scans
         self._to = place.connections
 
@@ -63,7 +64,6 @@ class OnState:
     """
 
     def __init__(self, place: Place, spec: PipelineSpec) -> None:
-        # a session of its own: tests of one pipeline run side by side, and a session knows a query by its name
         self._spark, self._query = apart(place.bench.spark), compile_plan([spec]).queries[0]
         self._to = place.connections
         self._run: StateRun | None = None

@@ -138,6 +138,14 @@ def test_an_environment_that_is_not_there_is_refused_with_those_that_are(tmp_pat
     assert caught.value.code == "ENVIRONMENT_MISSING"
 
 
+def test_clusters_have_names_and_the_one_without_is_kafka(tmp_path: Path) -> None:
+    found = environment(tmp_path, GOOD.replace("vars:", '  kafka.eu: {bootstrap_servers: "eu:9092"}\nvars:'))
+    assert (found.kafka(None), found.kafka("eu"), found.named) == ("broker:9092", "eu:9092", {"kafka.eu"})
+    with pytest.raises(RunError) as caught:
+        found.kafka("us")
+    assert (caught.value.code, caught.value.where) == ("NO_CONNECTION", "connection kafka.us")
+
+
 def test_a_service_without_a_connection_is_named(tmp_path: Path) -> None:
     found = environment(tmp_path, "storage: x\n")
     for read in (lambda: found.kafka_bootstrap, found.postgres_dsn):

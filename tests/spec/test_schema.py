@@ -209,12 +209,13 @@ GOOD: dict[str, list[Any]] = {
          "sink": "delta", "trigger": {"every": "10s"}},
         {"source": {"delta": {"table": "a.b", "as_of": 5}}, "sink": "console", "schedule": "0 5 * * *"},
         {"source": "a.b", "sink": ["delta", {"postgres": {"table": "a.c"}, "where": "n > 0"}], "schedule": "daily"},
-        {"source": {"kafka": {"topic": "a", "start": {"0": 5}, "end": "2026-01-01"}}, "sink": "delta",
-         "schedule": "daily"},
+        {"source": {"kafka": {"topic": "a", "start": {"0": 5}, "end": "2026-01-01", "connection": "eu"}},
+         "sink": "delta", "schedule": "daily"},
         {"source": "a.b", "sink": {"files": {"path": "out/a", "format": "csv", "partition_by": ["a"]}},
          "schedule": "daily"},
-        {"source": "a.b", "sink": {"kafka": {"topic": "b", "key": "id", "value": "to_json(struct(*))",
-                                             "headers": {"kind": "n", "of": 1}}}, "schedule": "daily"},
+        {"source": "a.b", "schedule": "daily", "sink": {"kafka": {
+            "topic": "b", "connection": "eu", "key": "id", "value": "to_json(struct(*))",
+            "headers": {"kind": "n", "of": 1}}}},
         {"source": {"jdbc": {"connection": "crm", "table": "public.a", "contract": "a"}},
          "sink": {"jdbc": {"connection": "dwh", "table": "b"}}, "schedule": "daily"},
         {"source": {"delta": {"table": "a.b", "as_of": "2026-01-01"}}, "sink": {"console": {"rows": 5}},
@@ -222,7 +223,7 @@ GOOD: dict[str, list[Any]] = {
     ],
     "environment.json": [
         {"storage": "lake", "connections": {
-            "kafka": {"bootstrap_servers": "a:1"},
+            "kafka": {"bootstrap_servers": "a:1"}, "kafka.eu": {"bootstrap_servers": "b:1"},
             "postgres": {"host": "a", "port": 5, "database": "b", "user": "c", "password": {"env": "A"},
                          "tls": "require"},
             "jdbc.crm": {"url": "jdbc:postgresql://a/b", "user": "c", "password": {"env": "A"}}},
