@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from pyspark.sql import SparkSession
 
-from lakehouse_engine import inserts, noted
+from lakehouse_engine import inserts, jobs, noted
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.landing import Landing
@@ -44,14 +44,14 @@ class Came:
     """A folder that files come into, and a stream over it; each ``step`` is a new start."""
 
     def __init__(self, spark: SparkSession, folder: Path, dsn: str | None = None, *, sink: str = "delta",
-                 more: str = "") -> None:  # fmt: skip
+                 more: str = "", place: str = "") -> None:  # fmt: skip
         self.spark, self.path, self.dsn = spark, folder / "in", dsn
         self.path.mkdir(exist_ok=True)
         (folder / "pipelines" / "contracts").mkdir(parents=True, exist_ok=True)
         (folder / "pipelines" / "bronze").mkdir(exist_ok=True)
         (folder / "pipelines" / "contracts" / "number.yaml").write_text(CONTRACT)
         self.file = folder / "pipelines" / "bronze" / "numbers.yaml"
-        self.file.write_text(PIPELINE % (self.path, more, sink))
+        self.file.write_text(PIPELINE % (json.dumps(place or str(self.path)), more, sink))
         self.storage = folder / "storage"
 
     def put(self, name: str, *ids: object, at: int | None = None) -> None:
@@ -202,6 +202,21 @@ def test_a_batch_that_is_not_noted_takes_the_place_of_its_files(
     with pytest.raises(RunError, match=r"holds micro-batch 2, and bronze.numbers has noted 0") as refused:
         came.step()
     assert refused.value.code == "FOLDER_AHEAD"
+
+
+def test_an_object_store_without_its_jars_is_refused_at_its_line_before_anything_is_touched(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    came = Came(spark, tmp_path, place="s3a://in/numbers/*.json")
+    with pytest.raises(RunError, match="S3AFileSystem not found") as refused:
+        came.step()
+    assert (refused.value.code, refused.value.where) == ("MISSING_JAR", f"{came.file}:2")
+    came.file.write_text(came.file.read_text().replace("trigger: {every: 1 second}", "schedule: daily"))
+    (job,) = compile_plan(load([came.file])).jobs
+    with pytest.raises(RunError) as refused:
+        jobs.run(spark, job, came.storage, None)
+    assert (refused.value.code, refused.value.where) == ("MISSING_JAR", f"{came.file}:2")
+    assert not (came.storage / "bronze").exists()
 
 
 def test_a_list_that_a_process_left_half_written_is_as_it_was_and_one_that_was_changed_is_refused(

@@ -64,7 +64,8 @@ def what_is_read_is_not_written(spec: PipelineSpec) -> Iterator[Problem]:
             yield at(spec, further.place(number), "SAME_TABLE", f"{sink.topic} is what the pipeline"
                      " reads: its messages would come back to it for ever")  # fmt: skip
         for one in read:
-            if isinstance(sink, Folder) and isinstance(one, Files) and one.root.is_relative_to(sink.path):
+            if isinstance(sink, Folder) and isinstance(one, Files) and not one.elsewhere and (
+                    one.root.is_relative_to(sink.path)):  # fmt: skip
                 yield at(spec, further.place(number), "SAME_TABLE", f"{one.path}, which the pipeline reads, is in"
                          f" {sink.path}: its own files would come back to it for ever")  # fmt: skip
 

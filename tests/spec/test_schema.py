@@ -205,7 +205,7 @@ GOOD: dict[str, list[Any]] = {
         {"source": {"kafka": {"topic": "a"}}, "trigger": "available_now", "schedule": "hourly", "sink": "delta"},
         {"source": {"files": {"path": "data/*.csv", "format": "csv", "contract": "a"}}, "sink": "console",
          "schedule": "daily"},
-        {"source": {"files": {"path": "data", "format": "avro", "contract": "a", "rewrites": "ignore"}},
+        {"source": {"files": {"path": "s3a://in/data/*.json", "format": "avro", "contract": "a", "rewrites": "ignore"}},
          "sink": "delta", "trigger": {"every": "10s"}},
         {"source": {"delta": {"table": "a.b", "as_of": 5}}, "sink": "console", "schedule": "0 5 * * *"},
         {"source": "a.b", "sink": ["delta", {"postgres": {"table": "a.c"}, "where": "n > 0"}], "schedule": "daily"},
