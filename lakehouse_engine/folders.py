@@ -41,7 +41,7 @@ def _anywhere(path: str) -> str:
     return path
 
 
-#: of files that are read: on a disk, or in an object store
+#: of files: on a disk, or in an object store
 AnyPath = Annotated[str, AfterValidator(_anywhere), WithJsonSchema({"type": "string", "title": "path", "pattern":
     r"^(s3a://(?!(.*/)?\.\.(/|$))[^/*?\[{]+/.|(?!.*://)(?!(.*/)?\.\.(/|$))(?=.*\S))"})]  # fmt: skip
 
@@ -58,6 +58,11 @@ class File:
     def state(self) -> tuple[int, int]:
         """What shows that it has changed."""
         return self.size, self.at
+
+
+def shown(path: str) -> bool:
+    """Whether a path is of a file that is whole: names that begin with a point or a line are for what is not."""
+    return not any(part.startswith((".", "_")) and "=" not in part for part in path.split("/"))
 
 
 def is_remote(path: str) -> bool:

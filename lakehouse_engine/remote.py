@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lakehouse_engine.errors import RunError, first_line
-from lakehouse_engine.folders import PATTERN, File, fixed
+from lakehouse_engine.folders import PATTERN, File, fixed, shown
 
 
 def listed(path: str, where: str) -> dict[str, File]:
@@ -42,6 +42,46 @@ def looked_at(place: str, where: str) -> File | None:
         return _file(system.getFileStatus(hadoop(place)))
 
 
+def text(place: str, where: str) -> str | None:
+    """What a small file holds; None where there is none. Raises as ``listed`` does."""
+    with _said(place, where):
+        hadoop, system, _ = _at(place)
+        if not system.exists(hadoop(place)):
+            return None
+        stream = system.open(hadoop(place))
+        try:
+            return bytes(stream.readAllBytes()).decode("utf-8", errors="replace")
+        finally:
+            stream.close()
+
+
+def write(place: str, content: str, where: str) -> None:
+    """A small file, in place of one that is there. Raises as ``listed`` does."""
+    with _said(place, where):
+        hadoop, system, _ = _at(place)
+        stream = system.create(hadoop(place), True)
+        try:
+            stream.write(bytearray(content.encode("utf-8")))
+        finally:
+            stream.close()
+
+
+def delete(place: str, where: str) -> None:
+    """A file, or a folder with all that is in it; it may be gone. Raises as ``listed`` does."""
+    with _said(place, where):
+        hadoop, system, _ = _at(place)
+        system.delete(hadoop(place), True)
+
+
+def move(place: str, to: str, where: str) -> None:
+    """Raises as ``listed`` does."""
+    with _said(place, where):
+        hadoop, system, _ = _at(place)
+        system.mkdirs(hadoop(to.rpartition("/")[0]))
+        if not system.rename(hadoop(place), hadoop(to)):
+            raise RunError("FILES_UNREACHABLE", f"{place} could not be moved to {to}", where=where)
+
+
 def _at(path: str) -> tuple[Any, Any, str]:
     from pyspark import SparkContext
 
@@ -58,8 +98,10 @@ def _file(status: Any) -> File:
 
 def _take(status: Any, root: str, found: dict[str, File]) -> None:
     file = _file(status)
-    if not file.place.rpartition("/")[2].startswith((".", "_")):
-        found[file.place.removeprefix(f"{root}/")] = file
+    # of a disk Hadoop says file:/a for what was called file:///a
+    path = file.place.rpartition(f"{root.partition('://')[2].rstrip('/')}/")[2]
+    if shown(path):
+        found[path] = file
 
 
 @contextmanager
@@ -73,6 +115,6 @@ def _said(path: str, where: str) -> Iterator[None]:
         if any(word in said for word in ("ClassNotFound", "NoClassDefFound", "No FileSystem for scheme")):
             scheme = path.partition(":")[0]
             raise RunError("MISSING_JAR", f"nothing on Spark's class path reads {scheme}:// ({said}); add"
-                           " hadoop-aws of the version of pyspark's Hadoop, and Amazon's SDK (spark.jars in the"
-                           " environment, or spark-submit --jars)", where=where) from None  # fmt: skip
+                           " hadoop-aws of the version of pyspark's Hadoop and what it needs (docs/object-stores.md) by"
+                           " spark.jars in the environment, or spark-submit --jars", where=where) from None  # fmt: skip
         raise RunError("FILES_UNREACHABLE", f"{path}: {said}", where=where) from None

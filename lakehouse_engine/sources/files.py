@@ -29,7 +29,7 @@ from lakehouse_engine import remote, sql
 from lakehouse_engine.component import Component
 from lakehouse_engine.contract import Contract, ContractName
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.folders import AnyPath, File, fixed, is_remote, missing_avro, real
+from lakehouse_engine.folders import AnyPath, File, fixed, is_remote, missing_avro, real, shown
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -86,7 +86,7 @@ class Files(Component):
         names = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
         found: dict[str, File] = {}
         for one in sorted(names):
-            if one.is_file() and not one.name.startswith((".", "_")):
+            if shown(one.relative_to(root).as_posix()) and one.is_file():
                 file = looked_at(str(real(one, self.path, where)), where)
                 found |= {} if file is None else {one.relative_to(root).as_posix(): file}
         return found

@@ -211,6 +211,7 @@ GOOD: dict[str, list[Any]] = {
         {"source": "a.b", "sink": ["delta", {"postgres": {"table": "a.c"}, "where": "n > 0"}], "schedule": "daily"},
         {"source": {"kafka": {"topic": "a", "start": {"0": 5}, "end": "2026-01-01", "connection": "eu"}},
          "sink": "delta", "schedule": "daily"},
+        {"source": "a.b", "sink": {"files": {"path": "s3a://out/a", "format": "json"}}, "schedule": "daily"},
         {"source": "a.b", "sink": {"files": {"path": "out/a", "format": "csv", "partition_by": ["a"]}},
          "schedule": "daily"},
         {"source": "a.b", "schedule": "daily", "sink": {"kafka": {
