@@ -57,7 +57,7 @@ def lacking(job: Job, storage: Path, environment: Environment | None) -> list[St
         if isinstance(one.sink, Delta):
             stale = serving.compare(one, log, _copied(DeltaLog(delta_sink.table_path(storage, one.table)), one.key))
         elif not isinstance(one.sink, Postgres):
-            gone = isinstance(one.sink, Files) and not Path(one.sink.path).exists()
+            gone = isinstance(one.sink, Files) and one.sink.gone
             stale = serving.compare(one, log, None if gone else _noted(storage, one.key))
         else:
             continue

@@ -114,7 +114,7 @@ def decide(job: Job, storage: Path, *, full: bool = False, environment: Environm
 def noted_as_read(job: Job, storage: Path) -> dict[str, Any] | None:
     """What the ledger of a sink that holds none says of the last run; None where there is none, or it is gone."""
     sink = job.spec.sink
-    if not isinstance(sink, Unkept) or (isinstance(sink, Files) and not Path(sink.path).exists()):
+    if not isinstance(sink, Unkept) or (isinstance(sink, Files) and sink.gone):
         return None
     return noted.read(storage, job.name)
 

@@ -22,11 +22,12 @@ def is_outside(spec: PipelineSpec) -> bool:
 def state(spec: PipelineSpec, environment: Environment | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """What there is to read, as a commit tells it. ``before``: what the last run has read; None: none, or never mind.
 
-    Raises ``RunError`` MISSING_FILES; KAFKA_UNREACHABLE, MISSING_TOPIC, DATA_LOST, TOPIC_RECREATED.
+    Raises ``RunError`` MISSING_FILES, MISSING_JAR, FILES_UNREACHABLE; KAFKA_UNREACHABLE, MISSING_TOPIC, DATA_LOST,
+    TOPIC_RECREATED.
     """
     source = spec.source
     if isinstance(source, Files):
-        return source.listing()
+        return source.listing(spec.where("source"))
     if isinstance(source, Jdbc):  # no two moments are the same
         return {"read_at": datetime.now(timezone.utc).isoformat()}
     assert isinstance(source, Kafka)
@@ -52,7 +53,7 @@ def rows(spark: SparkSession, spec: PipelineSpec, told: Mapping[str, Any], envir
     JDBC_FAILED; ``PlanError`` TABLE_DIFFERS."""
     source = spec.source
     if isinstance(source, Files):
-        return source.read(spark, spec.contracts[source.contract], only)
+        return source.read(spark, spec.contracts[source.contract], spec.where("source"), only)
     assert environment is not None
     if isinstance(source, Jdbc):
         return foreign.read(spark, environment.jdbc(source.connection), source.table, spec.contracts[source.contract],

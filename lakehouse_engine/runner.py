@@ -42,7 +42,7 @@ from lakehouse_engine.sinks import Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import jdbc, kafka
+from lakehouse_engine.sources import Files, jdbc, kafka
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.further import place as sink_place
@@ -276,6 +276,8 @@ class Runner:
             raise
 
     def _attempt(self, job: Job, started_at: int) -> Run:
+        if isinstance(job.spec.source, Files) and job.spec.source.elsewhere:
+            self.spark()  # lists them
         decision = decide(job, self.storage, environment=self.environment)
         idle = decision.kind == "nothing" and not always_judged(job.spec) and not jobs.asked(job, self.storage)
         if idle and not further.lacking(job, self.storage, self.environment):

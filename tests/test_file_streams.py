@@ -10,14 +10,15 @@ from typing import Any
 
 import psycopg2
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
-from lakehouse_engine import inserts, noted
+from lakehouse_engine import inserts, jobs, noted
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.landing import Landing
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.rename import Renamed
+from lakehouse_engine.sinks import Files as Sink
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources import listed
 from lakehouse_engine.spec.loader import load
@@ -44,14 +45,14 @@ class Came:
     """A folder that files come into, and a stream over it; each ``step`` is a new start."""
 
     def __init__(self, spark: SparkSession, folder: Path, dsn: str | None = None, *, sink: str = "delta",
-                 more: str = "") -> None:  # fmt: skip
+                 more: str = "", place: str = "") -> None:  # fmt: skip
         self.spark, self.path, self.dsn = spark, folder / "in", dsn
         self.path.mkdir(exist_ok=True)
         (folder / "pipelines" / "contracts").mkdir(parents=True, exist_ok=True)
         (folder / "pipelines" / "bronze").mkdir(exist_ok=True)
         (folder / "pipelines" / "contracts" / "number.yaml").write_text(CONTRACT)
         self.file = folder / "pipelines" / "bronze" / "numbers.yaml"
-        self.file.write_text(PIPELINE % (self.path, more, sink))
+        self.file.write_text(PIPELINE % (json.dumps(place or str(self.path)), more, sink))
         self.storage = folder / "storage"
 
     def put(self, name: str, *ids: object, at: int | None = None) -> None:
@@ -178,8 +179,8 @@ def test_a_file_that_changes_after_it_was_read_stops_the_stream_unless_that_is_m
 def test_a_batch_that_is_not_noted_takes_the_place_of_its_files(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    came = Came(spark, tmp_path, sink=f"{{files: {{path: {out}, format: avro}}}}")
+    out = tmp_path / "o%20 ut"
+    came = Came(spark, tmp_path, sink=f"{{files: {{path: '{out}', format: avro}}}}")
     came.put("one", 1, "no json")
     came.step()
     came.put("two", 2)
@@ -202,6 +203,63 @@ def test_a_batch_that_is_not_noted_takes_the_place_of_its_files(
     with pytest.raises(RunError, match=r"holds micro-batch 2, and bronze.numbers has noted 0") as refused:
         came.step()
     assert refused.value.code == "FOLDER_AHEAD"
+
+
+def test_an_object_store_without_its_jars_is_refused_at_its_line_before_anything_is_touched(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    came = Came(spark, tmp_path, place="s3a://in/numbers/*.json")
+    with pytest.raises(RunError, match="S3AFileSystem not found") as refused:
+        came.step()
+    assert (refused.value.code, refused.value.where) == ("MISSING_JAR", f"{came.file}:2")
+    came.file.write_text(came.file.read_text().replace("trigger: {every: 1 second}", "schedule: daily"))
+    (job,) = compile_plan(load([came.file])).jobs
+    with pytest.raises(RunError) as refused:
+        jobs.run(spark, job, came.storage, None)
+    assert (refused.value.code, refused.value.where) == ("MISSING_JAR", f"{came.file}:2")
+    assert not (came.storage / "bronze").exists()
+
+
+def test_what_is_done_in_an_object_store_is_done_through_hadoop(spark: SparkSession, tmp_path: Path) -> None:
+    """Here with Hadoop's file system of the disk, which has no server to ask."""
+    url, where = f"file://{tmp_path}/o ut", "x.yaml:3"
+    made = Sink(path="s3a://b/out", format="json", partition_by=("day",)).model_copy(update={"path": url})
+
+    def rows(*found: tuple[int, str]) -> DataFrame:
+        return spark.createDataFrame(found, "id int, day string").coalesce(1)
+
+    def written(place: str = url) -> list[int]:
+        return sorted(row["id"] for row in spark.read.json(place).collect())
+
+    made.write(rows((1, "a b"), (2, "b"), (3, "c")), "silver.x", tmp_path, where)
+    made.write(rows((4, "a b")), "silver.x", tmp_path, where, ["a b", "c"])
+    assert written() == [2, 4]
+    made.write(rows((5, "b")), "silver.x", tmp_path, where)
+    assert written() == [5]
+    for pipeline, act in [("silver.y", lambda: made.write(rows((6, "b")), "silver.y", tmp_path, where)),
+                          ("silver.x", lambda: made.begin("silver.x", tmp_path, where, 0))]:  # fmt: skip
+        with pytest.raises(RunError) as refused:
+            act()
+        assert (refused.value.code, refused.value.where) == ("FOLDER_NOT_OURS", where), pipeline
+    added = made.model_copy(update={"path": f"{url}/of a stream"})
+    added.begin("silver.x", tmp_path, where, 0)
+    added.add(rows((1, "a b"), (2, "b")), tmp_path, where, 1)
+    added.add(rows((3, "b")), tmp_path, where, 2)
+    added.begin("silver.x", tmp_path, where, 1)
+    added.add(rows((3, "b"), (4, "b")), tmp_path, where, 2)
+    assert written(added.path) == [1, 2, 3, 4]
+    with pytest.raises(RunError) as refused:
+        added.begin("silver.x", tmp_path, where, 0)
+    assert refused.value.code == "FOLDER_AHEAD"
+    read = listed.Files(path="s3a://b/in", format="json", contract="c")
+    below = read.model_copy(update={"path": added.path}).found(where)
+    assert [path.partition(".")[0] for path in below] == [
+        "day=a b/batch-000000001-0", "day=b/batch-000000001-1", "day=b/batch-000000002-0"]  # fmt: skip
+    one = read.model_copy(update={"path": f"{url}/of a stream/day=*/batch-000000002-*"}).found(where)
+    assert {path: file.state for path, file in one.items()} == {
+        path: file.state for path, file in below.items() if "000000002" in path}  # fmt: skip
+    (tmp_path / "o ut" / "of a stream" / "day=b" / "_half").write_text("x")
+    assert len(read.model_copy(update={"path": added.path}).found(where)) == 3
 
 
 def test_a_list_that_a_process_left_half_written_is_as_it_was_and_one_that_was_changed_is_refused(

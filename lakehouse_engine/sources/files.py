@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lakehouse_engine import sql
+from lakehouse_engine import remote, sql
 from lakehouse_engine.component import Component
 from lakehouse_engine.contract import Contract, ContractName
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.folders import LocalPath, missing_avro, real
+from lakehouse_engine.folders import AnyPath, File, fixed, is_remote, missing_avro, real, shown
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -48,8 +49,9 @@ class Files(Component):
 
     later: ClassVar[frozenset[str]] = frozenset({"connection"})
 
-    #: a file, a folder, or a pattern with ``*``; relative to the folder that the command runs in
-    path: LocalPath
+    #: a file, a folder, or a pattern with ``*``; relative to the folder that the command runs in, or in an object store
+    #: (``s3a://bucket/in/*.csv``)
+    path: AnyPath
     #: how rows are written
     format: Literal["json", "csv", "parquet", "avro"]
     #: the name of a file in ``pipelines/contracts/``
@@ -66,37 +68,50 @@ class Files(Component):
     def root(self) -> Path:
         """The folder in which, or below which, its files are."""
         path = Path(self.path)
-        if path.is_dir():
-            return path
-        fixed = next((n for n, part in enumerate(path.parts) if set("*?[") & set(part)), len(path.parts) - 1)
-        return Path(*path.parts[:fixed])
+        return path if path.is_dir() else Path(fixed(str(path)) or path.anchor)
 
-    def found(self) -> dict[str, Path]:
-        """The files that are there, sorted, by their paths below ``root``. Raises ``RunError`` UNSAFE_PATH."""
+    @property
+    def elsewhere(self) -> bool:
+        """Whether they lie in an object store: who lists them needs Spark's JVM."""
+        return is_remote(self.path)
+
+    def found(self, where: str) -> dict[str, File]:
+        """The files that are there, sorted, by their paths below the part of the path that is no pattern.
+
+        Raises ``RunError`` UNSAFE_PATH; MISSING_JAR, FILES_UNREACHABLE.
+        """
+        if self.elsewhere:
+            return remote.listed(self.path, where)
         path, root = Path(self.path), self.root
-        found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        return {one.relative_to(root).as_posix(): real(one, self.path, "source.files.path") for one in sorted(found)
-                if one.is_file() and not one.name.startswith((".", "_"))}  # fmt: skip
+        names = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        found: dict[str, File] = {}
+        for one in sorted(names):
+            if shown(one.relative_to(root).as_posix()) and one.is_file():
+                file = looked_at(str(real(one, self.path, where)), where)
+                found |= {} if file is None else {one.relative_to(root).as_posix(): file}
+        return found
 
-    def there(self) -> list[Path]:
-        """The files, sorted. Raises ``RunError`` MISSING_FILES where there is none, UNSAFE_PATH."""
-        kept = sorted(self.found().values())
+    def there(self, where: str) -> list[File]:
+        """The files, sorted. Raises as ``found`` does; ``RunError`` MISSING_FILES where there is none."""
+        kept = sorted(self.found(where).values(), key=lambda file: file.place)
         if not kept:
-            raise RunError("MISSING_FILES", f"there is no file at {self.path}", where="source.files.path")
+            raise RunError("MISSING_FILES", f"there is no file at {self.path}", where=where)
         return kept
 
-    def listing(self) -> dict[str, Any]:
+    def listing(self, where: str) -> dict[str, Any]:
         """What a commit says of the files: how many, a hash of their paths, sizes and times of change, and up to
         ``MOST_NAMED`` each of them."""
-        told = [(str(one), found.st_size, found.st_mtime_ns) for one in self.there() for found in [one.stat()]]
+        told = [(one.place, one.size, one.at) for one in self.there(where)]
         named = {"named": {path: [size, at] for path, size, at in told}} if len(told) <= MOST_NAMED else {}
         return {"files": len(told), "listing": hashlib.sha256(repr(told).encode()).hexdigest()[:32], **named}
 
-    def read(self, spark: SparkSession, contract: Contract, only: Collection[str] | None = None) -> DataFrame:
+    def read(self, spark: SparkSession, contract: Contract, where: str,
+             only: Collection[str] | None = None) -> DataFrame:  # fmt: skip
         """``rows`` of all that are there, or ``only`` of these. Raises ``RunError`` MISSING_FILES, MISSING_JAR."""
-        return self.rows(spark, contract, [path for path in self.there() if only is None or str(path) in only])
+        places = [file.place for file in self.there(where)]
+        return self.rows(spark, contract, [place for place in places if only is None or place in only])
 
-    def rows(self, spark: SparkSession, contract: Contract, files: Sequence[Path]) -> DataFrame:
+    def rows(self, spark: SparkSession, contract: Contract, files: Sequence[str]) -> DataFrame:
         """``_value binary`` (JSON) and ``_path string``: a row for each line. Raises ``RunError`` MISSING_JAR."""
         paths = [_literal(file) for file in files]
         if self.format in ("parquet", "avro"):
@@ -114,9 +129,21 @@ class Files(Component):
         return rows.selectExpr(f"cast({text} as binary) as _value", "_metadata.file_path as _path")
 
 
-def _literal(path: Path) -> str:
+def looked_at(place: str, where: str) -> File | None:
+    """A file as it is now; None where it is gone. Raises ``RunError`` MISSING_JAR, FILES_UNREACHABLE."""
+    if is_remote(place):
+        return remote.looked_at(place, where)
+    try:
+        found = os.stat(place)
+    except FileNotFoundError:
+        return None
+    return File(place, found.st_size, found.st_mtime_ns)
+
+
+def _literal(place: str) -> str:
     """The path as Spark reads it: not a pattern, and nothing of it decoded."""
-    return f"file:{re.sub(_PATTERN, _ESCAPED, str(path))}"
+    text = re.sub(_PATTERN, _ESCAPED, place)
+    return text if is_remote(place) else f"file:{text}"
 
 
 def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, int] | None:

@@ -24,7 +24,8 @@ from urllib.parse import quote
 
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.errors import RunError
-from lakehouse_engine.sources.files import COLUMNS, Files
+from lakehouse_engine.folders import File
+from lakehouse_engine.sources.files import COLUMNS, Files, looked_at
 from lakehouse_engine.sources.kafka import TopicState
 from lakehouse_engine.sources.rate import Never
 from lakehouse_engine.sources.reading import Behind, Held, placed
@@ -122,9 +123,8 @@ class OfFiles:
         self._list = Entries(folder(storage, pipeline) / f"{key}.jsonl")
         self.topic = TopicState(source.path, f"files-{key}", {0: (0, len(self._list))})
         self.ends: Behind = Never()
-        #: what the next batch is to read, by path below the source's, and where that is
-        self._new: State = {}
-        self._places: dict[str, Path] = {}
+        #: what the next batch is to read, by path below the source's
+        self._new: dict[str, File] = {}
 
     def starts(self) -> dict[int, int]:
         return {0: 0}
@@ -154,7 +154,7 @@ class OfFiles:
         for name, positions in held:
             self.check(positions, name)
         self._list.keep(min((positions.get(0, 0) for _, positions in held), default=0))
-        if not self._source.root.exists():
+        if not (self._source.elsewhere or self._source.root.exists()):
             raise RunError("MISSING_FILES", f"there is no {self._source.root}, where files would come",
                            where=self._where)  # fmt: skip
         self._look()
@@ -169,26 +169,18 @@ class OfFiles:
 
     def _look(self) -> None:
         """What is there that was not read. Raises ``RunError`` FILE_CHANGED, UNSAFE_PATH."""
-        found, self._places = {}, self._source.found()
-        for path, place in self._places.items():
-            try:
-                state = _state(place)
-            except FileNotFoundError:  # it has been taken away since it was listed
-                continue
+        new = {}
+        for path, file in self._source.found(self._where).items():
             before = self._list.seen.get(path)
             if before is None:
-                found[path] = state
-            elif before != state and self._source.rewrites == "fail":
+                new[path] = file
+            elif before != file.state and self._source.rewrites == "fail":
                 raise self._changed(path, "was read")
-        self._new = found
+        self._new = new
 
     def _check_as_listed(self) -> None:
         for path, before in self._new.items():
-            try:
-                now = _state(self._places[path])
-            except FileNotFoundError:
-                now = None
-            if now != before:
+            if looked_at(before.place, self._where) != before:
                 raise self._changed(path, "was being read")
 
     def _changed(self, path: str, when: str) -> RunError:
@@ -202,8 +194,8 @@ class OfFiles:
         from pyspark.sql import functions as F
 
         entry = len(self._list)
-        self._list.add(self._new)
-        found = self._source.rows(frame.sparkSession, self._contract, [self._places[path] for path in self._new])
+        self._list.add({path: file.state for path, file in self._new.items()})
+        found = self._source.rows(frame.sparkSession, self._contract, [file.place for file in self._new.values()])
         return found.select("_value", "_path", F.col("_path").alias("_topic"), F.lit(0).alias("_partition"),
                             F.lit(entry).cast("bigint").alias("_offset"), F.lit(None).cast("binary").alias("_key"),
                             F.lit(None).cast("timestamp").alias("_timestamp"))  # fmt: skip
@@ -217,11 +209,6 @@ class OfFiles:
 
     def explained(self, positions: Mapping[int, int], pipeline: str) -> RunError | None:
         return None
-
-
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def lost(path: Path, why: str) -> RunError:

@@ -64,9 +64,14 @@ def what_is_read_is_not_written(spec: PipelineSpec) -> Iterator[Problem]:
             yield at(spec, further.place(number), "SAME_TABLE", f"{sink.topic} is what the pipeline"
                      " reads: its messages would come back to it for ever")  # fmt: skip
         for one in read:
-            if isinstance(sink, Folder) and isinstance(one, Files) and one.root.is_relative_to(sink.path):
-                yield at(spec, further.place(number), "SAME_TABLE", f"{one.path}, which the pipeline reads, is in"
-                         f" {sink.path}: its own files would come back to it for ever")  # fmt: skip
+            if isinstance(sink, Folder) and isinstance(one, Files) and _within(one.path, sink.path):
+                yield at(spec, further.place(number), "SAME_TABLE", f"{sink.path} is in what the pipeline reads,"
+                         f" {one.path}, or holds it: its own files would come back to it for ever")  # fmt: skip
+
+
+def _within(read: str, written: str) -> bool:
+    """Whether one of the two folders is in the other; of a pattern none is but the one that it is in."""
+    return f"{read}/".startswith(f"{written}/") or f"{written}/".startswith(f"{read}/")
 
 
 def _windowed(spec: PipelineSpec) -> bool:
