@@ -84,6 +84,15 @@ def chains_are_possible(spec: PipelineSpec) -> Iterator[Problem]:
         return
     states = [index for index, step in enumerate(spec.transforms) if step.key in STATEFUL]
     ends = [*states, len(spec.transforms)] if spec.below and states else states
+    last = spec.transforms[states[-1]] if states else None
+    if isinstance(last, Window) and not last.final:
+        for step in (spec.transforms[index] for index in states[:-1]):
+            if (isinstance(step, Window) and step.final) or (isinstance(step, Join) and step.how in ("left", "right")):
+                late = "a window that is over" if isinstance(step, Window) else "a row that matches nothing"
+                name = f"a {step.how} join" if isinstance(step, Join) else "a window"
+                yield at(spec, step_of(spec, states[-1]), "ILLEGAL_CHAIN", f"after {name} a window is sent once: {late}"
+                         " comes late. Say emit: final")  # fmt: skip
+                break
     for index, following in pairwise(ends):
         step, place = spec.transforms[index], step_of(spec, index)
         after = spec.transforms[following] if following < len(spec.transforms) else None
@@ -94,9 +103,6 @@ def chains_are_possible(spec: PipelineSpec) -> Iterator[Problem]:
         if isinstance(step, Join) and step.how == "full":
             yield at(spec, f"{place}.how", "ILLEGAL_CHAIN", f"{name} after a full join meets rows without event"
                      " time: join left or right, or end with the join")  # fmt: skip
-        elif isinstance(step, Join) and step.how != "inner" and isinstance(after, Window) and not after.final:
-            yield at(spec, step_of(spec, following), "ILLEGAL_CHAIN", f"after a {step.how} join a window is sent once:"
-                     " a row that matches nothing comes late. Say emit: final")  # fmt: skip
         for between in range(index + 1, following):  # a row that is refused there is in no result, and no record
             refusing = spec.transforms[between]
             if isinstance(refusing, Parse | Cast | Check):
