@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 
+#: rows that stand in a query itself
+IN_QUERY = 50
+
+
 class Misfit(Exception):
     """Values that their columns cannot hold: the row's index, the column, and what is wrong."""
 
@@ -68,7 +72,7 @@ class Table:
 
         if not rows and not whole and DeltaLog(self.path).version() is not None:
             return
-        texts = spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
+        texts = _texts(spark, rows)
         # a value that does not fit its column is an error, not a null
         parsed = F.from_json("row", self.schema, {"mode": "FAILFAST"}).alias("row")
         frame = texts.select(parsed).select("row.*")
@@ -85,7 +89,7 @@ class Table:
         from pyspark.sql import functions as F
 
         wrong = "_wrong string"
-        texts = spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
+        texts = _texts(spark, rows)
         asked = [F.from_json("row", f"`{field.name}` {field.dataType.simpleString()}, {wrong}",
                              {"columnNameOfCorruptRecord": "_wrong"})["_wrong"].isNotNull().alias(field.name)
                  for field in self.schema.fields]  # fmt: skip
@@ -99,6 +103,14 @@ class Table:
         same = delta_upsert.same(self.keys or ())
         delta_sink.merge(rows, self.path, "", same, "when matched and s._op = 'delete' then delete when matched then"
                          " update set * when not matched then insert *")  # fmt: skip
+
+
+def _texts(spark: SparkSession, rows: Sequence[Mapping[str, Any]]) -> DataFrame:
+    """A column ``row`` of JSON. A few stand in the query itself: Spark needs no job to read them."""
+    if 0 < len(rows) <= IN_QUERY:
+        values = ", ".join(f"({sql.string(json.dumps(row))})" for row in rows)
+        return spark.sql(f"select row from values {values} as rows (row)").coalesce(1)
+    return spark.createDataFrame([(json.dumps(row),) for row in rows], "row string").coalesce(1)
 
 
 def table(bench: Bench, spec: PipelineSpec, name: str, values: Mapping[str, Any], storage: Path) -> Table:
