@@ -163,7 +163,7 @@ def test_values_of_every_type_come_back_as_they_were_sent(spark: SparkSession, d
 
 
 def test_nested_values_come_back_as_they_were_sent(spark: SparkSession, database: str) -> None:
-    """Arrays of single values are PostgreSQL's; the rest is jsonb, whose numbers and keys are written in another way."""
+    """Arrays of single values are PostgreSQL's; the rest is jsonb, which writes numbers and keys in its own way."""
     frame = spark.sql(r"""select * from values
       (1, array('a\"\tb', null, ''), array(1L, null), array(true, null), array(date'1969-12-31'),
        named_struct('z', 1e22D, 'a', cast(null as int), 'at', timestamp'2026-03-08 02:30:00.123456'),

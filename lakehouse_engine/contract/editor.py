@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+#: not false: of that Python's validator does not say which key it is
+_REFUSED: dict[str, Any] = {"not": {}}
 _FORMS = ("string", "integer", "number", "boolean", "object", "array")
 
 
@@ -16,7 +18,7 @@ def _only(kind: str, keys: dict[str, Any]) -> dict[str, Any]:
     """What only a value of that type says."""
     others = [one for one in _FORMS if one != kind]
     return {"if": {"required": ["type"], "properties": {"type": {"enum": _forms(*others)}}},
-            "then": {"properties": dict.fromkeys(keys, False)}}  # fmt: skip
+            "then": {"properties": dict.fromkeys(keys, _REFUSED)}}  # fmt: skip
 
 
 def file_schema(*, deep: bool = True) -> dict[str, Any]:
@@ -62,8 +64,11 @@ def file_schema(*, deep: bool = True) -> dict[str, Any]:
         "if": {"anyOf": [{"required": [key]} for key in sorted(rules)]}, "then": {"required": ["type"]},
         "allOf": [
             _only("string", of_string), _only("object", of_object), _only("array", of_array),
-            {"if": {"required": ["properties"]}, "then": {"properties": {"additionalProperties": {"const": False}}},
-             "else": {"properties": {"required": False, "additionalProperties": {"not": {"const": False}}}}}],
+            {"if": {"required": ["type"], "not": {"required": ["items"]}, "properties": {"type": {
+                "enum": _forms("array")}}}, "then": {"properties": {"uniqueItems": {"not": {"const": True}}}}},
+            {"if": {"required": ["type"], "properties": {"type": {"enum": _forms("object")}}}, "then": {
+                "if": {"required": ["properties"]}, "then": {"properties": {"additionalProperties": {"const": False}}},
+                "else": {"properties": {"required": _REFUSED, "additionalProperties": {"not": {"const": False}}}}}}],
     }  # fmt: skip
     return {
         "type": "object", "required": ["type", "properties"], "additionalProperties": False, "properties": {

@@ -81,7 +81,7 @@ def build(name: str, file: str, schema: Any, lines: Mapping[str, int]) -> Contra
     for key, wrong in (("type", schema.get("type") != "object"), ("properties", not schema.get("properties"))):
         if wrong and key not in schema:
             say("", "MISSING_KEY", f"{key} is missing: a contract is of type: object, with properties")
-        elif wrong and (key == "type" or not isinstance(schema[key], dict)):
+        elif wrong:
             say(key, "BAD_CONTRACT", "a contract is a JSON Schema of type: object with properties")
     said = {problem.path for problem in problems}
     invalid: set[str] = set()
@@ -113,7 +113,12 @@ class _Reader:
     """``invalid``: paths of what is no JSON Schema, which is said already."""
 
     def __init__(self, schema: Mapping[str, Any], invalid: set[str], say: Say) -> None:
-        self._schema, self._invalid, self._say = schema, invalid, say
+        self._schema, self._invalid, self._report = schema, invalid, say
+        self._told: set[str] = set()
+
+    def _say(self, path: str, code: str, message: str) -> None:
+        self._told.add(path)
+        self._report(path, code, message)
 
     def fields(self, rules: Mapping[str, Any], path: str, above: tuple[str, ...]) -> tuple[Field, ...]:
         """Those of an object. ``above``: the references that led here."""
@@ -151,21 +156,21 @@ class _Reader:
         wrong = list(self._wrong(name, rules, path))
         for place, code, message in wrong:
             self._say(f"{path}{place}", code, f"{name}: {message}")
-        if f"{path}.type" in self._invalid:
+        typed = f"{path}.type" not in self._invalid
+        if typed and "type" not in rules and not rules.keys() - SILENT:
+            return Field(name=name, kind="any", required=required, nullable=True)
+        kind = self._kind(name, rules, path, above) if typed else None
+        if kind is None:
+            self._inside(rules, path, above)
             return None
-        if "type" not in rules:
-            return self._any(name, rules, required, path)
-        kind = self._kind(name, rules, path)
-        if kind is None or wrong:
-            return None
-        options = {KEYWORDS[key]: value for key, value in rules.items() if key in KEYWORDS}
-        if "const" in rules or "enum" in rules:
+        options = {KEYWORDS[key]: value for key, value in rules.items() if key in KEYWORDS and not wrong}
+        if ("const" in rules or "enum" in rules) and not wrong:
             listed = [rules["const"]] if "const" in rules else rules["enum"]
             options["enum"] = tuple(value for value in listed if value is not None)
-        if kind in _NESTED:
-            return self._nested(Field(name=name, kind=kind, required=required, nullable=_nullable(rules), **options),
-                                rules, path, above)  # fmt: skip
-        return Field(name=name, kind=kind, required=required, nullable=_nullable(rules), **options)
+        made: Field | None = Field(name=name, kind=kind, required=required, nullable=_nullable(rules), **options)
+        if made is not None and kind in _NESTED:
+            made = self._nested(made, rules, path, above)
+        return None if wrong else made
 
     def _referred(self, name: str, rules: Any, path: str, above: tuple[str, ...],
                   ) -> tuple[Any, str, tuple[str, ...]] | None:  # fmt: skip
@@ -213,15 +218,20 @@ class _Reader:
         if rules.get("format") not in (None, "date-time", "date"):
             yield ".format", "NOT_YET", "this format comes with a later version"
 
-    def _any(self, name: str, rules: Mapping[str, Any], required: bool, path: str) -> Field | None:
-        rest = sorted(rules.keys() - SILENT)
-        if rest:
-            self._say(path, "NOT_YET", f"{name} has no type and says {rest[0]}; rules of values of any type come with a"
+    def _inside(self, rules: Mapping[str, Any], path: str, above: tuple[str, ...]) -> None:
+        """Says what is wrong in the parts of what is wrong itself."""
+        if isinstance(rules.get("properties"), dict):
+            self.fields(rules, path, above)
+        for key, name in (("items", "[]"), ("additionalProperties", "{}")):
+            if isinstance(rules.get(key), dict):
+                self.field(name, rules[key], True, f"{path}.{key}", above)
+
+    def _kind(self, name: str, rules: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Kind | None:
+        if "type" not in rules:
+            rule = min(rules.keys() - SILENT)
+            self._say(path, "NOT_YET", f"{name} has no type and says {rule}; rules of values of any type come with a"
                       " later version")  # fmt: skip
             return None
-        return Field(name=name, kind="any", required=required, nullable=True)
-
-    def _kind(self, name: str, rules: Mapping[str, Any], path: str) -> Kind | None:
         types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
         plain = [one for one in types if one != "null"]
         form = rules.get("format")
@@ -233,9 +243,11 @@ class _Reader:
             self._say(f"{path}.format", "NOT_YET", f"{name}: this format comes with a later version")
         for other, words in _NESTED.items():
             for key in sorted(rules.keys() & words) if other != plain[0] else ():
-                self._say(f"{path}.{key}", "BAD_CONTRACT", f"{name}: {key} is said of an {other}, and this is of type"
-                          f" {plain[0]}")  # fmt: skip
                 kind = None
+                self._inside(rules, path, above)
+                if not any(place.startswith(f"{path}.{key}.") for place in self._told | self._invalid):
+                    self._say(f"{path}.{key}", "BAD_CONTRACT", f"{name}: {key} is said of an {other}, and this is of"
+                              f" type {plain[0]}")  # fmt: skip
         return kind
 
     def _nested(self, field: Field, rules: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Field | None:
@@ -248,6 +260,8 @@ class _Reader:
                           " values of any type, are the same")  # fmt: skip
             return element and field.model_copy(update={"element": element, "unique_items": unique})
         extra = rules.get("additionalProperties")
+        if f"{path}.properties" in self._invalid:
+            return None
         if "properties" not in rules:
             for key in ("required",) if "required" in rules else ():
                 self._say(f"{path}.{key}", "BAD_CONTRACT", f"{field.name}: {key} is said of an object with properties")
@@ -263,6 +277,7 @@ class _Reader:
             self._say(f"{path}.additionalProperties", "NOT_YET", f"{field.name}: keeping what an object within an"
                       " event does not list comes with a later version; without it, that is passed over")  # fmt: skip
         elif extra not in (None, False):
+            self.field("{}", extra, True, f"{path}.additionalProperties", above)
             self._say(f"{path}.additionalProperties", "BAD_CONTRACT", f"{field.name}: additionalProperties beside"
                       " properties is false, or left out")  # fmt: skip
         if not isinstance(rules["properties"], dict) or not rules["properties"]:

@@ -20,6 +20,6 @@ def cells_are_single_values(spec: PipelineSpec) -> Iterator[Problem]:
     for field in contract.fields if contract is not None else ():
         if field.holds("object", "map", "any") or (field.parts and isinstance(source, Files)):
             what = NOUNS.get(field.kind, "of any type")
-            kind = "jdbc" if isinstance(source, Jdbc) else "csv"
-            yield at(spec, f"source.{source.key}.contract", "COLUMN_TYPE", f"{field.name} of {source.contract} is {what},"
-                     f" and a cell of {kind} is one value: read it as a string, and derive what it holds")  # fmt: skip
+            said = f"{field.name} of {source.contract} is {what}, and a cell of a table or of CSV is one value"
+            place = f"source.{source.key}.contract"
+            yield at(spec, place, "COLUMN_TYPE", f"{said}: read it as text, and derive what it holds")

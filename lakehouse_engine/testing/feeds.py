@@ -213,7 +213,8 @@ class ForeignFeed:
         self._table, self._columns = source.table.split("."), list(columns)
         *schema, _ = self._table
         made = [pg.SQL("create schema if not exists {}").format(pg.Identifier(*schema))] if schema else []
-        typed = (pg.SQL("{} {}").format(pg.Identifier(name), pg.SQL(pg_type(kind, ""))) for name, kind in columns.items())
+        kinds = {name: pg.SQL(pg_type(kind, "")) for name, kind in columns.items()}
+        typed = (pg.SQL("{} {}").format(pg.Identifier(name), kind) for name, kind in kinds.items())
         self._ask(*made, pg.SQL("create table {} ({})").format(self._name, pg.SQL(", ").join(typed)))
 
     @property

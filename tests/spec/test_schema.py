@@ -240,7 +240,7 @@ GOOD: dict[str, list[Any]] = {
                         "d": {"type": "string", "enum": ["a", "b"]}, "e": {"type": "boolean", "const": True}}},
         {"type": "object", "additionalProperties": True, "properties": {
             "a": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 5,
-                  "uniqueItems": True, "title": "x"},
+                  "uniqueItems": False, "title": "x"},
             "b": {"type": ["object", "null"], "required": ["a"], "additionalProperties": False, "properties": {
                 "a": {"type": "array", "items": {"type": "string", "format": "date"}}, "b": {"description": "any"}}},
             "c": {"type": "object", "additionalProperties": {"type": "number"}}, "d": True, "e": {"type": "array"}}}],
