@@ -18,7 +18,7 @@ from lakehouse_engine import foreign, queries, sql
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import PlanError, Problem, SpecError
 from lakehouse_engine.sinks import Jdbc, Postgres
-from lakehouse_engine.sinks.postgres import pg_type
+from lakehouse_engine.sinks.postgres import merged_type, pg_type
 from lakehouse_engine.spec.columns import Walk
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import Read, Upstream
@@ -278,9 +278,10 @@ class AnalysedWalk(Walk):
         return None
 
     def _fits_postgres(self, columns: Columns) -> None:
+        merges = self._spec.is_stream and any(isinstance(step, Window) for step in self._spec.transforms)
         for name, kind in columns.items():
             try:
-                pg_type(kind or "string", "")
+                (merged_type if merges else pg_type)(kind or "string", "")
             except PlanError as error:
                 said = error.message.replace("a column of", f"{name} is of")
                 self.problems.append(at(self._spec, "serve" if self._spec.serve else "sink", error.code, said))

@@ -52,7 +52,7 @@ def read(spark: SparkSession, at: Database, table: str, contract: Contract, wher
             raise PlanError("TABLE_DIFFERS", f"{table} has no column {', '.join(missing)}, which the contract"
                             f" {contract.name} requires", where=where)  # fmt: skip
         named = {field.name: there[field.name.lower()] for field in contract.fields if field.name.lower() in there}
-        if contract.closed:
+        if contract.closed or contract.keeps:
             named = {**{name: name for name in frame.columns if name not in named.values()}, **named}
         parts = ", ".join(f"{sql.string(name)}, {sql.name(column)}" for name, column in named.items())
         text = f"to_json(named_struct({parts}), {sql.AS_JSON})"

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from lakehouse_engine import checks, contract, schema, sinks, sources, transforms
 from lakehouse_engine.component import Component, format_duration
+from lakehouse_engine.contract import editor
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import types_of
 from lakehouse_engine.spec import yaml
@@ -47,7 +48,7 @@ def pages(root: Path) -> dict[str, str]:
         Environment)  # fmt: skip
     made["contract.md"] = _file("Contracts", "`pipelines/contracts/<name>.yaml`: the shape of an event, as the part of"
         " JSON Schema 2020-12 that pipelines understand, so that producers can check with any validator.\n\n"
-        + _prose(inspect.getdoc(contract) or "", skip=1), contract.file_schema(),
+        + _prose(inspect.getdoc(contract) or "", skip=1), editor.file_schema(deep=False),
         found.text("contracts/order.yaml"))  # fmt: skip
     made["test.md"] = _file("Tests", "`<name>.test.yaml` beside a pipeline is a list of tests; `lakehouse test` runs"
         " them on real services.", cases.file_schema()["items"], found.text("silver/orders.test.yaml"))  # fmt: skip

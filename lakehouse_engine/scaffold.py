@@ -112,6 +112,12 @@ def _stream(spec: PipelineSpec) -> tuple[str, str]:
 def _example(field: Field) -> Any:
     if field.enum:
         return field.enum[0]
+    if field.kind == "object":
+        return {part.name: _example(part) for part in field.fields if part.required}
+    if field.kind == "array" and field.element is not None:
+        return [_example(field.element)] * (field.min_items or 0)
+    if field.kind in ("map", "any"):
+        return {}
     if field.kind == "string":
         return "a" * max(field.min_length or 1, 1)
     value = _VALUES[field.spark_type]

@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from lakehouse_engine import checks, contract, sinks, sources, transforms
+from lakehouse_engine import checks, sinks, sources, transforms
 from lakehouse_engine.component import TABLE, Component, Model
+from lakehouse_engine.contract import editor
 from lakehouse_engine.errors import UsageError
 from lakehouse_engine.fields import described, models_of, summary
 from lakehouse_engine.spec.environment import NAMED, Environment, JdbcConnection, KafkaConnection
@@ -51,7 +52,7 @@ def schemas() -> dict[str, Schema]:
         "template.json": _whole("A template of pipelines", _template(pipeline)),
         "defaults.json": _whole("Defaults of a folder's pipelines", _defaults(pipeline)),
         "environment.json": _whole("An environment", _environment()),
-        "contract.json": _whole("A contract", contract.file_schema()),
+        "contract.json": _whole("A contract", editor.file_schema()),
         "test.json": _whole("Tests of a pipeline", cases.file_schema()),
     }
 

@@ -394,7 +394,7 @@ def merge_of(spark: SparkSession, member: Member, nothing: str = kafka.NO_RECORD
         wanted.append((f"{measure.function}({argument}) over ()", f"{step}.measures.{name}"))
     kinds = typed(spark, inner, [*refusals, *wanted], member)[len(refusals) :]
     types = {
-        name: postgres_sink.pg_type(kind, member.spec.where(step))
+        name: postgres_sink.merged_type(kind, member.spec.where(step))
         for name, kind in zip([*member.window.by, *functions], kinds, strict=True)
     }
     keys = {"window_start": "timestamptz", **{column: types[column] for column in member.window.by}}

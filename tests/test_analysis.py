@@ -48,7 +48,10 @@ WRONG = [
      "10 EXPRESSION_TYPE"),
     ("a column that a further sink cannot hold", "bronze",
      changed(LANDING, "sink", "sink:\n  - delta\n  - postgres: {table: realtime.few}"), "- derive",
-     "  - derive: {day: to_date(at), odd: try_parse_json(id)}", "7 COLUMN_TYPE"),
+     "  - derive: {day: to_date(at), odd: make_ym_interval(1)}", "7 COLUMN_TYPE"),
+    ("a window's column that no database merges by", "realtime",
+     changed(STREAM, "- filter", "  - derive: {ids: array(id)}"), "- window",
+     "  - window: {tumbling: 1 minute, by: [ids], measures: {n: count(*)}}", "7 COLUMN_TYPE"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from lakehouse_engine import foreign
 from lakehouse_engine.connections import Database
-from lakehouse_engine.contract import Contract, build
+from lakehouse_engine.contract import Contract
+from lakehouse_engine.contract.file import build
 from lakehouse_engine.errors import LakehouseError, SpecError
 from lakehouse_engine.log import Log
 from lakehouse_engine.plan import compile_plan

@@ -160,3 +160,21 @@ def test_values_of_every_type_come_back_as_they_were_sent(spark: SparkSession, d
         cursor.execute("select i::text, h, k, l from gold.types where a is not null")
         time, text, raw, number = cursor.fetchone() or ()
     assert (time, text, bytes(raw), str(number)) == ("2026-03-08 02:30:00.123456+00", "a\tb\\n", b"\x00\xff", "12.50")
+
+
+def test_nested_values_come_back_as_they_were_sent(spark: SparkSession, database: str) -> None:
+    """Arrays of single values are PostgreSQL's; the rest is jsonb, which writes numbers and keys in its own way."""
+    frame = spark.sql(r"""select * from values
+      (1, array('a\"\tb', null, ''), array(1L, null), array(true, null), array(date'1969-12-31'),
+       named_struct('z', 1e22D, 'a', cast(null as int), 'at', timestamp'2026-03-08 02:30:00.123456'),
+       map('k', 1.50BD), array(named_struct('x', 0.1D)), parse_json('{"b": [1.0, 1e2, "5"], "a": null}')),
+      (2, null, null, null, null, null, null, null, null) as t (id, s, n, f, d, o, m, a, v)""")
+    with closing(postgres_sink.connect(database)) as connection, connection, connection.cursor() as cursor:
+        assert postgres_sink.load(cursor, "gold.nested", frame, "here").rows == 2
+        cursor.execute("select s, n, f, d::text, o, m, a, v from gold.nested order by id")
+        rows = cursor.fetchall()
+        kinds = postgres_sink.columns_of(cursor, "gold.nested")
+    assert rows == [(['a"\tb', None, ""], [1, None], [True, None], "{1969-12-31}",
+                     {"z": 1e22, "at": "2026-03-08T02:30:00.123456Z"}, {"k": 1.5}, [{"x": 0.1}],
+                     {"a": None, "b": [1, 100.0, "5"]}), (None,) * 8]  # fmt: skip
+    assert list(kinds.values()) == ["integer", "text[]", "bigint[]", "boolean[]", "date[]", *["jsonb"] * 4]

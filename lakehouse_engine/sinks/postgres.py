@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -20,6 +21,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import Composable
 
+from lakehouse_engine import sql as spark_sql
 from lakehouse_engine.component import Columns, Component, Expression, Flag, Table
 from lakehouse_engine.errors import PlanError, RunError
 from lakehouse_engine.progress import from_micros
@@ -56,11 +58,14 @@ class Postgres(Component):
         return self.table or pipeline
 
 
-#: Spark type to PostgreSQL type; decimal(p,s) becomes numeric(p,s)
+#: Spark type to PostgreSQL type; decimal(p,s) becomes numeric(p,s), an array of what is in ``_ELEMENTS`` such an array,
+#: other nested values jsonb
 TYPES = {"string": "text", "bigint": "bigint", "int": "integer", "smallint": "smallint", "tinyint": "smallint",
          "double": "double precision", "float": "real", "boolean": "boolean", "timestamp": "timestamptz",
          "date": "date", "binary": "bytea"}  # fmt: skip
 
+_ELEMENTS = {"string", "bigint", "int", "smallint", "tinyint", "double", "boolean", "date"}
+_NESTED = ("array<", "map<", "struct<", "variant")
 #: the columns of a late table that a batch fills
 LATE_COLUMNS = ["arrived_at", "batch_id", "step", "event_time", "watermark", "missed", "origin", "partition", "offset",
                 "row"]  # fmt: skip
@@ -85,11 +90,24 @@ def ensure_quarantine(cursor: Any, table: str) -> None:
 
 def pg_type(spark_type: str, where: str) -> str:
     """Raises ``PlanError`` COLUMN_TYPE for a type that PostgreSQL cannot take."""
+    element = spark_type.removeprefix("array<").removesuffix(">")
+    if spark_type.startswith("array<") and element in _ELEMENTS:
+        return f"{TYPES[element]}[]"
+    if spark_type.startswith(_NESTED):
+        return "jsonb"
     if spark_type.startswith("decimal"):
         return spark_type.replace("decimal", "numeric")
     if spark_type not in TYPES:
         raise PlanError("COLUMN_TYPE", f"a column of type {spark_type} cannot be stored in PostgreSQL", where=where)
     return TYPES[spark_type]
+
+
+def merged_type(spark_type: str, where: str) -> str:
+    """Of a window's column. Raises ``PlanError`` COLUMN_TYPE also for nested values, by which nothing is merged."""
+    if spark_type.startswith(_NESTED):
+        raise PlanError("COLUMN_TYPE", f"a column of type {spark_type} cannot be one of a window in PostgreSQL: derive"
+                        " what you need of it before the window", where=where)  # fmt: skip
+    return pg_type(spark_type, where)
 
 
 _OPTIONS = "-c timezone=UTC -c statement_timeout=600000 -c lock_timeout=60000"
@@ -233,10 +251,13 @@ def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | Non
     condition = part.where(columns) if part else sql.SQL("true")
     values = [part.values] if part else None
     cursor.execute(sql.SQL("delete from {} where {}").format(identifier(table), condition), values)
-    sent = _Sum()
+    nested = {i for i, kind in enumerate(columns.values()) if kind == "jsonb"}
+    sent = _Sum(nested)
     copy(cursor, identifier(table), columns, sent.passing(python_rows(frame)))
-    stored = _Sum()
-    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    stored = _Sum(nested)
+    names = sql.SQL(", ").join(
+        sql.SQL("{}::text" if i in nested else "{}").format(sql.Identifier(name)) for i, name in enumerate(columns)
+    )
     with cursor.connection.cursor("stored") as reader:  # on the server: a large table does not come here at once
         reader.execute(sql.SQL("select {} from {} where {}").format(names, identifier(table), condition), values)
         for _ in stored.passing(reader):
@@ -249,13 +270,17 @@ def load(cursor: Any, table: str, frame: DataFrame, where: str, part: Part | Non
 
 
 def python_rows(frame: DataFrame) -> Iterator[list[Any]]:
-    """The rows as Python values. Times go through microseconds: PySpark would give them in this process's zone."""
+    """The rows as Python values. Times go through microseconds: PySpark would give them in this process's zone.
+
+    What is jsonb in PostgreSQL is JSON; a field that is null is left out of it.
+    """
     from datetime import timedelta
 
-    kinds = [f.dataType.typeName() for f in frame.schema.fields]
+    kinds = [_form(f.dataType.simpleString(), f.dataType.typeName()) for f in frame.schema.fields]
     times = {i for i, kind in enumerate(kinds) if kind == "timestamp"}
     # a float's shortest decimal form is what PostgreSQL gives back; as a double it would have other digits
-    forms = {"timestamp": "unix_micros({})", "float": "cast(cast({} as string) as double)"}
+    forms = {"jsonb": f"to_json({{}}, {spark_sql.AS_JSON})", "timestamp": "unix_micros({})",
+             "float": "cast(cast({} as string) as double)"}  # fmt: skip
     quoted = [f"`{f.name.replace('`', '``')}`" for f in frame.schema.fields]
     chosen = [f"{forms.get(kind, '{}').format(q)} as {q}" for kind, q in zip(kinds, quoted, strict=True)]
     epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -263,16 +288,21 @@ def python_rows(frame: DataFrame) -> Iterator[list[Any]]:
         yield [epoch + timedelta(microseconds=v) if i in times and v is not None else v for i, v in enumerate(row)]
 
 
-class _Sum:
-    """Counts rows that pass through it and adds up their hashes."""
+def _form(kind: str, name: str) -> str:
+    return "jsonb" if kind.startswith(_NESTED) and pg_type(kind, "") == "jsonb" else name
 
-    def __init__(self) -> None:
-        self._rows, self._sum = 0, 0
+
+class _Sum:
+    """Counts rows that pass through it and adds up their hashes. ``nested``: places of JSON."""
+
+    def __init__(self, nested: Container[int] = ()) -> None:
+        self._rows, self._sum, self._nested = 0, 0, nested
 
     def passing(self, rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         for row in rows:
             self._rows += 1
-            text = repr([_canonical(value) for value in row]).encode()
+            values = [_same_json(v) if v is not None and i in self._nested else v for i, v in enumerate(row)]
+            text = repr([_canonical(value) for value in values]).encode()
             self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
             yield row
 
@@ -290,6 +320,12 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value.normalize())
     return value
+
+
+def _same_json(text: str) -> str:
+    """One text for all that say the same: in any order, and with numbers as they may be written."""
+    value = json.loads(text, parse_int=Decimal, parse_float=Decimal)
+    return json.dumps(value, sort_keys=True, default=lambda number: f"{number.normalize()}")
 
 
 def copy(cursor: Any, target: Composable, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> int:
@@ -314,7 +350,8 @@ def _text(value: Any) -> str:
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).isoformat()
     if isinstance(value, list):
-        inner = ",".join('"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"' for v in value)
+        inner = ",".join("NULL" if v is None else '"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"'
+                         for v in value)  # fmt: skip
         return _escape("{" + inner + "}")
     return _escape(str(value))
 

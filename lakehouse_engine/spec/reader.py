@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lakehouse_engine import checks, contract, sinks, sources, transforms
+from lakehouse_engine import checks, sinks, sources, transforms
 from lakehouse_engine.component import TABLE, Component, Model, Unread, is_name
 from lakehouse_engine.contract import Contract
+from lakehouse_engine.contract import file as contract_file
 from lakehouse_engine.errors import Problem, SpecError
 from lakehouse_engine.queries import INPUT
 from lakehouse_engine.spec import yaml
@@ -327,7 +328,7 @@ def read_contract(file: Path, shown: str, problems: list[Problem]) -> Contract |
     if document.problems:
         return None
     try:
-        return contract.build(file.stem, shown, document.value, document.lines)
+        return contract_file.build(file.stem, shown, document.value, document.lines)
     except SpecError as error:
         problems += error.problems
         return None

@@ -13,7 +13,7 @@ from lakehouse_engine.sources import Delta as DeltaSource
 from lakehouse_engine.sources import Files as FileSource
 from lakehouse_engine.sources import Kafka as Topic
 from lakehouse_engine.sources import Rate
-from lakehouse_engine.spec import changes, combining, modes, sinks, streaming
+from lakehouse_engine.spec import cells, changes, combining, modes, sinks, streaming
 from lakehouse_engine.spec.event_time import measures_of_streams, watermark_once_and_before_window
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import (
@@ -290,6 +290,7 @@ SINK: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (sink_fits, layo
 ONE: tuple[Callable[[PipelineSpec], Iterable[Problem]], ...] = (
     *STEPS,
     *SINK,
+    cells.cells_are_single_values,
     sinks.further_sinks_fit,
     sinks.what_is_read_is_not_written,
     windows_alone_grow_old,

@@ -20,7 +20,7 @@ from lakehouse_engine.errors import SpecError
 from lakehouse_engine.sinks import Jdbc as Foreign
 from lakehouse_engine.sinks import Kafka as Messages
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sinks.postgres import TYPES
+from lakehouse_engine.sinks.postgres import pg_type
 from lakehouse_engine.sources import Delta, Files, Jdbc, Kafka, Rate, Source
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -213,7 +213,8 @@ class ForeignFeed:
         self._table, self._columns = source.table.split("."), list(columns)
         *schema, _ = self._table
         made = [pg.SQL("create schema if not exists {}").format(pg.Identifier(*schema))] if schema else []
-        typed = (pg.SQL("{} {}").format(pg.Identifier(name), pg.SQL(TYPES[kind])) for name, kind in columns.items())
+        kinds = {name: pg.SQL(pg_type(kind, "")) for name, kind in columns.items()}
+        typed = (pg.SQL("{} {}").format(pg.Identifier(name), kind) for name, kind in kinds.items())
         self._ask(*made, pg.SQL("create table {} ({})").format(self._name, pg.SQL(", ").join(typed)))
 
     @property

@@ -7,6 +7,7 @@ is not late counts anew. Null is a key like any other.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -85,4 +86,5 @@ class Dedupe(Component):
 
 
 def _comparable(frame: DataFrame) -> list[str]:
-    return [f.name for f in frame.schema.fields if f.dataType.typeName() not in ("map", "variant")]
+    """All but maps, values of any type, and what holds one."""
+    return [f.name for f in frame.schema.fields if not re.search(r"\bmap<|\bvariant\b(?!:)", f.dataType.simpleString())]

@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from lakehouse_engine import contract
+from lakehouse_engine.contract import file
 from lakehouse_engine.errors import RunError, UsageError
 from lakehouse_engine.local import kafka, producer
 from lakehouse_engine.local.process import recorded
@@ -33,7 +34,7 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 @pytest.fixture(scope="module")
 def user_event() -> contract.Contract:
-    return contract.build("user_event", CONTRACT.name, yaml.safe_load(CONTRACT.read_text()), {})
+    return file.build("user_event", CONTRACT.name, yaml.safe_load(CONTRACT.read_text()), {})
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.spec.gallery import FOLDER, Case, read, said
 CASES = [(path.stem, case) for path in sorted(FOLDER.glob("*.txt")) for case in read(path)]
 PACKAGE = Path(lakehouse_engine.__file__).parent
 #: where codes of wrong files come from
-SOURCES = ["component.py", "contract.py", "sql.py", "testing/reader.py", "testing/subject.py",
+SOURCES = ["component.py", "contract/*.py", "sql.py", "testing/reader.py", "testing/subject.py",
            *(f"{part}/*.py" for part in ("spec", "sources", "transforms", "checks"))]  # fmt: skip
 #: said by a run, or of a path that is no file; the loader's own tests have the latter
 ELSEWHERE = {"SECRET_MISSING", "NO_CONNECTION", "STACK_DOWN", "ENVIRONMENT_MISSING", "KAFKA_UNREACHABLE",

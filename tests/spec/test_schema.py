@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from lakehouse_engine import contract, schema
+from lakehouse_engine import schema
 from lakehouse_engine.checks import CHECKS
 from lakehouse_engine.component import Model
+from lakehouse_engine.contract import file as contract_file
 from lakehouse_engine.errors import Problem, SpecError, UsageError
 from lakehouse_engine.fields import described, models_of
 from lakehouse_engine.sinks import SINKS
@@ -121,7 +122,7 @@ def one_contract(value: Any, folder: Path) -> list[Problem]:
     file = folder / "one.yaml"
     file.write_text(json.dumps(value), encoding="utf-8")
     document = yaml.read(file, "one.yaml")
-    return document.problems or refused(lambda: contract.build("one", "one.yaml", value, document.lines))
+    return document.problems or refused(lambda: contract_file.build("one", "one.yaml", value, document.lines))
 
 
 def some_tests(value: Any, folder: Path) -> list[Problem]:
@@ -236,7 +237,13 @@ GOOD: dict[str, list[Any]] = {
          "properties": {"a": {"type": "string", "format": "date-time", "description": "z"},
                         "b": {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": 5},
                         "c": {"type": "string", "pattern": "^a", "minLength": 1, "maxLength": 5},
-                        "d": {"type": "string", "enum": ["a", "b"]}, "e": {"type": "boolean", "const": True}}}],
+                        "d": {"type": "string", "enum": ["a", "b"]}, "e": {"type": "boolean", "const": True}}},
+        {"type": "object", "additionalProperties": True, "properties": {
+            "a": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 5,
+                  "uniqueItems": False, "title": "x"},
+            "b": {"type": ["object", "null"], "required": ["a"], "additionalProperties": False, "properties": {
+                "a": {"type": "array", "items": {"type": "string", "format": "date"}}, "b": {"description": "any"}}},
+            "c": {"type": "object", "additionalProperties": {"type": "number"}}, "d": True, "e": {"type": "array"}}}],
     "test.json": [
         [{"name": "x", "defaults": {"a": 1}, "batches": [[{"a": 1}, "text", None], [], {"source": [], "a": [None]}],
           "vars": {"a": 1}, "params": {"a": 1}, "inputs": {"a": [{"a": 1}]}, "tables": {"a.b": [{"a": 1}]},
