@@ -253,10 +253,10 @@ class IntoDelta:
         self._definition = definitions.of(self._query.spec, [name for name in kinds if name != DELETES]).as_json()
 
     def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
-        found = {partition: Position(offset) for partition, offset in starts.items()}
         if self._record is None or self._record["topic_id"] != topic_id:
-            return found  # of the other inputs the commits do not tell: Spark's checkpoint does
-        return progress.going_on(progress.from_user_metadata(self._record)[1], found)
+            # of the other inputs the commits do not tell: Spark's checkpoint does
+            return {partition: Position(offset) for partition, offset in starts.items()}
+        return progress.going_on(progress.from_user_metadata(self._record)[1], starts)
 
     def write(self, batch: Batch) -> Mapping[str, Any]:
         state = {} if batch.state is None else {"state_rows": batch.state[0], "state_bytes": batch.state[1]}

@@ -105,7 +105,7 @@ class Landing(RowWise):
         if sink.mode == "scd2":
             Scd2(*layout).write(good.select(*columns).drop("_later"), self._metadata(record), at)
             return
-        ties = ["_at_offset", "_at_partition"]
+        ties = ["_at_offset", self._judge.key]
         found = good.select(*columns, *ties)
         if self._member.spec.reads_changes:  # of those of a key and an order the last is the newest
             found, ties = good.select(*columns), ["_later"]

@@ -186,7 +186,7 @@ def _topic(spark: SparkSession, member: Member, read: Read, to: Connections) -> 
         raise RunError("TOPIC_RECREATED", f"the topic {read.topic} is another one than {read.pipeline} has read")
     starts = {partition: first for partition, (first, _) in topic.offsets.items()}
     ends = {partition: max(read.next.get(partition, 0), first) for partition, first in starts.items()}
-    frame = kafka.read_range(spark, read.topic, bootstrap_servers, starts, ends)
+    frame = kafka.read_range(spark, topic.topics, bootstrap_servers, starts, ends)
     return Past(f"the topic {read.topic}", frame, member.rows, starts)
 
 

@@ -63,6 +63,9 @@ def check(member: Member, span: Span) -> None:
         what = f"what changes in {source.table}" if isinstance(source, Delta) else source.key
         raise PlanError("NOT_YET", f"{member.name} reads {what}; counting its windows anew from there comes with a"
                         " later version", where=member.spec.where("source"))  # fmt: skip
+    if member.several:
+        raise PlanError("NOT_YET", f"{member.name} reads several topics; counting its windows anew comes with a later"
+                        " version", where=member.spec.where("source"))  # fmt: skip
     if member.window.column is not None:
         raise PlanError("NOT_YET", f"{member.name} puts rows into windows by {member.window.column}; counting those"
                         " anew comes with a later version", where=member.spec.where("transforms"))  # fmt: skip
@@ -143,7 +146,7 @@ class _Recount:
         source = self._member.spec.source
         assert isinstance(source, Kafka | Delta)
         ledger.make(cursor)
-        read = stream_rows(cursor, self._member.name, source.topic if isinstance(source, Kafka) else source.table)
+        read = stream_rows(cursor, self._member.name, source.one if isinstance(source, Kafka) else source.table)
         added = ensure_merge(cursor, self._merge, self._member)
         self._merge.stage(cursor)
         claim = progress.claim(cursor, self._member.name, read.topic_id, read.topic, read.next, self._to.writer)

@@ -21,7 +21,8 @@ from lakehouse_engine.local.kafka import ensure_topic
 from lakehouse_engine.local.stack import Services
 from lakehouse_engine.plan import Job, compile_plan
 from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.kafka import Kafka, Range
+from lakehouse_engine.sources.kafka import Kafka
+from lakehouse_engine.sources.ranges import Range, bounded
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 
@@ -52,7 +53,7 @@ class Topic:
 
     def range(self, start: Any, end: Any, before: Range | None = None) -> dict[int, tuple[int, int]]:
         source = Kafka(topic=self.name, start=start, end=end)
-        return dict(kafka.bounded(source, self.servers, before, "x.yaml:1").offsets)
+        return dict(bounded(source, self.servers, before, "x.yaml:1").offsets)
 
     def refused(self, start: Any, end: Any, before: Range | None = None) -> tuple[str, str]:
         with pytest.raises(RunError) as error:

@@ -1,4 +1,4 @@
-"""``kafka``: the records of one topic; in a stream all that come, in a job those of a range.
+"""``kafka``: the records of a topic, or of several; in a stream all that come, in a job those of a range.
 
 Columns: ``_key binary, _value binary, _topic string, _partition int, _offset bigint, _timestamp timestamp``, and
 ``_headers array<struct<key: string, value: binary>>``, null for a record that has none.
@@ -16,14 +16,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from lakehouse_engine import places
 from lakehouse_engine.component import Component, ConnectionName, Table, Topic, Whole, utc
 from lakehouse_engine.connections import kafka_key
 from lakehouse_engine.errors import RunError
@@ -31,6 +32,8 @@ from lakehouse_engine.errors import RunError
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+#: of a client that says nothing itself
+QUIET: dict[str, str | int | float | bool] = {"log_level": 0, "socket.connection.setup.timeout.ms": 4000}
 COLUMNS = {"_key": "binary", "_value": "binary", "_topic": "string", "_partition": "int", "_offset": "bigint",
            "_timestamp": "timestamp", "_headers": "array<struct<key: string, value: binary>>"}  # fmt: skip
 
@@ -56,13 +59,48 @@ Bound = Annotated[str | dict[int, int], BeforeValidator(_bound), WithJsonSchema(
     {"type": ["string", "object"], "title": "time or offsets"})]  # fmt: skip
 
 
-class Kafka(Component):
-    """The records of one topic: for streams, and between ``start`` and ``end`` for jobs."""
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise PydanticCustomError("BAD_VALUE", "pattern is not a regular expression: {error}",
+                                  {"error": str(error)}) from None  # fmt: skip
+    return text
 
-    later: ClassVar[frozenset[str]] = frozenset({"topics", "pattern"})
+
+def _apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise PydanticCustomError("BAD_VALUE", "topics are one topic or more, each once")
+    return names
+
+
+def _said(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("BAD_VALUE", "topic must be text, not null")
+    return value
+
+
+One = Annotated[Topic | None, BeforeValidator(_said), WithJsonSchema(
+    {"type": "string", "title": "topic", "pattern": "^[A-Za-z0-9._-]{1,249}$"})]  # fmt: skip
+Topics = Annotated[tuple[Topic, ...], AfterValidator(_apart), WithJsonSchema({
+    "type": "array", "title": "topics", "minItems": 1, "uniqueItems": True,
+    "items": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,249}$"}})]  # fmt: skip
+Pattern = Annotated[str, AfterValidator(_expression), WithJsonSchema({"type": "string", "format": "regex"})]
+
+
+class Kafka(Component):
+    """The records of one topic, or of several: for streams, and between ``start`` and ``end`` for jobs."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [
+        {"required": [one], "properties": {one: {"not": {"type": "null"}}}} for one in ("topic", "topics", "pattern")]})
 
     #: its name; there must be one
-    topic: Topic
+    topic: One = None
+    #: several, read as one: ``[web, mobile]``
+    topics: Topics | None = None
+    #: all whose whole names match this regular expression, ``shop\\..*``; one that is made later joins them while the
+    #: stream runs, and begins at its first record
+    pattern: Pattern | None = None
     #: of the environment: ``eu`` is its connection ``kafka.eu``; default: ``kafka``
     connection: ConnectionName | None = None
     #: the pipeline that lands this topic; it keeps the records that ``parse`` refuses, the others only count them
@@ -76,6 +114,48 @@ class Kafka(Component):
     #: records that a micro-batch takes at most
     max_per_trigger: Annotated[Whole, Field(ge=1, json_schema_extra={"minimum": 1})] = 500_000
 
+    #: of a test: what the names of its topics begin with, which its rows do not say
+    _prefix: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _one(self) -> Kafka:
+        said = [key for key in ("topic", "topics", "pattern") if getattr(self, key) is not None]
+        if len(said) != 1:
+            raise PydanticCustomError("MISSING_KEY" if not said else "ILLEGAL_SOURCE", "{message}", {
+                "message": f"{' and '.join(said)} exclude each other" if said else
+                "topic is missing: or topics, a list of them, or a pattern of their names"})  # fmt: skip
+        if not self.topic and any(isinstance(bound, dict) for bound in (self.start, self.end)):
+            raise PydanticCustomError("BAD_TIME", "offsets by partition are of one topic; of several say a time")
+        return self
+
+    def of_test(self, prefix: str, topics: Sequence[str]) -> Kafka:
+        """Of topics that a test has made; of a pattern those with the prefix."""
+        made = self.model_copy(update={} if self.topics is None else {"topics": tuple(topics)})
+        made._prefix = prefix
+        return made
+
+    @property
+    def prefix(self) -> str:
+        return self._prefix
+
+    @property
+    def several(self) -> bool:
+        """Whether it reads more than one topic, or may come to."""
+        return self.topic is None
+
+    @property
+    def one(self) -> str:
+        """Its topic, where it is one."""
+        assert self.topic is not None
+        return self.topic
+
+    def reads(self, topic: str) -> bool:
+        """Whether this topic of the connection is read."""
+        if self.pattern is not None:
+            ours = topic.startswith(self._prefix)
+            return ours and re.fullmatch(self.pattern, topic.removeprefix(self._prefix)) is not None
+        return topic in (self.topic, *(self.topics or ()))
+
     @property
     def reached(self) -> str:
         """The connection, in words."""
@@ -84,7 +164,8 @@ class Kafka(Component):
     @property
     def origin(self) -> str:
         """What people call it; of two sources the same where they read the same records."""
-        return self.topic if self.connection is None else f"{self.connection}:{self.topic}"
+        said = self.topic or ", ".join(self.topics or ()) or f"/{self.pattern}/"
+        return said if self.connection is None else f"{self.connection}:{said}"
 
 
 @dataclass(frozen=True)
@@ -94,34 +175,56 @@ class TopicState:
     name: str
     id: str
     offsets: dict[int, tuple[int, int]]
+    #: where it is several, by whose places ``offsets`` are
+    several: places.Topics | None = None
+
+    @property
+    def topics(self) -> places.Topics:
+        return self.several or places.one(self.id, self.name)
+
+    @property
+    def firsts(self) -> dict[int, int]:
+        """The first offset that is there, by place."""
+        return {place: first for place, (first, _) in self.offsets.items()}
 
 
 def describe(bootstrap_servers: str, topic: str, *, timeout: float = 8.0,
              where: str = "connection kafka") -> TopicState:  # fmt: skip
     """Raises ``RunError`` KAFKA_UNREACHABLE or MISSING_TOPIC within about ``timeout`` seconds."""
+    return describe_all(bootstrap_servers, [topic], timeout=timeout, where=where)[0]
+
+
+def describe_all(bootstrap_servers: str, names: Sequence[str], *, timeout: float = 8.0,
+                 where: str = "connection kafka") -> list[TopicState]:  # fmt: skip
+    """In their order. Raises ``RunError`` KAFKA_UNREACHABLE or MISSING_TOPIC."""
     from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
     from confluent_kafka.admin import AdminClient
 
-    quiet: dict[str, str | int | float | bool] = {
-        "bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 4000}  # fmt: skip
+    quiet = {**QUIET, "bootstrap.servers": bootstrap_servers}
     admin = AdminClient(quiet)
     try:
-        future = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic]
-        description = future.result(timeout=timeout + 1)
+        asked = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout)
+        found = {name: asked[name].result(timeout=timeout + 1) for name in names}
     except (KafkaException, TimeoutError) as error:
         if isinstance(error, KafkaException) and "UNKNOWN_TOPIC" in error.args[0].name():
-            raise RunError("MISSING_TOPIC", f"there is no topic {topic}; create it, or send events with: lakehouse"
+            missing = next(one for one in names if asked[one].done() and asked[one].exception() is not None)
+            raise RunError("MISSING_TOPIC", f"there is no topic {missing}; create it, or send events with: lakehouse"
                            " produce", where=where) from None  # fmt: skip
-        raise RunError("KAFKA_UNREACHABLE", f"no broker answers at {bootstrap_servers}; check the connection, or start"
-                       " the stack with: lakehouse up", where=where) from None  # fmt: skip
+        raise unreachable(bootstrap_servers, where) from None
     consumer = Consumer({**quiet, "group.id": "lakehouse-describe", "isolation.level": "read_committed"})
     try:
-        offsets = {p.id: _ends(consumer, TopicPartition(topic, p.id), timeout) for p in description.partitions}
+        return [TopicState(name, str(one.topic_id), {
+            p.id: _ends(consumer, TopicPartition(name, p.id), timeout) for p in one.partitions
+        }) for name, one in found.items()]  # fmt: skip
     except KafkaException as error:
-        raise RunError("KAFKA_UNREACHABLE", f"{topic}: {error.args[0].str()}", where=where) from None
+        raise RunError("KAFKA_UNREACHABLE", f"{', '.join(names)}: {error.args[0].str()}", where=where) from None
     finally:
         consumer.close()
-    return TopicState(topic, str(description.topic_id), offsets)
+
+
+def unreachable(bootstrap_servers: str, where: str) -> RunError:
+    return RunError("KAFKA_UNREACHABLE", f"no broker answers at {bootstrap_servers}; check the connection, or start"
+                    " the stack with: lakehouse up", where=where)  # fmt: skip
 
 
 def _ends(consumer: Any, at: Any, timeout: float) -> tuple[int, int]:
@@ -150,74 +253,25 @@ def offsets_at(bootstrap_servers: str, topic: TopicState, bound: str | Mapping[i
     if bound in ("earliest", "latest"):
         return {p: first if bound == "earliest" else after for p, (first, after) in topic.offsets.items()}
     millis = int(datetime.fromisoformat(bound).timestamp() * 1000)
-    found = _asked(bootstrap_servers, topic, lambda consumer, places: consumer.offsets_for_times(places, timeout=8.0),
-                   dict.fromkeys(topic.offsets, millis))  # fmt: skip
-    # -1: all that is there came before
-    return {at.partition: at.offset if at.offset >= 0 else topic.offsets[at.partition][1] for at in found}
+    return _first_since(bootstrap_servers, topic, millis)
 
 
-def _asked(bootstrap_servers: str, topic: TopicState, ask: Callable[[Any, Any], Any], at: Mapping[int, int]) -> Any:
+def _first_since(bootstrap_servers: str, topic: TopicState, millis: int) -> dict[int, int]:
     from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+    ask = {place: (part.name, partition) for place in topic.offsets for part, partition in [topic.topics.at(place)]}
 
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "log_level": 0, "group.id": "lakehouse-describe",
                          "isolation.level": "read_committed", "enable.auto.commit": False})  # fmt: skip
     try:
-        return ask(consumer, [TopicPartition(topic.name, partition, value) for partition, value in at.items()])
+        found = consumer.offsets_for_times([TopicPartition(*at, millis) for at in ask.values()], timeout=8.0)
+        since = {(at.topic, at.partition): at.offset for at in found}
+        # -1: all that is there came before
+        return {place: since[at] if since[at] >= 0 else topic.offsets[place][1] for place, at in ask.items()}
     except KafkaException as error:
         raise RunError("KAFKA_UNREACHABLE", f"{topic.name}: {error.args[0].str()}", where="connection kafka") from None
     finally:
         consumer.close()
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a job reads of a topic: per partition from an offset (included) to another (not included)."""
-
-    topic_id: str
-    offsets: Mapping[int, tuple[int, int]]
-
-    def told(self) -> dict[str, Any]:
-        """As a commit has it."""
-        return {"topic_id": self.topic_id, "offsets": {str(p): list(at) for p, at in sorted(self.offsets.items())}}
-
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Range:
-        return cls(told["topic_id"], {int(p): (at[0], at[1]) for p, at in told["offsets"].items()})
-
-    def read(self, spark: SparkSession, topic: str, bootstrap_servers: str) -> DataFrame:
-        starts, ends = ({p: at[index] for p, at in self.offsets.items()} for index in (0, 1))
-        return read_range(spark, topic, bootstrap_servers, starts, ends)
-
-
-def bounded(source: Kafka, bootstrap_servers: str, before: Range | None, where: str) -> Range:
-    """The range as the topic has it now. ``before``: what the last run has read.
-
-    Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, DATA_LOST, TOPIC_RECREATED.
-    """
-    topic = describe(bootstrap_servers, source.topic, where=source.reached)
-    assert source.end is not None
-    starts, ends = (offsets_at(bootstrap_servers, topic, bound) for bound in (source.start, source.end))
-    found = Range(topic.id, {p: (at, max(at, min(ends[p], topic.offsets[p][1]))) for p, at in starts.items()})
-    again = "; lakehouse backfill --full writes what is there in its place"
-    if before is not None and before.topic_id != topic.id:
-        read = ", ".join(f"{first} to {after - 1} of partition {p}" for p, (first, after) in before.offsets.items()
-                         if after > first)  # fmt: skip
-        raise RunError("TOPIC_RECREATED", f"{source.topic} is another topic than the one of which offsets"
-                       f" {read or 'none'} were read: those records are gone{again}", where=where)  # fmt: skip
-    for partition, (first, _) in sorted(topic.offsets.items()):
-        wanted = source.start.get(partition, first) if isinstance(source.start, Mapping) else first
-        had = before.offsets.get(partition, (first, first)) if before is not None else (first, first)
-        least = min(wanted, had[0] if had[0] < had[1] else first)
-        if least < first:
-            raise RunError("DATA_LOST", f"{source.topic} partition {partition} no longer holds offsets {least} to"
-                           f" {first - 1} of the range: retention has passed{again if before is not None else ''}",
-                           where=where)  # fmt: skip
-        by_time = isinstance(source.start, str) and source.start not in ("earliest", "latest")
-        if before is None and by_time and starts[partition] == first > 0:
-            raise RunError("DATA_LOST", f"{source.topic} partition {partition} begins at offset {first}: records of the"
-                           f" range may have been before it; say start: earliest, or {{{partition}: {first}}}, to read"
-                           " what is there", where=where)  # fmt: skip
-    return found
 
 
 def starting_offsets(topic: TopicState, positions: Iterable[Mapping[int, int]]) -> str:
@@ -226,22 +280,30 @@ def starting_offsets(topic: TopicState, positions: Iterable[Mapping[int, int]]) 
     Who has none in a partition that was added begins it at 0, though another one may have read there already.
     """
     members = list(positions)
-    least = {str(p): min((member.get(p, 0) for member in members), default=first)
-             for p, (first, _) in topic.offsets.items()}  # fmt: skip
-    return json.dumps({topic.name: least})
+    return by_topic(topic.topics, {place: min((member.get(place, 0) for member in members), default=first)
+                                   for place, (first, _) in topic.offsets.items()})  # fmt: skip
+
+
+def by_topic(topics: places.Topics, offsets: Mapping[int, int]) -> str:
+    """Offsets by place, as Spark takes them."""
+    found: dict[str, dict[str, int]] = {}
+    for place, offset in offsets.items():
+        part, partition = topics.at(place)
+        found.setdefault(part.name, {})[str(partition)] = offset
+    return json.dumps(found)
 
 
 def check_held(topic: TopicState, positions: Mapping[int, int], pipeline: str) -> None:
     """Raises ``RunError`` DATA_LOST or POSITION_BEYOND_TOPIC: the topic no longer holds, or never held, a position."""
-    for partition in sorted({*topic.offsets, *positions}):
-        first, after = topic.offsets.get(partition, (0, 0))
-        offset = positions.get(partition, 0)  # of one that was added meanwhile
+    for place in sorted({*topic.offsets, *positions}):
+        first, after = topic.offsets.get(place, (0, 0))
+        offset, said = positions.get(place, 0), topic.topics.said(place)  # 0: of one that was added meanwhile
         if offset < first:
-            raise RunError("DATA_LOST", f"{topic.name} partition {partition} no longer holds offsets {offset} to"
+            raise RunError("DATA_LOST", f"{said} no longer holds offsets {offset} to"
                            f" {first - 1}, which {pipeline} has not read: retention has passed",
                            where=pipeline)  # fmt: skip
         if offset > after:
-            raise RunError("POSITION_BEYOND_TOPIC", f"{pipeline} has read {topic.name} partition {partition} up to"
+            raise RunError("POSITION_BEYOND_TOPIC", f"{pipeline} has read {said} up to"
                            f" {offset}, and the topic ends at {after}: it was truncated", where=pipeline)  # fmt: skip
 
 
@@ -291,26 +353,36 @@ def records_between(bootstrap_servers: str, topic: str, ranges: Mapping[int, tup
 
 def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: str) -> DataFrame:
     """The topic as a streaming frame with the columns of ``COLUMNS``."""
+    asked = ("subscribe", source.topic or ",".join(source.topics or ()))
+    if source.pattern is not None:  # which Spark looks for anywhere in a name
+        asked = ("subscribePattern", f"^{re.escape(source.prefix)}(?:{source.pattern})$")
     stream = (spark.readStream.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
-              .option("subscribe", source.topic).option("startingOffsets", starting)
+              .option(*asked).option("startingOffsets", starting)
               .option("maxOffsetsPerTrigger", source.max_per_trigger).option("kafka.isolation.level", "read_committed")
               .option("failOnDataLoss", "true").option("kafkaConsumer.pollTimeoutMs", "60000")
               # Spark seeks before each poll, which throws away what was fetched and not yet given out
               .option("kafka.max.poll.records", 100_000).option("kafka.max.partition.fetch.bytes", 4 << 20)
               .option("includeHeaders", "true").option("kafka.fetch.max.wait.ms", 20)
               .option("maxRecordsPerPartition", 20_000).load())  # fmt: skip
-    return stream.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
+    return records(stream, source.prefix)
 
 
-def read_range(spark: SparkSession, topic: str, bootstrap_servers: str, starts: Mapping[int, int],
-               ends: Mapping[int, int]) -> DataFrame:  # fmt: skip
-    """The records from ``starts`` (included) to ``ends`` (not included), offsets by partition; as ``read`` gives."""
-    frame = (spark.read.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers).option("subscribe", topic)
-             .option("startingOffsets", json.dumps({topic: {str(p): o for p, o in starts.items()}}))
-             .option("endingOffsets", json.dumps({topic: {str(p): o for p, o in ends.items()}}))
+def records(frame: DataFrame, prefix: str) -> DataFrame:
+    """With the columns of ``COLUMNS``."""
+    found = {**{name: name[1:] for name in COLUMNS}, **({"_topic": f"substring(topic, {len(prefix) + 1})"} if prefix
+                                                       else {})}  # fmt: skip
+    return frame.selectExpr(*[f"{text} as {name}" for name, text in found.items()])
+
+
+def read_range(spark: SparkSession, topics: places.Topics, bootstrap_servers: str, starts: Mapping[int, int],
+               ends: Mapping[int, int], prefix: str = "") -> DataFrame:  # fmt: skip
+    """The records from ``starts`` (included) to ``ends`` (not included), offsets by place; as ``read`` gives."""
+    frame = (spark.read.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
+             .option("subscribe", ",".join(part.name for part in topics.parts))
+             .option("startingOffsets", by_topic(topics, starts)).option("endingOffsets", by_topic(topics, ends))
              .option("kafka.isolation.level", "read_committed").option("failOnDataLoss", "true")
              .option("includeHeaders", "true").load())  # fmt: skip
-    return frame.selectExpr(*[f"{name[1:]} as {name}" for name in COLUMNS])
+    return records(frame, prefix)
 
 
 #: SQL of a relation with the columns of a record and without a row

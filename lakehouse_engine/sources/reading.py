@@ -47,8 +47,11 @@ class Reading(Protocol):
     begun anew: what was read of that one is in the table.
     """
 
-    topic: TopicState
-    ends: Behind
+    @property
+    def topic(self) -> TopicState: ...
+    @property
+    def ends(self) -> Behind: ...
+
     placed: bool
 
     def starts(self) -> dict[int, int]:
@@ -98,8 +101,8 @@ class OfTopic:
 
     def __init__(self, source: Kafka, bootstrap_servers: str) -> None:
         self._source, self._servers = source, bootstrap_servers
-        self.topic = kafka.describe(bootstrap_servers, source.topic, where=source.reached)
-        self.ends: Behind = Ends(bootstrap_servers, self.topic)
+        self.topic = kafka.describe(bootstrap_servers, source.one, where=source.reached)
+        self.ends: Ends = Ends(bootstrap_servers, self.topic)
 
     def starts(self) -> dict[int, int]:
         return kafka.offsets_at(self._servers, self.topic, self._source.start)
@@ -117,7 +120,7 @@ class OfTopic:
             starting = str(start) if at_end else kafka.starting_offsets(self.topic, [self.starts()])
         else:
             # once more, after the claim: until then another process may have read on
-            self.topic = kafka.describe(self._servers, self._source.topic, where=self._source.reached)
+            self.topic = kafka.describe(self._servers, self._source.one, where=self._source.reached)
             for name, positions in held:
                 kafka.check_held(self.topic, positions, name)
             starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])

@@ -9,6 +9,7 @@ from lakehouse_engine import sql
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread, step_of, unsure
 from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Union, Window
@@ -118,6 +119,10 @@ def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
     if not why:
         return
     sink = spec.sink
+    for part in (spec, *(spec.part(name, stream=True) for name in spec.inputs)):
+        if isinstance(part.source, Kafka) and part.source.several:
+            yield at(part, "source", "NOT_YET", f"several topics, in a stream on Spark's state ({why}), come with a"
+                     " later version: union inputs of one topic each")  # fmt: skip
     if spec.deletes_from:
         yield at(spec, "sink.delta.mode", "NOT_YET", f"mode: delete of a stream on Spark's state ({why}) comes with a"
                  " later version: append to a table, and delete by that in a job")  # fmt: skip

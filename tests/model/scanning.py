@@ -226,8 +226,8 @@ class ScanRun:
                 result: Judged, watermark: int | None) -> Record | None:  # fmt: skip
         run = SimpleNamespace(
             _members=self.members, _claims=self.claims, _query=SimpleNamespace(time_index=lambda _: 0),
-            _topic=self.topic, _ends=SimpleNamespace(behind=lambda _: 0),
-            _read=SimpleNamespace(commit=lambda _: None))  # fmt: skip
+            _ends=SimpleNamespace(behind=lambda _: 0),
+            _read=SimpleNamespace(topic=self.topic, commit=lambda _: None))  # fmt: skip
         counted = SimpleNamespace(counters=result.counters, tallied=[])
         return _Windows._record(run, index, started_at, ends, [greatest], counted, watermark)
 
