@@ -77,6 +77,7 @@ class Inserts(RowWise):
                         postgres_sink.copy(cursor, postgres_sink.identifier(self._member.table), columns, values)
                 if counts.refused:
                     self._keep_aside(cursor, judged, record)
+                self._read.still()
                 progress.commit(cursor, [record], self._writer)
         except psycopg2.DataError as error:  # a row that its column cannot hold comes again, and again
             raise RunError("ROW_REFUSED", str(error).strip().splitlines()[0], where=self.name) from error

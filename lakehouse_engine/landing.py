@@ -73,6 +73,7 @@ class Landing(RowWise):
 
     def _put(self, judged: DataFrame, counts: Counts, record: Record) -> Record:
         record = replace(record, deletes=self._deletes)
+        self._read.still()
         if self._member.keeps and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         self._store(judged.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)

@@ -132,6 +132,8 @@ class StateRun(StreamRun):
         good = result.filter(f"_outcome = '{rows.COUNTED}'")
         batch = Batch(number, record, others, self._frames.stored, good, made.outcomes.get(rows.COUNTED, 0),
                       self._refused(parts, result, counts, made), late, self._state())  # fmt: skip
+        for read in self._reads.values():
+            read.still()
         more = self._ending.write(batch)
         self._positions |= after
         run = seen(replace(record, behind=self._ends.behind(record.offsets)), self.plan.every, self.plan.spec.sink.key,

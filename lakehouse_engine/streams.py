@@ -238,6 +238,7 @@ class _Windows:
         ends, greatest, results = self._query.read(collected)
         if not ends:
             return 0
+        self._read.still()
         ends = dict(reached or ends)
         failed = self._commit(started_at, ends, greatest, results, watermarks)
         self._send_on(frame.sparkSession)

@@ -25,6 +25,7 @@ from lakehouse_engine.places import BITS, Part, Topics, one
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.sources import topics
 from lakehouse_engine.sources.kafka import Kafka, TopicState
+from lakehouse_engine.sources.reading import OfTopic
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.streams import ScanRun
@@ -198,6 +199,35 @@ def test_a_topic_joins_leaves_and_comes_back_and_each_goes_on_where_it_stood(lab
     assert lab.landed() == lab.inserted() == [1, 2, 3, 4, 5, 10, 20, 30, 40]
     assert lab.summed() == (9, 115)
     assert lab.positions() == {"P-a/0": (5, 5), "P-b/0": (0, 2)}
+
+
+def test_what_was_read_of_a_topic_that_was_made_anew_meanwhile_is_not_written(
+    lab: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``at``: which sink's batch it meets. The new topic has more records than were read of the old one."""
+    lab.reads("{topic: P-a}")
+    lab.send("P-a", 1)
+    to_its_end(lab.run())
+    sums, landed, inserted = [1], [1], [1]
+    still = OfTopic.still
+    for at in (1, 2, 3):
+        asked = iter((1, 2, 3))
+
+        def meets(read: OfTopic, at: int = at, asked: Iterator[int] = asked) -> None:
+            if next(asked) == at:
+                lab.again("P-a")
+                lab.send("P-a", *[100 * at] * 5)
+            still(read)
+
+        lab.send("P-a", 10 * at)
+        with monkeypatch.context() as patch:
+            patch.setattr(OfTopic, "still", meets)
+            with pytest.raises(Exception, match=f"{lab.prefix}-a was deleted"):
+                to_its_end(lab.run())
+        to_its_end(lab.run())
+        for number, sink in enumerate((sums, landed, inserted), start=1):
+            sink += [10 * at] * (number < at) + [100 * at] * 5
+    assert (lab.summed(), lab.landed(), lab.inserted()) == ((len(sums), sum(sums)), sorted(landed), sorted(inserted))
 
 
 def test_positions_are_stored_by_topic_and_found_again_whatever_their_numbers() -> None:

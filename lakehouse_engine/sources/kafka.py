@@ -4,7 +4,11 @@ Columns: ``_key binary, _value binary, _topic string, _partition int, _offset bi
 ``_headers array<struct<key: string, value: binary>>``, null for a record that has none.
 
 **Delivery guarantees**: reads committed records only, from the position that the sink's own ledger holds; ``start``
-counts when there is none yet. A record is never skipped: a position that the topic no longer holds stops the run.
+counts when there is none yet. A record is never skipped: a position that the topic no longer holds stops the run. A
+topic that is made anew is another one and is read from where it begins; while a stream runs, each batch asks after its
+reading whether the topic is still the one that was claimed, and else writes nothing (TOPIC_RECREATED) and starts again.
+What a deleted topic held and nobody had read is gone with it. Several topics have positions of their own each; one that
+is new to a pipeline which has read others begins at its first record.
 
 A job reads each record of its range once a run, and its commit names the topic's id and the offsets. While these are as
 they were there is nothing to do; else it computes everything anew. Records of the range that the topic no longer holds
@@ -220,6 +224,38 @@ def describe_all(bootstrap_servers: str, names: Sequence[str], *, timeout: float
         raise RunError("KAFKA_UNREACHABLE", f"{', '.join(names)}: {error.args[0].str()}", where=where) from None
     finally:
         consumer.close()
+
+
+class Ids:
+    """Asks, by one request to a connection that is kept, whether topics are those that were described."""
+
+    def __init__(self, bootstrap_servers: str, where: str) -> None:
+        self._servers, self._where = bootstrap_servers, where
+        self._admin: Any = None
+
+    def check(self, topic: TopicState) -> None:
+        """Of several topics those that were there. Raises ``RunError`` TOPIC_RECREATED, KAFKA_UNREACHABLE."""
+        from confluent_kafka import KafkaException, TopicCollection
+        from confluent_kafka.admin import AdminClient
+
+        if self._admin is None:
+            self._admin = AdminClient({**QUIET, "bootstrap.servers": self._servers})
+        parts = {topic.topics.at(place)[0] for place in topic.offsets}
+        asked = self._admin.describe_topics(TopicCollection([part.name for part in parts]), request_timeout=8.0)
+        for part in parts:
+            try:
+                found = str(asked[part.name].result(9.0).topic_id)
+            except (KafkaException, TimeoutError) as error:
+                if isinstance(error, KafkaException) and "UNKNOWN_TOPIC" in error.args[0].name():
+                    raise recreated(part.name) from None
+                raise unreachable(self._servers, self._where) from None
+            if found != part.id:
+                raise recreated(part.name)
+
+
+def recreated(name: str) -> RunError:
+    return RunError("TOPIC_RECREATED", f"{name} was deleted while it was read: what this batch has read is not written,"
+                    " and the next start reads the topic that is called so then from where it begins", where=name)
 
 
 def unreachable(bootstrap_servers: str, where: str) -> RunError:

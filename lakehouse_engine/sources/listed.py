@@ -163,6 +163,9 @@ class OfFiles:
     def begin(self, spark: SparkSession) -> DataFrame:
         raise AssertionError("the loader refuses files in a stream on Spark's state")
 
+    def still(self) -> None:
+        """Rows say by themselves what they are of."""
+
     def idle(self) -> bool:
         self._look()
         return not self._new

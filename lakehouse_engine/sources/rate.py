@@ -85,6 +85,9 @@ class OfRate:
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return self._placed(frame)
 
+    def still(self) -> None:
+        """Rows say by themselves what they are of."""
+
     def idle(self) -> bool:
         return False
 

@@ -81,6 +81,12 @@ class Reading(Protocol):
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         """A micro-batch with the place of each row: ``_topic``, ``_partition``, ``_offset``, ``_key``, ``_value``."""
 
+    def still(self) -> None:
+        """Raises ``RunError`` TOPIC_RECREATED where what was read until now may be of another one that is called so.
+
+        Asked after a micro-batch was read and before its position is written.
+        """
+
     def idle(self) -> bool:
         """Whether Spark has begun a micro-batch for which nothing has come."""
 
@@ -103,6 +109,7 @@ class OfTopic:
         self._source, self._servers = source, bootstrap_servers
         self.topic = kafka.describe(bootstrap_servers, source.one, where=source.reached)
         self.ends: Ends = Ends(bootstrap_servers, self.topic)
+        self._ids = kafka.Ids(bootstrap_servers, source.reached)
 
     def starts(self) -> dict[int, int]:
         return kafka.offsets_at(self._servers, self.topic, self._source.start)
@@ -120,7 +127,10 @@ class OfTopic:
             starting = str(start) if at_end else kafka.starting_offsets(self.topic, [self.starts()])
         else:
             # once more, after the claim: until then another process may have read on
+            claimed = self.topic
             self.topic = kafka.describe(self._servers, self._source.one, where=self._source.reached)
+            if claimed.id != self.topic.id:
+                raise kafka.recreated(claimed.name)
             for name, positions in held:
                 kafka.check_held(self.topic, positions, name)
             starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])
@@ -132,6 +142,11 @@ class OfTopic:
 
     def check(self, positions: Mapping[int, int], pipeline: str) -> None:
         kafka.check_held(self.topic, positions, pipeline)
+
+    def still(self) -> None:
+        """Spark reads by name. A topic that has the id of the claim now has had it ever since, and so had what was
+        read."""
+        self._ids.check(self.topic)
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return frame

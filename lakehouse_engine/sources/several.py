@@ -28,6 +28,7 @@ class OfTopics(OfTopic):
         self._source, self._servers = source, bootstrap_servers
         self.topic = topics.describe(source, bootstrap_servers)
         self.ends: Ends = Ends(bootstrap_servers, self.topic)
+        self._ids = kafka.Ids(bootstrap_servers, source.reached)
 
     def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
         if held:  # once more, after the claim: until then another process may have read on

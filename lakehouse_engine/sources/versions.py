@@ -148,6 +148,9 @@ class OfTable:
         self._check_columns(frame.columns)
         return self._placed(frame, version)
 
+    def still(self) -> None:
+        """Rows say by themselves what they are of."""
+
     def idle(self) -> bool:
         return False
 
