@@ -11,7 +11,7 @@ from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.recount import recount
 from lakehouse_engine.request import Span
 from lakehouse_engine.sinks import Postgres
-from lakehouse_engine.sources import Delta, Kafka
+from lakehouse_engine.sources import Delta
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.streaming import needs_state
 from lakehouse_engine.testing.cases import SOURCE, Case
@@ -31,9 +31,8 @@ def asked(case: Case, spec: PipelineSpec) -> bool:
         return False
     by_another = any(isinstance(t, Window) and t.column is not None for t in spec.transforms)
     source = spec.source
-    several = isinstance(source, Kafka) and source.several
     again = spec.placed or (isinstance(source, Delta) and not source.changes and source.rewrites == "fail")
-    if needs_state(spec) or not again or by_another or several:
+    if needs_state(spec) or not again or by_another:
         return False  # such a stream has no backfill yet
     changed = any(name in batch for batch in case.batches for name in spec.inputs if name != SOURCE)
     return not (changed or case.tables) and sum(len(rows) for b in case.batches for rows in b.values()) <= MOST_ROWS
