@@ -24,7 +24,7 @@ from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.retention import GONE_BEFORE
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sources.kafka import records_between
+from lakehouse_engine.sources.broker import records_between
 
 if TYPE_CHECKING:
     from rich.table import Table

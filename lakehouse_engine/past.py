@@ -24,7 +24,7 @@ from lakehouse_engine.progress import epoch_of, from_user_metadata, to_micros
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka, kafka
+from lakehouse_engine.sources import Kafka, broker, kafka
 from lakehouse_engine.sources.topics import joined
 from lakehouse_engine.sources.versions import OfTable, recreated
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -198,7 +198,7 @@ def _topic(spark: SparkSession, member: Member, read: Read, to: Connections) -> 
     assert isinstance(member.spec.source, Kafka)
     source = member.spec.source
     bootstrap_servers = to.kafka(source.connection)
-    found = kafka.describe_all(bootstrap_servers, [part.name for part in read.topics.parts], where=source.reached)
+    found = broker.describe_all(bootstrap_servers, [part.name for part in read.topics.parts], where=source.reached)
     for topic, part in zip(found, read.topics.parts, strict=True):
         if topic.id != part.id:
             raise RunError("TOPIC_RECREATED", f"the topic {part.name} is another one than {read.pipeline} has read")

@@ -21,7 +21,7 @@ from lakehouse_engine.local.kafka import ensure_topic
 from lakehouse_engine.local.stack import Services
 from lakehouse_engine.places import one
 from lakehouse_engine.plan import Job, compile_plan
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.sources.kafka import Kafka
 from lakehouse_engine.sources.ranges import Range, bounded
 from lakehouse_engine.spec.environment import Environment
@@ -79,7 +79,7 @@ def test_bounds_are_times_offsets_and_what_is_there(topic: Topic) -> None:
 
 
 def test_what_the_topic_no_longer_holds_of_a_range_is_named(topic: Topic) -> None:
-    state = kafka.describe(topic.servers, topic.name)
+    state = broker.describe(topic.servers, topic.name)
     read = Range(state.topics, {0: (1, 5), 1: (0, 5)})
     topic.forget(0, 3)
     gone = f"{topic.name} partition 0 no longer holds offsets 1 to 2 of the range: retention has passed"

@@ -24,7 +24,8 @@ from lakehouse_engine.local.stack import Services
 from lakehouse_engine.places import BITS, Part, Topics, one
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.sources import topics
-from lakehouse_engine.sources.kafka import Kafka, TopicState
+from lakehouse_engine.sources.broker import TopicState
+from lakehouse_engine.sources.kafka import Kafka
 from lakehouse_engine.sources.reading import OfTopic
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as NoAnswer
 
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 
 #: seconds between two questions where no batch asks
 EVERY = 5.0

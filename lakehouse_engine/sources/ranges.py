@@ -10,7 +10,8 @@ from lakehouse_engine import places
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.places import Part
 from lakehouse_engine.sources import topics as reading
-from lakehouse_engine.sources.kafka import Kafka, TopicState, offsets_at, read_range
+from lakehouse_engine.sources.broker import TopicState, offsets_at
+from lakehouse_engine.sources.kafka import Kafka, read_range
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from lakehouse_engine.component import Component, Whole
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.sources.reading import Behind, Held, placed
 
 if TYPE_CHECKING:

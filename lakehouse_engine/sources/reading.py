@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lakehouse_engine import sql
 from lakehouse_engine.errors import LakehouseError
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker, kafka
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.sources.ends import Ends
-from lakehouse_engine.sources.kafka import Kafka, TopicState
+from lakehouse_engine.sources.kafka import Kafka
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -107,12 +108,12 @@ class OfTopic:
 
     def __init__(self, source: Kafka, bootstrap_servers: str) -> None:
         self._source, self._servers = source, bootstrap_servers
-        self.topic = kafka.describe(bootstrap_servers, source.one, where=source.reached)
+        self.topic = broker.describe(bootstrap_servers, source.one, where=source.reached)
         self.ends: Ends = Ends(bootstrap_servers, self.topic)
-        self._ids = kafka.Ids(bootstrap_servers, source.reached)
+        self._ids = broker.Ids(bootstrap_servers, source.reached)
 
     def starts(self) -> dict[int, int]:
-        return kafka.offsets_at(self._servers, self.topic, self._source.start)
+        return broker.offsets_at(self._servers, self.topic, self._source.start)
 
     def commit(self, positions: Mapping[int, int]) -> str | None:
         return None
@@ -124,24 +125,24 @@ class OfTopic:
         start = self._source.start
         if not held:
             at_end = start in ("earliest", "latest")
-            starting = str(start) if at_end else kafka.starting_offsets(self.topic, [self.starts()])
+            starting = str(start) if at_end else broker.starting_offsets(self.topic, [self.starts()])
         else:
             # once more, after the claim: until then another process may have read on
             claimed = self.topic
-            self.topic = kafka.describe(self._servers, self._source.one, where=self._source.reached)
+            self.topic = broker.describe(self._servers, self._source.one, where=self._source.reached)
             if claimed.id != self.topic.id:
-                raise kafka.recreated(claimed.name)
+                raise broker.recreated(claimed.name)
             for name, positions in held:
-                kafka.check_held(self.topic, positions, name)
-            starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])
+                broker.check_held(self.topic, positions, name)
+            starting = broker.starting_offsets(self.topic, [positions for _, positions in held])
         return kafka.read(spark, self._source, self._servers, starting)
 
     def begin(self, spark: SparkSession) -> DataFrame:
-        starting = kafka.starting_offsets(self.topic, [self.starts()])
+        starting = broker.starting_offsets(self.topic, [self.starts()])
         return kafka.read(spark, self._source, self._servers, starting)
 
     def check(self, positions: Mapping[int, int], pipeline: str) -> None:
-        kafka.check_held(self.topic, positions, pipeline)
+        broker.check_held(self.topic, positions, pipeline)
 
     def still(self) -> None:
         """Spark reads by name. A topic that has the id of the claim now has had it ever since, and so had what was

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lakehouse_engine import sql
 from lakehouse_engine.places import SEVERAL
-from lakehouse_engine.sources import kafka, topics
+from lakehouse_engine.sources import broker, kafka, topics
 from lakehouse_engine.sources.ends import Ends
 from lakehouse_engine.sources.kafka import Kafka
 from lakehouse_engine.sources.reading import Held, OfTopic
@@ -28,15 +28,15 @@ class OfTopics(OfTopic):
         self._source, self._servers = source, bootstrap_servers
         self.topic = topics.describe(source, bootstrap_servers)
         self.ends: Ends = Ends(bootstrap_servers, self.topic)
-        self._ids = kafka.Ids(bootstrap_servers, source.reached)
+        self._ids = broker.Ids(bootstrap_servers, source.reached)
 
     def stream(self, spark: SparkSession, checkpoint: Path, held: Sequence[Held]) -> DataFrame:
         if held:  # once more, after the claim: until then another process may have read on
             self._now_is(topics.describe(self._source, self._servers, self.topic.topics))
             for name, positions in held:
-                kafka.check_held(self.topic, positions, name)
+                broker.check_held(self.topic, positions, name)
         places = [positions for _, positions in held] or [self.starts()]
-        return kafka.read(spark, self._source, self._servers, kafka.starting_offsets(self.topic, places))
+        return kafka.read(spark, self._source, self._servers, broker.starting_offsets(self.topic, places))
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         if self._source.pattern is not None:
@@ -54,9 +54,9 @@ class OfTopics(OfTopic):
         known = topics.numbers(self.topic.topics)
         new = sorted(name for name in there if name not in known)
         if new:
-            more = kafka.describe_all(self._servers, new, where=self._source.reached)
+            more = broker.describe_all(self._servers, new, where=self._source.reached)
             self._now_is(topics.added(self.topic, more))
 
-    def _now_is(self, topic: kafka.TopicState) -> None:
+    def _now_is(self, topic: broker.TopicState) -> None:
         self.topic = topic
         self.ends.follow(topic)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.places import BITS, Part, Topics
-from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.kafka import Kafka, TopicState
+from lakehouse_engine.sources import broker
+from lakehouse_engine.sources.broker import TopicState
+from lakehouse_engine.sources.kafka import Kafka
 
 
 def names(source: Kafka, bootstrap_servers: str) -> list[str]:
@@ -21,11 +22,11 @@ def names(source: Kafka, bootstrap_servers: str) -> list[str]:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    admin = AdminClient({**kafka.QUIET, "bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({**broker.QUIET, "bootstrap.servers": bootstrap_servers})
     try:
         there = admin.list_topics(timeout=8.0).topics
     except KafkaException:
-        raise kafka.unreachable(bootstrap_servers, source.reached) from None
+        raise broker.unreachable(bootstrap_servers, source.reached) from None
     found = sorted(name for name in there if source.reads(name) and not name.startswith("__"))  # the broker's own
     if not found:
         raise RunError("MISSING_TOPIC", f"no topic's name matches {source.pattern}; create one", where=source.reached)
@@ -39,7 +40,7 @@ def describe(source: Kafka, bootstrap_servers: str, known: Topics | None = None)
 
     Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC.
     """
-    found = kafka.describe_all(bootstrap_servers, names(source, bootstrap_servers), where=source.reached)
+    found = broker.describe_all(bootstrap_servers, names(source, bootstrap_servers), where=source.reached)
     return joined(found, known) if source.several else found[0]
 
 

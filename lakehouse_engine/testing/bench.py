@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lakehouse_engine import session
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -111,7 +111,7 @@ class Bench:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                kafka.describe(self.services.bootstrap_servers, name)
+                broker.describe(self.services.bootstrap_servers, name)
                 return name
             except RunError:  # a broker answers before it knows of its own new topic
                 if time.monotonic() > deadline:

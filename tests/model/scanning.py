@@ -18,7 +18,7 @@ from lakehouse_engine import progress
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.progress import Claim, Position, Record
 from lakehouse_engine.scan import scan_floors
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.streams import _Windows
 from tests.model import steps
 from tests.model.landing import Landing, ends_of
@@ -80,10 +80,10 @@ class ScanRun:
         yield steps.STREAM
         topic = world.broker.describe()
         for held in self._held():
-            kafka.check_held(topic, held, NAME)
+            broker.check_held(topic, held, NAME)
         if self.rules.topic_watched and topic.id != self.topic.id:
             raise RunError("TOPIC_RECREATED", NAME)
-        found = json.loads(kafka.starting_offsets(topic, self._held()))[NAME]
+        found = json.loads(broker.starting_offsets(topic, self._held()))[NAME]
         self.at = {int(p): o for p, o in found.items()}
 
     def _unlocked(self, step: str) -> Steps:
@@ -92,7 +92,7 @@ class ScanRun:
             yield step
 
     def starts(self, pipeline: Pipeline) -> dict[int, int]:
-        return kafka.offsets_at("", self.topic, self.world.starts.get(pipeline.name, "earliest"))
+        return broker.offsets_at("", self.topic, self.world.starts.get(pipeline.name, "earliest"))
 
     def _held(self) -> list[dict[int, int]]:
         found = [c.positions for c in (*self.claims, *(claim for _, claim in self.rows))]
