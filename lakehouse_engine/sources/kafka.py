@@ -162,8 +162,13 @@ class Kafka(Component):
     @property
     def origin(self) -> str:
         """What people call it; of two sources the same where they read the same records."""
-        said = self.topic or ", ".join(self.topics or ()) or f"/{self.pattern}/"
-        return said if self.connection is None else f"{self.connection}:{said}"
+        return ", ".join(self.origins)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The same of each topic; of a pattern, which is one, nobody knows them here."""
+        names = (self.topic,) if self.topic is not None else self.topics or (f"/{self.pattern}/",)
+        return names if self.connection is None else tuple(f"{self.connection}:{name}" for name in names)
 
 
 def read(spark: SparkSession, source: Kafka, bootstrap_servers: str, starting: str) -> DataFrame:
