@@ -38,9 +38,15 @@ class OfTopics(OfTopic):
         places = [positions for _, positions in held] or [self.starts()]
         return kafka.read(spark, self._source, self._servers, broker.starting_offsets(self.topic, places))
 
+    def begin(self, spark: SparkSession) -> DataFrame:
+        return self._placed(super().begin(spark))
+
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         if self._source.pattern is not None:
             self._find(checkpoint / "offsets" / str(number))
+        return self._placed(frame)
+
+    def _placed(self, frame: DataFrame) -> DataFrame:
         numbers = topics.numbers(self.topic.topics).items()
         entries = ", ".join(f"{sql.string(name.removeprefix(self._source.prefix))}, {first}" for name, first in numbers)
         return frame.selectExpr("*", f"element_at(map({entries}), _topic) + _partition as {SEVERAL}")
