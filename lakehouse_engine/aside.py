@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import progress, rows
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.judged import Counts, not_before
+from lakehouse_engine.places import SEVERAL
 from lakehouse_engine.progress import Position, Record
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources.reading import Reading
@@ -26,8 +27,9 @@ class Aside:
         record = DeltaLog(self.path).record()
         self._positions: Mapping[int, Position] = {}
         self._batch_id, self._by_batch = 0, not read.placed
-        if record is not None and record["topic_id"] == read.topic.id:
-            self._batch_id, self._positions = progress.from_user_metadata(record)
+        if record is not None and (read.topic.several or record["topic_id"] == read.topic.id):
+            self._batch_id, self._positions = progress.from_user_metadata(record, read.topic.topics)
+        self._at = f"_at{SEVERAL}" if read.topic.several else "_at_partition"
 
     def wanted(self, counts: Counts, record: Record) -> bool:
         """Whether a batch has something to keep, or to take the place of what a try before has kept of it."""
@@ -43,7 +45,7 @@ class Aside:
         if held:  # a try before may have come further than this batch, and kept what lies there
             record = replace(record, after=progress.reached(self._positions, record.offsets))
         refused = judged.filter(f"_outcome = '{rows.QUARANTINED}' and _step is not null"
-                                f" and {not_before(held, '_at')}")  # fmt: skip
+                                f" and {not_before(held, self._at, '_at_offset')}")  # fmt: skip
         kept = refused.coalesce(1).selectExpr(
             f"timestamp'{record.began_at.isoformat()}' as quarantined_at", f"{record.batch_id}L as batch_id",
             "_step as step", "_reasons as reasons", "_at_topic as origin", "_at_partition as partition",

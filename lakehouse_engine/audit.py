@@ -24,7 +24,7 @@ from lakehouse_engine.progress import COUNTERS
 from lakehouse_engine.retention import GONE_BEFORE
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sources.kafka import records_between
+from lakehouse_engine.sources.broker import records_between
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,24 @@ class Batch:
     ranges: Ranges
     counters: Mapping[str, int]
     kept: Mapping[str, int] = field(default_factory=dict)
+    #: of several topics: id, name and partition of what ``ranges`` has numbers for
+    several: Mapping[int, tuple[str, str, int]] = field(default_factory=dict)
+
+    def at(self, place: int) -> tuple[str, str, int]:
+        """Id and name of the topic, and the partition."""
+        return self.several.get(place, (self.topic_id, self.topic, place))
+
+    def said(self, place: int) -> str:
+        _, topic, partition = self.at(place)
+        return f"partition {partition} of {topic}" if self.several else f"partition {partition}"
+
+    def rows(self, held: Held) -> int | None:
+        """How many records the topics hold in the ranges."""
+        by_topic: dict[str, dict[int, tuple[int, int]]] = {}
+        for place, at in self.ranges.items():
+            by_topic.setdefault(self.at(place)[1], {})[self.at(place)[2]] = at
+        found = [held(topic, ranges) for topic, ranges in by_topic.items()]
+        return None if None in found else sum(number for number in found if number is not None)
 
     @property
     def of_table(self) -> bool:
@@ -110,16 +128,17 @@ def judge(pipeline: str, store: str, epoch: int, batches: Sequence[Batch], ends:
     last: dict[tuple[str, int], int] = {}
     empty = 0
     for batch in batches:
-        for partition, (since, until) in batch.ranges.items():
-            before = last.get((batch.topic_id, partition), since)
+        for place, (since, until) in batch.ranges.items():
+            topic_id, _, partition = batch.at(place)
+            before = last.get((topic_id, partition), since)
             if before != since:
                 what = "reads again from" if since < before else "leaves out what came before"
-                wrong.append(f"batch {batch.number} {what} offset {since:,} of partition {partition}; the one before"
+                wrong.append(f"batch {batch.number} {what} offset {since:,} of {batch.said(place)}; the one before"
                              f" ended at {before:,}")  # fmt: skip
-            last[batch.topic_id, partition] = until
+            last[topic_id, partition] = until
         missing = batch.read - batch.accounted
         if missing:
-            rows = held(batch.topic, batch.ranges)
+            rows = batch.rows(held)
             if rows is None and missing > 0:
                 wrong.append(f"batch {batch.number} read {batch.read:,} offsets and accounts for {batch.accounted:,};"
                              " the topic does not hold them any more, so nobody can say what they were")  # fmt: skip
@@ -162,7 +181,7 @@ def _postgres(cursor: Any, held: Asked) -> Iterator[Audited]:
     for pipeline, epoch, number, topic_id, topic, ranges, *counts, late in cursor.fetchall():
         counters = dict(zip(COUNTERS, counts, strict=True))
         kept = {} if late is None else {"late": late}
-        batch = Batch(number, topic_id, topic, _ranges(ranges), counters, kept)
+        batch = _batch(number, topic_id, topic, ranges, counters, kept)
         grouped.setdefault((pipeline, epoch), []).append(batch)
     made_by = definitions.held(cursor, [pipeline for pipeline, _ in grouped])
     for (pipeline, epoch), batches in grouped.items():
@@ -200,8 +219,7 @@ def _delta(storage: Path, held: Asked) -> Iterator[Audited]:
         for _, record in _records(table):
             number = record["batch_id"]
             kept = {"quarantined": aside.get(number, 0)} if number >= min(aside, default=1 << 62) else {}
-            batch = Batch(number, record["topic_id"], record["topic"], _ranges(record["positions"]),
-                          record["counters"], kept)  # fmt: skip
+            batch = _batch(number, record["topic_id"], record["topic"], record["positions"], record["counters"], kept)
             grouped.setdefault((record["pipeline"], record["epoch"]), []).append(batch)
         for (pipeline, epoch), batches in grouped.items():
             yield judge(pipeline, "delta", epoch, batches, {}, held(definitions.of_log(DeltaLog(table), pipeline)))
@@ -234,8 +252,18 @@ def _kept(table: Path) -> dict[int, int]:
     return found
 
 
-def _ranges(stored: Mapping[str, Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
-    return {int(partition): (one["from"], one["to"]) for partition, one in stored.items()}
+def _batch(number: int, topic_id: str, topic: str, stored: Mapping[str, Mapping[str, Any]],
+           counters: Mapping[str, int], kept: Mapping[str, int]) -> Batch:  # fmt: skip
+    """``stored``: ranges as a commit has them, by partition, of several topics by topic and partition."""
+    if not any("/" in key for key in stored):
+        found = {int(key): (at["from"], at["to"]) for key, at in stored.items()}
+        return Batch(number, topic_id, topic, found, counters, kept)
+    ranges, several = {}, {}
+    for place, (key, at) in enumerate(sorted(stored.items())):
+        name, _, partition = key.rpartition("/")
+        ranges[place] = (at["from"], at["to"])
+        several[place] = (at.get("topic_id", topic_id), name or topic, int(partition))
+    return Batch(number, topic_id, topic, ranges, counters, kept, several)
 
 
 def text(found: Sequence[Audited]) -> str:

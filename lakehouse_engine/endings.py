@@ -27,6 +27,7 @@ from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks import upsert as postgres_upsert
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import DELETES, Upsert
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.stages import Query
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Ending(Protocol):
 
     def claim(self, checkpoint: str, kinds: Mapping[str, str]) -> None: ...
 
-    def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
+    def positions(self, topic: TopicState, starts: Mapping[int, int]) -> Mapping[int, Position]:
         """How far the topic has been read; partitions that were not begin at ``starts``."""
         ...
 
@@ -142,10 +143,10 @@ class IntoPostgres:
                            " where pipeline = %s and epoch = %s", (query.name, self.epoch))  # fmt: skip
             (self.batch_id,) = _one(cursor)
 
-    def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
+    def positions(self, topic: TopicState, starts: Mapping[int, int]) -> Mapping[int, Position]:
         with self._connection, self._connection.cursor() as cursor:
-            claim = progress.claim(cursor, self._query.name, topic_id, topic, starts, self._writer,
-                                   on_state=True)  # fmt: skip
+            claim = progress.claim(cursor, self._query.name, topic.id, topic.name, starts, self._writer,
+                                   on_state=True, several=topic.several, firsts=topic.firsts)  # fmt: skip
         return claim.positions
 
     def write(self, batch: Batch) -> Mapping[str, Any]:
@@ -252,11 +253,11 @@ class IntoDelta:
         self._checkpoint = checkpoint
         self._definition = definitions.of(self._query.spec, [name for name in kinds if name != DELETES]).as_json()
 
-    def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
-        found = {partition: Position(offset) for partition, offset in starts.items()}
-        if self._record is None or self._record["topic_id"] != topic_id:
-            return found  # of the other inputs the commits do not tell: Spark's checkpoint does
-        return progress.going_on(progress.from_user_metadata(self._record)[1], found)
+    def positions(self, topic: TopicState, starts: Mapping[int, int]) -> Mapping[int, Position]:
+        if self._record is None or self._record["topic_id"] != topic.id:
+            # of the other inputs the commits do not tell: Spark's checkpoint does
+            return {partition: Position(offset) for partition, offset in starts.items()}
+        return progress.going_on(progress.from_user_metadata(self._record, topic.topics)[1], starts, topic.firsts)
 
     def write(self, batch: Batch) -> Mapping[str, Any]:
         state = {} if batch.state is None else {"state_rows": batch.state[0], "state_bytes": batch.state[1]}
@@ -326,7 +327,7 @@ class Shown:
     def claim(self, checkpoint: str, kinds: Mapping[str, str]) -> None:
         pass
 
-    def positions(self, topic_id: str, topic: str, starts: Mapping[int, int]) -> Mapping[int, Position]:
+    def positions(self, topic: TopicState, starts: Mapping[int, int]) -> Mapping[int, Position]:
         return {partition: Position(offset) for partition, offset in starts.items()}
 
     def write(self, batch: Batch) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from lakehouse_engine.component import format_duration
 from lakehouse_engine.plan import Plan
 from lakehouse_engine.rows import QUARANTINED
 from lakehouse_engine.sources import Delta as DeltaSource
+from lakehouse_engine.sources import Kafka, Source
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Cast, Check, Lookup, Parse
 
@@ -57,7 +58,8 @@ def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str,
         for sink in spec.sinks[1:]:
             further = node(_KINDS.get(sink.key, sink.key), sink.target(spec.name), spec.name)
             if spec.is_stream:  # which gives each sink its rows itself
-                edge(node(*next(_reads(spec))[:2]), further, "stream")
+                for title in _titles(spec.source):
+                    edge(node(next(_reads(spec))[0], title), further, "stream")
             else:
                 edge(result, further, "copy")
         for suffix in kept.get(spec.name, ()):
@@ -77,13 +79,19 @@ def graph(specs: Sequence[PipelineSpec], aside: Plan | None = None) -> dict[str,
 def _reads(spec: PipelineSpec) -> Iterator[tuple[str, str, str]]:
     """What a pipeline reads: kind and title of a node, and how; its source first."""
     how = "stream" if spec.is_stream else "job"
-    yield _KINDS.get(spec.source.key, spec.source.key), spec.source.origin, how
+    for title in _titles(spec.source):
+        yield _KINDS.get(spec.source.key, spec.source.key), title, how
     for one in spec.inputs.values():
         if not isinstance(one.source, DeltaSource):
-            yield _KINDS.get(one.source.key, one.source.key), one.source.origin, "input"
+            for title in _titles(one.source):
+                yield _KINDS.get(one.source.key, one.source.key), title, "input"
     for table in spec.reads:
         if table != getattr(spec.source, "table", None):
             yield "delta", table, "check" if table in spec.related else "input"
+
+
+def _titles(source: Source) -> Sequence[str]:
+    return source.origins if isinstance(source, Kafka) else (source.origin,)
 
 
 def _kept_aside(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -63,7 +63,7 @@ class Inserts(RowWise):
     def _put(self, judged: DataFrame, counts: Counts, record: Record) -> Record:
         record = replace(record, behind=self._ends.behind(record.offsets))
         columns = [name for name in self._judge.columns if name != "_later"]
-        beside = ["_at_partition", "_at_offset"] if self._upsert else []
+        beside = [self._judge.key, "_at_offset"] if self._upsert else []
         if "_later" in self._judge.columns:  # of those of a key and an order the last is the newest
             beside = ["cast(_later.col2 as int) as _at_partition", "_later._version as _at_offset"]
         good = judged.filter(f"_outcome = '{rows.COUNTED}'").selectExpr(*map(sql.name, columns), *beside)
@@ -77,6 +77,7 @@ class Inserts(RowWise):
                         postgres_sink.copy(cursor, postgres_sink.identifier(self._member.table), columns, values)
                 if counts.refused:
                     self._keep_aside(cursor, judged, record)
+                self._read.still()
                 progress.commit(cursor, [record], self._writer)
         except psycopg2.DataError as error:  # a row that its column cannot hold comes again, and again
             raise RunError("ROW_REFUSED", str(error).strip().splitlines()[0], where=self.name) from error
@@ -105,7 +106,8 @@ def claimed(cursor: Any, member: Member, read: Reading, writer: str) -> progress
     where = member.spec.where("source")
     if not read.placed and progress.read_another(cursor, member.name, topic.id, topic.name):
         raise recreated(topic.name, member.name, where)
-    claim = progress.claim(cursor, member.name, topic.id, topic.name, read.starts(), writer)
+    claim = progress.claim(cursor, member.name, topic.id, topic.name, read.starts(), writer,
+                           several=topic.several, firsts=topic.firsts)  # fmt: skip
     if not read.placed:
         commit = progress.last_commit(cursor, member.name, claim.epoch, topic.id)
         at = {"0": {"to": claim.positions[0].next_offset, "commit": commit}}

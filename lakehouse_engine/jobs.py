@@ -41,6 +41,7 @@ from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.delta_scd2 import Scd2
 from lakehouse_engine.sinks.delta_upsert import DELETES, Upsert
+from lakehouse_engine.sources import Kafka as Topics
 from lakehouse_engine.sources import delta as changes
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.transforms import Aggregate, Dedupe, Join, Sql, Union, Window
@@ -368,9 +369,11 @@ class _Run:
             unit = current.columns.get("_version", "null")
         at = {n: current.columns.get(n, "null") for n in plans.LANDING_COLUMNS}
         record = {name: current.columns.get(name, "null") for name in ("_key", "_value")}
+        several = isinstance(self._spec.source, Topics) and self._spec.source.several and not segment.input
+        origin = at["_topic"] if several else sql.string(segment.origin)
         return judged.filter(f"_outcome = '{rows.QUARANTINED}'").selectExpr(
             f"timestamp'{self._started.isoformat()}' as quarantined_at", "0L as batch_id", f"{step} as step",
-            f"{reasons} as reasons", f"{sql.string(segment.origin)} as origin",
+            f"{reasons} as reasons", f"{origin} as origin",
             f"cast({at['_partition']} as int) as partition", f"cast({at['_offset']} as bigint) as offset",
             f"cast({record['_key']} as binary) as key", f"cast({record['_value']} as binary) as value",
             f"{rows.first_row(current.verdicts)} as row", f"cast({unit} as string) as unit")  # fmt: skip

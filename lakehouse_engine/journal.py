@@ -64,9 +64,8 @@ class Run:
     sink: str = "delta"
     batch_id: int | None = None
     watermark: int | None = None
-    #: next offsets by partition, of ``topic``
-    positions: Mapping[int, int] = field(default_factory=dict)
-    topic: str | None = None
+    #: next offsets by topic and partition
+    positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
     #: microseconds between two micro-batches
     trigger: int | None = None
     step: Step | None = None
@@ -90,7 +89,7 @@ def seen(record: Record, trigger: int, sink: str, **more: Any) -> Run:
     """What a member of a scan did in one micro-batch."""
     return Run(record.pipeline, "batch", "committed", record.started_at, counters=record.counters, sink=sink,
                rows=record.counters.get(COUNTED, 0), behind=record.behind, batch_id=record.batch_id,
-               watermark=record.watermark, positions=record.offsets, topic=record.topic, trigger=trigger,
+               watermark=record.watermark, positions=record.by_partition(), trigger=trigger,
                **more)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lakehouse_engine import rows, sql
 from lakehouse_engine.checks import Freshness
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.places import SEVERAL
 from lakehouse_engine.plan import Member
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Judge:
         at = "_timestamp" if member.spec.raw and not made else "cast(null as timestamp)"
         place = ["_topic as _at_topic", f"{partition} as _at_partition", f"{offset} as _at_offset",
                  f"{at} as _at_timestamp"]  # fmt: skip
+        #: what has a position of its own, as a row is found in the batch and as it is judged
+        self._source_key, self.key = "_partition", "_at_partition"
+        if member.several and not made:
+            self._source_key, self.key = SEVERAL, f"_at{SEVERAL}"
+            place.append(f"{SEVERAL} as {self.key}")
         aside = not (member.spec.raw or made) and any(verdict.outcome == rows.QUARANTINED for verdict in kept)
         row = rows.first_row(kept) if aside else "cast(null as string)"
         self._chosen = ", ".join([*chosen, *place, "_key", "_value", f"{row} as _as_row", *self._record])
@@ -48,9 +54,9 @@ class Judge:
         """The batch's rows that are not held yet.
 
         ``columns``, ``_outcome string``, ``_step string`` and ``_reasons array<string>`` of what the pipeline keeps
-        aside itself, the record's ``_at_topic string``, ``_at_partition int``, ``_at_offset bigint``,
-        ``_at_timestamp timestamp``, ``_key`` and ``_value binary``; of a table's row, ``_as_row string`` (JSON) is what
-        was refused.
+        aside itself, the record's ``_at_topic string``, ``_at_partition int``, ``_at_offset bigint``, of several topics
+        ``_at_place int``, ``_at_timestamp timestamp``, ``_key`` and ``_value binary``; of a table's row, ``_as_row
+        string`` (JSON) is what was refused.
         """
         if self._record:
             from pyspark.sql import functions as F
@@ -58,13 +64,14 @@ class Judge:
             frame = frame.withColumn("_record", F.monotonically_increasing_id())
         frame.createOrReplaceTempView(view)
         inner = rows.layered(view, self._member.rows.layers)
-        return frame.sparkSession.sql(f"select {self._chosen} from ({inner}) where {not_before(held)}")
+        new = not_before(held, self._source_key)
+        return frame.sparkSession.sql(f"select {self._chosen} from ({inner}) where {new}")
 
     def count(self, judged: DataFrame, *, placed: bool = True) -> Counts:
         """``placed``: a row has a record that it comes of; else each row counts for itself."""
         expanded = placed and self._member.rows.expanded
-        record = ["_at_partition", "_at_offset", *self._record] if expanded else []
-        return _count(judged, len(self._tallies), len(self._fresh), record)
+        record = [self.key, "_at_offset", *self._record] if expanded else []
+        return _count(judged, self.key, len(self._tallies), len(self._fresh), record)
 
     def warnings(self, counts: Counts, started_at: int) -> dict[str, int]:
         """Rows that fail, by the warning's name. Raises ``RunError`` CHECK_FAILED."""
@@ -77,13 +84,13 @@ class Judge:
         return warnings
 
 
-def not_before(held: Mapping[int, int], prefix: str = "") -> str:
-    """SQL: the record is not below the position of its partition."""
+def not_before(held: Mapping[int, int], key: str, offset: str = "_offset") -> str:
+    """SQL: the record is not below its position; ``key``: the column of what that is of."""
     if not held:
         return "true"
     # a map, as in scan.py: the generated code stays the same from batch to batch
-    entries = ", ".join(f"{partition}, {offset}L" for partition, offset in sorted(held.items()))
-    return f"{prefix}_offset >= coalesce(try_element_at(map({entries}), {prefix}_partition), 0L)"
+    entries = ", ".join(f"{place}, {position}L" for place, position in sorted(held.items()))
+    return f"{offset} >= coalesce(try_element_at(map({entries}), {key}), 0L)"
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Counts:
 _BEST = (rows.COUNTED, rows.QUARANTINED, rows.FILTERED)
 
 
-def _count(parsed: DataFrame, tallies: int, fresh: int, record: Sequence[str]) -> Counts:
+def _count(parsed: DataFrame, key: str, tallies: int, fresh: int, record: Sequence[str]) -> Counts:
     """``record``: what rows of one record have in common, where there may be several."""
     from pyspark.sql import functions as F
 
@@ -116,7 +123,7 @@ def _count(parsed: DataFrame, tallies: int, fresh: int, record: Sequence[str]) -
         outcome = F.element_at(F.array(*map(F.lit, _BEST)), F.col("best").cast("int"))
         wanted = [F.sum(name).alias(name) for name in ("rows", "refused", *(f"w{i}" for i in range(tallies)))]
         wanted += [F.max(f"t{i}").alias(f"t{i}") for i in range(fresh)]
-    grouped = parsed.groupBy("_at_partition", outcome.alias("_outcome")).agg(
+    grouped = parsed.groupBy(key, outcome.alias("_outcome")).agg(
         F.count("*").alias("n"), F.max("_at_offset").alias("last"), *wanted
     )
     ends: dict[int, int] = {}
@@ -124,8 +131,8 @@ def _count(parsed: DataFrame, tallies: int, fresh: int, record: Sequence[str]) -
     tallied, seen, refused = [0] * tallies, 0, 0
     newest: list[int | None] = [None] * fresh
     for row in grouped.collect():
-        if row["_at_partition"] is not None and row["last"] is not None:
-            ends[row["_at_partition"]] = max(row["last"] + 1, ends.get(row["_at_partition"], 0))
+        if row[key] is not None and row["last"] is not None:
+            ends[row[key]] = max(row["last"] + 1, ends.get(row[key], 0))
         outcomes[row["_outcome"]] = outcomes.get(row["_outcome"], 0) + row["n"]
         tallied = [total + row[f"w{i}"] for i, total in enumerate(tallied)]
         newest = [_later(time, row[f"t{i}"]) for i, time in enumerate(newest)]

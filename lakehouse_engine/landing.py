@@ -73,6 +73,7 @@ class Landing(RowWise):
 
     def _put(self, judged: DataFrame, counts: Counts, record: Record) -> Record:
         record = replace(record, deletes=self._deletes)
+        self._read.still()
         if self._member.keeps and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         self._store(judged.filter(f"_outcome = '{rows.COUNTED}'"), record, few=counts.rows < ONE_FILE_ROWS)
@@ -105,7 +106,7 @@ class Landing(RowWise):
         if sink.mode == "scd2":
             Scd2(*layout).write(good.select(*columns).drop("_later"), self._metadata(record), at)
             return
-        ties = ["_at_offset", "_at_partition"]
+        ties = ["_at_offset", self._judge.key]
         found = good.select(*columns, *ties)
         if self._member.spec.reads_changes:  # of those of a key and an order the last is the newest
             found, ties = good.select(*columns), ["_later"]

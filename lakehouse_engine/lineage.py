@@ -55,9 +55,14 @@ class Places:
     dsn: str | None
     storage: Path
 
-    def kafka(self, part: Kafka | Messages) -> tuple[str, str]:
-        """Namespace and name; of several brokers the first stands for the cluster."""
-        return f"kafka://{self.clusters.get(part.connection, '').split(',')[0].strip()}", part.topic
+    def kafka(self, part: Kafka | Messages) -> list[tuple[str, str]]:
+        """Namespace and name of each topic; of several brokers the first stands for the cluster.
+
+        Of a pattern it is the pattern: which topics match is known to who reads them.
+        """
+        at = f"kafka://{self.clusters.get(part.connection, '').split(',')[0].strip()}"
+        names = (part.topic,) if isinstance(part, Messages) or part.topic else part.topics or (part.pattern,)
+        return [(at, name) for name in names if name is not None]
 
     def delta(self, table: str) -> tuple[str, str]:
         return "file", str(delta_sink.table_path(self.storage, table))
@@ -172,7 +177,8 @@ class Lineage:
                 parse = next((t for t in part.transforms if isinstance(t, Parse)), None)
                 contract = part.contracts.get(parse.contract) if parse is not None else None
                 fields = contract.columns if contract is not None else {}
-                found.append(InputDataset(*self._places.kafka(part.source), facets=self._schema(fields)))
+                places = self._places.kafka(part.source)
+                found += [InputDataset(*place, facets=self._schema(fields)) for place in places]
         return found + [InputDataset(*self._places.delta(table), facets=self._delta_facets(table))
                         for table in spec.reads]  # fmt: skip
 
@@ -202,7 +208,7 @@ class Lineage:
     def _place(self, spec: PipelineSpec, sink: Sink) -> tuple[str, str] | None:
         """Where a sink writes; None for the console."""
         if isinstance(sink, Messages):
-            return self._places.kafka(sink)
+            return self._places.kafka(sink)[0]
         if isinstance(sink, Files):
             return "file", str(Path(sink.path).resolve())
         return self._places.postgres(sink.target(spec.name)) if isinstance(sink, Postgres) else None

@@ -122,8 +122,8 @@ class Metrics:
                               (HELD_BYTES, held_bytes)):  # fmt: skip
             if value is not None:
                 of[metric].labels(name).set(value)
-        for partition, offset in run.positions.items():
-            of[POSITION].labels(name, run.topic or "", partition).set(offset)
+        for (topic, partition), offset in run.positions.items():
+            of[POSITION].labels(name, topic, partition).set(offset)
 
     def serve(self, host: str, port: int) -> tuple[Any, int]:
         """Shows the metrics at ``http://host:port/metrics`` from a thread; the server and its port.
@@ -161,7 +161,7 @@ _LAST_RUNS = """select l.pipeline, l.kind, l.outcome = 'failed', extract(epoch f
 #: of the topic as it is: a recreated one has another id
 _POSITIONS = """select p.pipeline, p.topic, p.partition, p.next_offset from lakehouse.positions p join lateral
   (select topic_id from lakehouse.batches b where b.pipeline = p.pipeline order by epoch desc, batch_id desc limit 1) b
-  on b.topic_id = p.topic_id"""
+  on p.topic_id = any(string_to_array(b.topic_id, ' '))"""
 _STATES = """select schemaname || '.' || left(tablename, -7), pg_total_relation_size(format('%I.%I', schemaname,
   tablename)::regclass) from pg_tables where tablename like '%\\_\\_state'"""
 

@@ -97,7 +97,8 @@ _LAST = ("left join lateral (select * from (select epoch, topic_id, started_at, 
          " order by ended_at desc limit 1) d order by committed_at desc limit 1) b on true")  # fmt: skip
 #: how far its slowest partition has come, in event time; one that gives nothing does not count while others do
 _REACHED = ("left join lateral (select coalesce(min(max_event_time) filter (where not idle), max(max_event_time)) as at"
-            " from lakehouse.positions p where (p.pipeline, p.epoch, p.topic_id) = (s.pipeline, b.epoch, b.topic_id)"
+            " from lakehouse.positions p where (p.pipeline, p.epoch) = (s.pipeline, b.epoch)"
+            " and p.topic_id = any(string_to_array(b.topic_id, ' '))"
             ") reached on true")  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import foreign
-from lakehouse_engine.sources import Files, Jdbc, Kafka, files, kafka
+from lakehouse_engine.sources import Files, Jdbc, Kafka, files
+from lakehouse_engine.sources.ranges import Range, bounded
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
@@ -32,8 +33,8 @@ def state(spec: PipelineSpec, environment: Environment | None, before: Mapping[s
         return {"read_at": datetime.now(timezone.utc).isoformat()}
     assert isinstance(source, Kafka)
     assert environment is not None
-    read = kafka.Range.of(before) if before and "topic_id" in before else None
-    return kafka.bounded(source, environment.kafka(source.connection), read, spec.where("source")).told()
+    read = Range.of(before, source) if before and "topic_id" in before else None
+    return bounded(source, environment.kafka(source.connection), read, spec.where("source")).told()
 
 
 def same_source(before: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def rows(spark: SparkSession, spec: PipelineSpec, told: Mapping[str, Any], envir
         return foreign.read(spark, environment.jdbc(source.connection), source.table, spec.contracts[source.contract],
                             spec.where("source"))  # fmt: skip
     assert isinstance(source, Kafka)
-    return kafka.Range.of(told).read(spark, source.topic, environment.kafka(source.connection))
+    return Range.of(told, source).read(spark, source, environment.kafka(source.connection))
 
 
 def changed(spec: PipelineSpec) -> str:

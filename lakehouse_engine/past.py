@@ -18,12 +18,14 @@ from lakehouse_engine import rows, sql
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import RunError
+from lakehouse_engine.places import Part, Topics, one
 from lakehouse_engine.plan import Member, after_landing
 from lakehouse_engine.progress import epoch_of, from_user_metadata, to_micros
 from lakehouse_engine.rows import Rows
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Kafka, kafka
+from lakehouse_engine.sources import Kafka, broker, kafka
+from lakehouse_engine.sources.topics import joined
 from lakehouse_engine.sources.versions import OfTable, recreated
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.transforms import Derive, Parse
@@ -38,20 +40,28 @@ DAY = 86_400_000_000
 
 @dataclass(frozen=True)
 class Read:
-    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included)."""
+    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included).
+
+    ``several``: where it is more than one topic, by whose places ``next`` is then.
+    """
 
     pipeline: str
     topic: str
     topic_id: str
     next: Mapping[int, int]
     epoch: int = 1
+    several: Topics | None = None
+
+    @property
+    def topics(self) -> Topics:
+        return self.several or one(self.topic_id, self.topic)
 
 
 @dataclass(frozen=True)
 class Past:
     """``frame`` has the columns that ``rows`` reads, and no row that the stream has not read.
 
-    ``firsts``: the least offset of each partition that the source can hold.
+    ``firsts``: the least offset of each partition, or place, that the source can hold.
     """
 
     name: str
@@ -109,27 +119,31 @@ def reading(spark: SparkSession, member: Member, read: Read, lander: PipelineSpe
 
 def missing(cursor: Any, past: Past, read: Read, first: int) -> str | None:
     """What the source does not hold of the rows with event times from ``first`` (microseconds) on; None: nothing."""
-    for partition, offset in sorted(past.firsts.items()):
-        cursor.execute(_REACHED, {"p": str(partition), "offset": offset, "name": read.pipeline, "epoch": read.epoch,
-                                  "topic": read.topic_id})  # fmt: skip
+    topics = read.topics
+    for place, offset in sorted(past.firsts.items()):
+        part, partition = topics.at(place)
+        cursor.execute(_REACHED, {"p": str(partition), "key": f"{part.name}/{partition}", "offset": offset,
+                                  "name": read.pipeline, "epoch": read.epoch, "topic": part.id})  # fmt: skip
         start, passed, at_pass, ever = cursor.fetchone()
         greatest = at_pass if passed else ever
         if start is None or offset <= start or greatest is None or (to_micros(greatest) or 0) < first:
             continue
-        return (f"{past.name} begins at offset {offset} of partition {partition}, and {read.pipeline} has read from"
+        of = f" of {part.name}" if topics.several else ""
+        return (f"{past.name} begins at offset {offset} of partition {partition}{of}, and {read.pipeline} has read from"
                 f" {start} on: what is missing has event times up to {greatest:%Y-%m-%dT%H:%M:%SZ}")  # fmt: skip
     return None
 
 
-#: of one partition: where the stream began, how many batches ended at or after an offset, the greatest event time seen
-#: by the first of them, and by any
+#: of one partition, also where the topic was one of several in some batches: where the stream began, how many batches
+#: ended at or after an offset, the greatest event time seen by the first of them, and by any
 _REACHED = """
 select min((at ->> 'from')::bigint), count(*) filter (where (at ->> 'to')::bigint >= %(offset)s),
   (array_agg((at ->> 'max_event_time')::timestamptz order by batch_id)
     filter (where (at ->> 'to')::bigint >= %(offset)s))[1],
   max((at ->> 'max_event_time')::timestamptz)
-from (select batch_id, ranges -> %(p)s as at from lakehouse.batches
-  where pipeline = %(name)s and epoch = %(epoch)s and topic_id = %(topic)s) b where at is not null"""
+from (select batch_id, case when topic_id = %(topic)s and ranges ? %(p)s then ranges -> %(p)s
+    when ranges -> %(key)s ->> 'topic_id' = %(topic)s then ranges -> %(key)s end as at from lakehouse.batches
+  where pipeline = %(name)s and epoch = %(epoch)s) b where at is not null"""
 
 
 def _history(spark: SparkSession, member: Member, read: Read, lander: PipelineSpec, storage: Path) -> Past:
@@ -141,6 +155,8 @@ def _history(spark: SparkSession, member: Member, read: Read, lander: PipelineSp
     problem = _loses(member.spec, lander)
     if problem is not None:
         raise RunError("BAD_HISTORY", problem)
+    if member.several:
+        raise RunError("BAD_HISTORY", f"{lander.name} may have landed several topics of one name; these are read anew")
     began = next((found for v in log.versions() if (found := log.record_of(v)) is not None), record)
     if {began.get("topic_id"), record.get("topic_id")} != {read.topic_id}:
         raise RunError("BAD_HISTORY", f"{lander.name} has read another topic {read.topic}: it was made anew")
@@ -180,14 +196,17 @@ def _landed_from(log: DeltaLog) -> dict[int, int] | None:
 def _topic(spark: SparkSession, member: Member, read: Read, to: Connections) -> Past:
     """Raises ``RunError`` KAFKA_UNREACHABLE, MISSING_TOPIC, TOPIC_RECREATED."""
     assert isinstance(member.spec.source, Kafka)
-    bootstrap_servers = to.kafka(member.spec.source.connection)
-    topic = kafka.describe(bootstrap_servers, read.topic, where=member.spec.source.reached)
-    if topic.id != read.topic_id:
-        raise RunError("TOPIC_RECREATED", f"the topic {read.topic} is another one than {read.pipeline} has read")
-    starts = {partition: first for partition, (first, _) in topic.offsets.items()}
-    ends = {partition: max(read.next.get(partition, 0), first) for partition, first in starts.items()}
-    frame = kafka.read_range(spark, read.topic, bootstrap_servers, starts, ends)
-    return Past(f"the topic {read.topic}", frame, member.rows, starts)
+    source = member.spec.source
+    bootstrap_servers = to.kafka(source.connection)
+    found = broker.describe_all(bootstrap_servers, [part.name for part in read.topics.parts], where=source.reached)
+    for topic, part in zip(found, read.topics.parts, strict=True):
+        if topic.id != part.id:
+            raise RunError("TOPIC_RECREATED", f"the topic {part.name} is another one than {read.pipeline} has read")
+    topic = joined(found, read.topics) if read.several else found[0]
+    starts = topic.firsts
+    ends = {place: max(read.next.get(place, 0), first) for place, first in starts.items()}
+    frame = kafka.read_range(spark, topic.topics, bootstrap_servers, starts, ends, source.prefix)
+    return Past(f"the topic{'s' * (len(found) > 1)} {read.topic}", frame, member.rows, starts)
 
 
 def _table(spark: SparkSession, member: Member, source: DeltaSource, read: Read, storage: Path) -> Past:
@@ -208,8 +227,11 @@ def _table(spark: SparkSession, member: Member, source: DeltaSource, read: Read,
     return Past(f"version {version} of {source.table}", frame, member.rows, {})
 
 
-def stream_rows(cursor: Any, pipeline: str, topic: str) -> Read:
-    """What the pipeline has read, by its ledger. Raises ``RunError`` NOT_STARTED, TOPIC_RECREATED."""
+def stream_rows(cursor: Any, pipeline: str, topic: str | None) -> Read:
+    """What the pipeline has read, by its ledger; ``topic``: None where it reads several.
+
+    Raises ``RunError`` NOT_STARTED, TOPIC_RECREATED.
+    """
     epoch = epoch_of(cursor, pipeline)
     cursor.execute("select topic_id, topic, partition, next_offset from lakehouse.positions where pipeline = %s"
                    " and epoch = %s", (pipeline, epoch))  # fmt: skip
@@ -217,7 +239,13 @@ def stream_rows(cursor: Any, pipeline: str, topic: str) -> Read:
     if not found:
         raise RunError("NOT_STARTED", f"{pipeline} has not run yet: it has closed no window; run it first",
                        where=pipeline)  # fmt: skip
-    if len({row[0] for row in found}) > 1 or found[0][1] != topic:
+    parts = sorted({Part(topic_id, name) for topic_id, name, _, _ in found}, key=lambda part: (part.name, part.id))
+    if topic is None and len({part.name for part in parts}) == len(parts):
+        several = Topics(tuple(parts), several=True)
+        places = ((several.place(topic_id, partition), offset) for topic_id, _, partition, offset in found)
+        read = {place: offset for place, offset in places if place is not None}
+        return Read(pipeline, several.name, several.id, read, epoch, several)
+    if len(parts) > 1 or parts[0].name != topic:
         names = ", ".join(sorted({f"{row[1]} ({row[0]})" for row in found}))
         raise RunError("TOPIC_RECREATED", f"{pipeline} has read more than this topic: {names}; offsets of one say"
                        " nothing of another, so its rows cannot be told apart", where=pipeline)  # fmt: skip

@@ -90,9 +90,14 @@ class Member:
             return "_partition", "_offset"
         return versions.place(self.spec.tables_have[self.spec.follows])
 
+    @property
+    def several(self) -> bool:
+        """Whether its rows come of several topics."""
+        return isinstance(self.spec.source, Kafka) and self.spec.source.several
+
     def window_member(self) -> WindowMember:
         assert self.window is not None
-        return WindowMember(self.name, self.rows, self.window, self.keeps, self.place,
+        return WindowMember(self.name, self.rows, self.window, self.keeps, self.place, self.several,
                             raw=self.spec.raw)  # fmt: skip
 
 

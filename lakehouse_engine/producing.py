@@ -9,7 +9,7 @@ from lakehouse_engine import sql
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.sinks import Kafka
 from lakehouse_engine.sinks.kafka import HEADER, KEY, VALUE
-from lakehouse_engine.sources import kafka as topics
+from lakehouse_engine.sources import broker
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
@@ -33,7 +33,7 @@ class Topic:
     def __init__(self, bootstrap_servers: str, name: str, where: str) -> None:
         self.name, self._servers, self._where = name, bootstrap_servers, where
         try:
-            topics.describe(bootstrap_servers, name)
+            broker.describe(bootstrap_servers, name)
         except RunError as error:
             if error.code != "MISSING_TOPIC":
                 raise

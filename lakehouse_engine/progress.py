@@ -22,7 +22,9 @@ from typing import Any
 
 from psycopg2.extras import execute_values
 
+from lakehouse_engine import places
 from lakehouse_engine.errors import FencedError, RunError
+from lakehouse_engine.places import BITS, Topics
 
 #: a partition that has given no row for so long does not hold the watermark back (microseconds)
 IDLE_AFTER = 30_000_000
@@ -76,9 +78,14 @@ def offsets(positions: Mapping[int, Position]) -> dict[int, int]:
     return {partition: position.next_offset for partition, position in positions.items()}
 
 
-def going_on(positions: Mapping[int, Position], partitions: Iterable[int]) -> dict[int, Position]:
-    """Where a pipeline goes on: partitions that are new to it begin at 0, whatever its ``start`` says."""
-    return {**{partition: Position(0) for partition in partitions}, **positions}
+def going_on(positions: Mapping[int, Position], starts: Mapping[int, int],
+             firsts: Mapping[int, int] | None = None) -> dict[int, Position]:  # fmt: skip
+    """Where a pipeline goes on, which begins at ``starts``; partitions that are new to it, of a topic that it has read,
+    begin at 0, whatever its ``start`` says, and of several topics a new one at ``firsts``, its first records."""
+    known = {place >> BITS for place in positions}
+    begins = {place: (0 if place >> BITS in known else (firsts or starts).get(place, 0)) if known else start
+              for place, start in starts.items()}  # fmt: skip
+    return {**{place: Position(offset) for place, offset in begins.items()}, **positions}
 
 
 def next_watermark(positions: Iterable[Position], delay: int, previous: int | None) -> int | None:
@@ -114,6 +121,14 @@ class Record:
     deletes: Mapping[str, Any] = field(default_factory=dict)
     #: of a table: what tells the version before the position from another one of its number
     commit: str | None = None
+    #: where ``topic`` is several; ``topic_id`` are their ids then
+    several: Topics | None = None
+    #: in Delta: where topics stand that are not read any more
+    left: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def topics(self) -> Topics:
+        return self.several or places.one(self.topic_id, self.topic)
 
     @property
     def began_at(self) -> datetime:
@@ -124,15 +139,21 @@ class Record:
         """The next offset of each partition after it."""
         return offsets(self.after)
 
+    def by_partition(self) -> dict[tuple[str, int], int]:
+        """The next offset of each topic's name and partition after it."""
+        at = {place: self.topics.at(place) for place in self.after}
+        return {(part.name, partition): self.after[place].next_offset for place, (part, partition) in at.items()}
+
     def ranges(self) -> dict[str, dict[str, Any]]:
         """``from`` inclusive, ``to`` exclusive; ``max_event_time`` and ``idle`` as they stand after the batch."""
-        found = {}
-        for partition, position in sorted(self.after.items()):
-            start = self.before[partition].next_offset if partition in self.before else 0
+        found, topics = {}, self.topics
+        for place, position in sorted(self.after.items()):
+            start = self.before[place].next_offset if place in self.before else 0
             time = from_micros(position.max_event_time)
-            found[str(partition)] = {"from": start, "to": position.next_offset, "idle": position.idle,
-                                     "max_event_time": time.isoformat() if time else None,
-                                     **({"commit": self.commit} if self.commit else {})}  # fmt: skip
+            found[topics.key(place)] = {"from": start, "to": position.next_offset, "idle": position.idle,
+                                        "max_event_time": time.isoformat() if time else None,
+                                        **({"commit": self.commit} if self.commit else {}),
+                                        **({"topic_id": topics.at(place)[0].id} if topics.several else {})}  # fmt: skip
         return found
 
     def user_metadata(self, **more: Any) -> str:
@@ -141,7 +162,7 @@ class Record:
             **more,
             "pipeline": self.pipeline, "epoch": self.epoch, "batch_id": self.batch_id, "kind": "stream",
             "started_at": self.began_at.isoformat(),
-            "topic_id": self.topic_id, "topic": self.topic, "positions": self.ranges(),
+            "topic_id": self.topic_id, "topic": self.topic, "positions": {**self.left, **self.ranges()},
             "counters": dict(self.counters), "warnings": dict(self.warnings),
             **({"deletes": dict(self.deletes)} if self.deletes else {}),
         })  # fmt: skip
@@ -169,9 +190,10 @@ def state_differs(pipeline: str, reset: str) -> RunError:
 
 
 def claim(cursor: Any, pipeline: str, topic_id: str, topic: str, starts: Mapping[int, int], writer: str, *,
-          on_state: bool = False) -> Claim:  # fmt: skip
-    """Takes a pipeline over for ``writer``; partitions without a row begin at ``starts``, and at 0 where it has read
-    others of the topic: what came into a new one meanwhile is not skipped.
+          on_state: bool = False, several: Topics | None = None,
+          firsts: Mapping[int, int] | None = None) -> Claim:  # fmt: skip
+    """Takes a pipeline over for ``writer``; partitions without a row begin as ``going_on`` says: what came into a new
+    one meanwhile is not skipped. ``several``: where ``topic`` is more than one.
 
     ``on_state``: it is a query with a checkpoint; what such a one has written goes on as one. From its commit on, a
     batch of any other writer fails on the fence. No batch commits until then: its positions and these would be locked
@@ -185,27 +207,33 @@ def claim(cursor: Any, pipeline: str, topic_id: str, topic: str, starts: Mapping
                    (pipeline, epoch))  # fmt: skip
     if not on_state and cursor.fetchone() is not None:
         raise state_differs(pipeline, "lakehouse reset")
-    cursor.execute("select exists (select from lakehouse.positions where (pipeline, epoch, topic_id) = (%s, %s, %s))",
-                   (pipeline, epoch, topic_id))  # fmt: skip
-    (began,) = cursor.fetchone()
+    topics = several or places.one(topic_id, topic)
+    cursor.execute(_POSITIONS, (pipeline, epoch, [part.id for part in topics.parts]))
+    there = {place for read, partition, *_ in cursor.fetchall() if (place := topics.place(read, partition)) is not None}
     # also those of a topic that was called so before: who still reads that one adds nothing any more
     cursor.execute("update lakehouse.positions set writer = %s where (pipeline, epoch) = (%s, %s)",
                    (writer, pipeline, epoch))  # fmt: skip
-    for partition, offset in sorted(starts.items()):
+    begins = going_on(dict.fromkeys(there, Position(0)), starts, firsts)
+    for place, position in sorted(begins.items()):
+        part, partition = topics.at(place)
         cursor.execute(
             "insert into lakehouse.positions (pipeline, epoch, topic_id, partition, topic, next_offset, writer)"
             " values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
-            (pipeline, epoch, topic_id, partition, topic, 0 if began else offset, writer),
+            (pipeline, epoch, part.id, partition, part.name, position.next_offset, writer),
         )
-    cursor.execute(
-        "select partition, next_offset, max_event_time, idle, last_row_at from lakehouse.positions"
-        " where pipeline = %s and epoch = %s and topic_id = %s", (pipeline, epoch, topic_id))  # fmt: skip
-    positions = {p: Position(o, to_micros(t), idle, to_micros(at)) for p, o, t, idle, at in cursor.fetchall()}
+    cursor.execute(_POSITIONS, (pipeline, epoch, [part.id for part in topics.parts]))
+    positions = {topics.place(read, p): Position(o, to_micros(t), idle, to_micros(at))
+                 for read, p, o, t, idle, at in cursor.fetchall()}  # fmt: skip
     cursor.execute(
         "select batch_id, watermark from lakehouse.batches where pipeline = %s and epoch = %s"
         " order by batch_id desc limit 1", (pipeline, epoch))  # fmt: skip
     batch_id, watermark = cursor.fetchone() or (0, None)
-    return Claim(positions, batch_id, to_micros(watermark), epoch)
+    return Claim({place: at for place, at in positions.items() if place is not None}, batch_id, to_micros(watermark),
+                 epoch)  # fmt: skip
+
+
+_POSITIONS = ("select topic_id, partition, next_offset, max_event_time, idle, last_row_at from lakehouse.positions"
+              " where pipeline = %s and epoch = %s and topic_id = any(%s)")  # fmt: skip
 
 
 def read_another(cursor: Any, pipeline: str, topic_id: str, topic: str) -> bool:
@@ -232,13 +260,13 @@ from (values %s) as v (pipeline, epoch, topic_id, partition, writer, next_offset
   before)
 where (p.pipeline, p.epoch, p.topic_id, p.partition) = (v.pipeline, v.epoch, v.topic_id, v.partition)
   and p.next_offset = v.before and p.writer = v.writer
-returning p.pipeline, p.partition"""
+returning p.pipeline, p.topic_id, p.partition"""
 _MOVED = "(%s, %s, %s, %s, %s, %s::bigint, %s::timestamptz, %s, %s::timestamptz, %s::bigint)"
 #: a partition that was added to the topic while the pipeline ran
 _ADD = """
 insert into lakehouse.positions (pipeline, epoch, topic_id, partition, writer, next_offset, max_event_time, idle,
   last_row_at, topic)
-values %s on conflict do nothing returning pipeline, partition"""
+values %s on conflict do nothing returning pipeline, topic_id, partition"""
 _APPEND = f"""
 insert into lakehouse.batches (pipeline, epoch, batch_id, started_at, topic_id, ranges, watermark,
   {", ".join(COUNTERS)}, warnings, behind)
@@ -263,17 +291,19 @@ def move(cursor: Any, records: Sequence[Record], writer: str) -> None:
     moved: list[tuple[Any, ...]] = []
     added: list[tuple[Any, ...]] = []
     for record in records:
-        for partition, position in record.after.items():
+        topics = record.topics
+        for place, position in record.after.items():
             greatest, last = from_micros(position.max_event_time), from_micros(position.last_row_at)
-            key = (record.pipeline, record.epoch, record.topic_id, partition, writer)
+            part, partition = topics.at(place)
+            key = (record.pipeline, record.epoch, part.id, partition, writer)
             values = (*key, position.next_offset, greatest, position.idle, last)
-            before = record.before.get(partition)
+            before = record.before.get(place)
             if before is None:
-                added.append((*values, record.topic))
+                added.append((*values, part.name))
             else:
                 moved.append((*values, before.next_offset))
     done = {*_write(cursor, _MOVE, moved, _MOVED), *_write(cursor, _ADD, added)}
-    fenced = sorted({row[0] for row in (*moved, *added) if (row[0], row[3]) not in done})
+    fenced = sorted({row[0] for row in (*moved, *added) if (row[0], row[2], row[3]) not in done})
     if fenced:
         raise FencedError("FENCED", f"{', '.join(fenced)}: written by another process; this one stops."
                           " Nothing was lost or doubled", where="connection postgres")  # fmt: skip
@@ -287,9 +317,10 @@ def _write(cursor: Any, statement: str, values: Sequence[Sequence[Any]], templat
     return cursor.fetchall() if cursor.description else []
 
 
-def from_user_metadata(stored: Mapping[str, Any]) -> tuple[int, dict[int, Position]]:
-    """The batch id and the positions of a Delta commit's record."""
-    positions = {int(p): Position(r["to"]) for p, r in stored["positions"].items()}
+def from_user_metadata(stored: Mapping[str, Any], topics: Topics | None = None) -> tuple[int, dict[int, Position]]:
+    """The batch id and the positions of a Delta commit's record; ``topics``: those of these, and no others."""
+    topics = topics or places.one(stored["topic_id"], stored["topic"])
+    positions = {place: Position(at["to"]) for place, at in topics.of(stored["positions"], stored["topic_id"])}
     return int(stored["batch_id"]), positions
 
 

@@ -146,7 +146,8 @@ class _Recount:
         read = stream_rows(cursor, self._member.name, source.topic if isinstance(source, Kafka) else source.table)
         added = ensure_merge(cursor, self._merge, self._member)
         self._merge.stage(cursor)
-        claim = progress.claim(cursor, self._member.name, read.topic_id, read.topic, read.next, self._to.writer)
+        claim = progress.claim(cursor, self._member.name, read.topic_id, read.topic, read.next, self._to.writer,
+                               several=read.several)  # fmt: skip
         defined(cursor, claim.epoch, self._merge, self._member, added)  # closed windows have every measure, now
         closed = self._merge.closed_until(cursor) if isinstance(self._merge, FinalMerge) else None
         known = [w for w in (closed, claim.watermark) if w is not None]
@@ -231,10 +232,12 @@ class _Recount:
     def _compare(self, cursor: Any, claimed: _Claimed) -> None:
         """Last, as a batch of the stream does: two transactions never wait for one another in two orders."""
         cursor.execute(
-            "update lakehouse.positions set writer = writer where pipeline = %s and epoch = %s and topic_id = %s"
-            " and writer = %s returning partition, next_offset",
-            (self._member.name, self._epoch, claimed.read.topic_id, self._to.writer))  # fmt: skip
-        if dict(cursor.fetchall()) != dict(claimed.read.next):
+            "update lakehouse.positions set writer = writer where pipeline = %s and epoch = %s and topic_id = any(%s)"
+            " and writer = %s returning topic_id, partition, next_offset",
+            (self._member.name, self._epoch, [part.id for part in claimed.read.topics.parts],
+             self._to.writer))  # fmt: skip
+        stand = {claimed.read.topics.place(id_, partition): at for id_, partition, at in cursor.fetchall()}
+        if stand != dict(claimed.read.next):
             raise FencedError("FENCED", f"{self._member.name} was taken over by another process; this one stops. What"
                               " is done stays; the same command goes on", where="connection postgres")  # fmt: skip
 

@@ -74,6 +74,8 @@ def check(member: Member) -> None:
                         " judged again", where=member.spec.where("source"))  # fmt: skip
     if member.window is not None:
         instead = f"is done by counting anew: lakehouse backfill {member.spec.file} --from DAY"
+    elif member.several:
+        instead = "reads several topics: that comes with a later version"
     elif member.spec.further:
         instead = "would reach the first of its sinks alone: with several it comes with a later version"
     elif (member.spec.placed and not member.rows.expanded
@@ -111,7 +113,7 @@ class _Replay:
     def __init__(self, spark: SparkSession, member: Member, columns: Mapping[str, str]) -> None:
         source = member.spec.source
         assert isinstance(source, Kafka)
-        self._spark, self._member, self._topic = spark, member, source.topic
+        self._spark, self._member, self._topic = spark, member, source.one
         self._judge = Judge(member, columns)
         self._view = f"replay_{uuid.uuid4().hex}"
         self._started_at = progress.now_micros()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lakehouse_engine import progress
+from lakehouse_engine.errors import RunError
 from lakehouse_engine.journal import Run, See, seen
 from lakehouse_engine.judged import Counts, Judge
 from lakehouse_engine.plan import Member
@@ -26,9 +27,11 @@ class RowWise:
 
     def __init__(self, member: Member, read: Reading, columns: Mapping[str, str], trigger: int) -> None:
         self.name, self._member, self._trigger = member.name, member, trigger
-        self._read, self._topic, self._ends = read, read.topic, read.ends
+        self._read, self._ends = read, read.ends
         self._judge = Judge(member, columns)
         self._batch_id, self._epoch = 0, 1
+        #: where topics stand that are not read any more
+        self._left: Mapping[str, Mapping[str, Any]] = {}
 
     def write(self, frame: DataFrame, view: str, started_at: int, reached: Mapping[int, int] | None, see: See) -> int:
         """Writes what the batch has beyond the position; returns the number of its records.
@@ -61,13 +64,15 @@ class RowWise:
 
         Raises ``RunError`` TABLE_RECREATED.
         """
-        self._batch_id, self.positions = 0, {p: Position(offset) for p, offset in self._read.starts().items()}
+        starts, topic = self._read.starts(), self._read.topic
+        self._batch_id, self.positions = 0, {p: Position(offset) for p, offset in starts.items()}
         if record is None:
             return
         self._read.check_same(record, self.name, self._member.spec.where("source"))
-        self._batch_id, positions = progress.from_user_metadata(record)
-        if record["topic_id"] == self._topic.id:
-            self.positions = progress.going_on(positions, self.positions)
+        self._batch_id, positions = progress.from_user_metadata(record, topic.topics)
+        self.positions = progress.going_on(positions, starts, topic.firsts)
+        if topic.several is not None or "/" in "".join(record["positions"]):
+            self._left = topic.topics.left(record["positions"], record["topic_id"], record["topic"])
 
     def _write(self, judged: DataFrame, started_at: int, reached: Mapping[int, int] | None) -> Record | None:
         """What was committed; None for a batch without rows."""
@@ -76,9 +81,15 @@ class RowWise:
             return None
         warnings = self._judge.warnings(counts, started_at)
         after = progress.reached(self.positions, reached or counts.ends)
-        record = Record(self.name, self._epoch, self._batch_id + 1, started_at, self._topic.id, self._topic.name,
+        topic = self._read.topic
+        if {at["topic_id"] for at in self._left.values()} & {part.id for part in topic.topics.parts}:
+            # it was not there at the start, and is read from its first record now
+            raise RunError("TOPIC_RETURNED", f"a topic that {self.name} has read before is there again: it goes on"
+                           " where that ended, from the next start on", where=self.name)  # fmt: skip
+        record = Record(self.name, self._epoch, self._batch_id + 1, started_at, topic.id, topic.name,
                         self.positions, after, None, counts.outcomes, warnings,
-                        commit=self._read.commit(progress.offsets(after)))  # fmt: skip
+                        commit=self._read.commit(progress.offsets(after)), several=topic.several,
+                        left=self._left)  # fmt: skip
         record = self._put(judged, counts, record)
         self.positions, self._batch_id = dict(record.after), record.batch_id
         return record

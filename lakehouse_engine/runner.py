@@ -42,7 +42,7 @@ from lakehouse_engine.sinks import Delta, Jdbc, Kafka, Postgres
 from lakehouse_engine.sinks import delta as delta_sink
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sources import Delta as DeltaSource
-from lakehouse_engine.sources import Files, jdbc, kafka
+from lakehouse_engine.sources import Files, jdbc, kafka, topics
 from lakehouse_engine.spec.environment import Environment, load_environment
 from lakehouse_engine.spec.further import branches
 from lakehouse_engine.spec.further import place as sink_place
@@ -141,9 +141,9 @@ class Runner:
         if unknown:
             raise SpecError(unknown)
         sources = [*plan.reads, *(job.spec.source for job in plan.jobs)]
-        topics = {source.origin: source for source in sources if isinstance(source, kafka.Kafka)}
-        for _, source in sorted(topics.items()):
-            kafka.describe(self.environment.kafka(source.connection), source.topic, where=source.reached)
+        read = {source.origin: source for source in sources if isinstance(source, kafka.Kafka)}
+        for _, source in sorted(read.items()):
+            topics.describe(source, self.environment.kafka(source.connection))
         for spec in plan.specs:
             for number, sink in enumerate(spec.sinks):
                 if isinstance(sink, Kafka):

@@ -93,8 +93,9 @@ def _stream(spec: PipelineSpec) -> tuple[str, str]:
         raise UsageError("NO_EXAMPLE", f"{contract.name} requires no timestamp, which windows need")
     history = f", history: {spec.name}" if spec.lands else ""
     connection = f", connection: {source.connection}" if source.connection else ""
-    text = (f"description: Events of {source.topic} per minute.\n"
-            f"source: {{kafka: {{topic: {json.dumps(source.topic)}{connection}{history}}}}}\ntransforms:\n"
+    which = next(key for key in ("topic", "topics", "pattern") if getattr(source, key) is not None)
+    text = (f"description: Events of {source.origin} per minute.\n"
+            f"source: {{kafka: {{{which}: {json.dumps(getattr(source, which))}{connection}{history}}}}}\ntransforms:\n"
             f"  - parse: {contract.name}\n  - watermark: {{column: {time}, delay: 2 minutes}}\n"
             "  - window: {tumbling: 1 minute, measures: {event_count: count(*)}}\n"
             "sink: postgres\ntrigger: {every: 1 second}\n")  # fmt: skip

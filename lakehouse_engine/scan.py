@@ -15,6 +15,7 @@ from typing import Any
 
 from lakehouse_engine import rows as outcomes
 from lakehouse_engine import sql
+from lakehouse_engine.places import SEVERAL
 from lakehouse_engine.progress import Position
 from lakehouse_engine.rows import Layer, Rows, Tally, Verdict, layered, tallies
 from lakehouse_engine.sinks.sessions import FIRST, LAST
@@ -40,7 +41,8 @@ class Measured:
 class WindowMember:
     """A window pipeline as the scan sees it. ``keeps`` are the steps whose refused rows it keeps itself.
 
-    ``place``: SQL of the partition and offset that a row which is kept aside is said to come from. ``raw``: of one that
+    ``place``: SQL of the partition and offset that a row which is kept aside is said to come from. ``several``: rows
+    come of several topics. ``raw``: of one that
     is refused the record is kept, else its columns.
     """
 
@@ -49,6 +51,7 @@ class WindowMember:
     window: Window
     keeps: frozenset[str] = frozenset()
     place: tuple[str, str] = ("_partition", "_offset")
+    several: bool = False
     raw: bool = True
 
     @property
@@ -88,6 +91,8 @@ class ScanQuery:
 
     def __init__(self, members: Sequence[WindowMember]) -> None:
         self.members = tuple(members)
+        #: what a record's position is of
+        self._key = SEVERAL if any(member.several for member in members) else "_partition"
         self._width = max((len(m.window.by) for m in members), default=0)
         self._times: list[tuple[str, str]] = []  # (event time SQL, condition that a row reaches the watermark)
         self._verdicts: dict[str, str] = {}  # refused SQL -> column
@@ -171,7 +176,7 @@ class ScanQuery:
         What changes from batch to batch stands in one map literal alone: Spark hands a map to the generated code by
         reference, so the code stays the same, compiled and warm. A number would be written into it.
         """
-        inner = layered(view, [Layer("_batch", _parameters(watermarks, floors)), *self._layers])
+        inner = layered(view, [Layer("_batch", _parameters(watermarks, floors, self._key)), *self._layers])
         structs = [f"array({', '.join([self._position(), *self._rowwise()])})"]
         structs += [self._windows(i) for i, m in enumerate(self.members) if m.window.sliding]
         array = structs[0] if len(structs) == 1 else f"concat({', '.join(structs)})"
@@ -200,7 +205,7 @@ class ScanQuery:
     def _position(self) -> str:
         times = {f"_t{i}": f"_time{i}" for i in range(len(self._times))}
         none = "cast(null as string)"
-        return self._struct(POSITION, "0", "cast(_partition as bigint)", [], none, {"_at": "_offset", **times})
+        return self._struct(POSITION, "0", f"cast({self._key} as bigint)", [], none, {"_at": "_offset", **times})
 
     def _rowwise(self) -> list[str]:
         found = []
@@ -240,6 +245,8 @@ class ScanQuery:
         micros = self._placed(member)
         stored = ", ".join(f"{sql.string(n)}, {text}" for n, text in member.rows.stored.items())
         place = f"'p', {member.place[0]}, 'o', {member.place[1]}"
+        if member.several:
+            place += ", 'topic', _topic"
         row = f"'row', to_json(named_struct({stored}))" if stored else "'row', '{}'"
         late = f"_outcome{index} = {LATE}"
         if member.window.sliding:  # closed for some windows, open for others
@@ -303,8 +310,9 @@ class ScanQuery:
 _NONE = -(2**62)
 
 
-def _parameters(watermarks: Sequence[int | None], floors: Sequence[Mapping[int, int] | None]) -> str:
-    """SQL array<bigint> of a record's partition: per member its watermark and the offset below which it has all."""
+def _parameters(watermarks: Sequence[int | None], floors: Sequence[Mapping[int, int] | None], key: str) -> str:
+    """SQL array<bigint> of what a record's position is of (``key``): per member its watermark and the offset below
+    which it has all."""
 
     def values(partition: int | None) -> str:
         found = []
@@ -315,7 +323,7 @@ def _parameters(watermarks: Sequence[int | None], floors: Sequence[Mapping[int, 
 
     partitions = sorted({0, *(p for floor in floors if floor for p in floor)})
     entries = ", ".join(f"{partition}, {values(partition)}" for partition in partitions)
-    return f"coalesce(try_element_at(map({entries}), _partition), {values(None)})"
+    return f"coalesce(try_element_at(map({entries}), {key}), {values(None)})"
 
 
 def _watermark(index: int) -> str:

@@ -81,6 +81,7 @@ class Sent(RowWise):
 
     def _put(self, judged: DataFrame, counts: Counts, record: Record) -> Record:
         record = replace(record, behind=self._ends.behind(record.offsets))
+        self._read.still()
         if self._aside is not None and self._aside.wanted(counts, record):
             self._aside.keep(judged, record)
         if counts.outcomes.get(rows.COUNTED):

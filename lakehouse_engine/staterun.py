@@ -97,7 +97,7 @@ class StateRun(StreamRun):
             if topic.id in seen_topics:
                 continue
             seen_topics.add(topic.id)
-            self._positions[name] = self._ending.positions(topic.id, topic.name, read.starts())
+            self._positions[name] = self._ending.positions(topic, read.starts())
             read.check(progress.offsets(self._positions[name]), self.plan.name)
 
     def _explained(self) -> LakehouseError | None:
@@ -132,6 +132,8 @@ class StateRun(StreamRun):
         good = result.filter(f"_outcome = '{rows.COUNTED}'")
         batch = Batch(number, record, others, self._frames.stored, good, made.outcomes.get(rows.COUNTED, 0),
                       self._refused(parts, result, counts, made), late, self._state())  # fmt: skip
+        for read in self._reads.values():
+            read.still()
         more = self._ending.write(batch)
         self._positions |= after
         run = seen(replace(record, behind=self._ends.behind(record.offsets)), self.plan.every, self.plan.spec.sink.key,
@@ -195,7 +197,8 @@ class StateRun(StreamRun):
             topic = self._reads[name].topic
             behind = None if name else self._ends.behind(progress.offsets(after[name]))
             made.append(Record(self.plan.name, self._ending.epoch, self._ending.batch_id + 1, started_at, topic.id,
-                               topic.name, before, after[name], watermark, counters, warnings, behind))  # fmt: skip
+                               topic.name, before, after[name], watermark, counters, warnings, behind,
+                               several=topic.several))  # fmt: skip
         return made[0], tuple(made[1:])
 
     def _late(self, parts: Parts, watermark: int) -> tuple[DataFrame | None, int]:

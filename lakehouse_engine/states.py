@@ -32,7 +32,8 @@ from unnest(%s::text[]) as s (pipeline)
 join lateral (select * from lakehouse.batches b where b.pipeline = s.pipeline
   order by epoch desc, batch_id desc limit 1) b on true
 left join lateral (select coalesce(min(max_event_time) filter (where not idle), max(max_event_time)) as at
-  from lakehouse.positions p where (p.pipeline, p.epoch, p.topic_id) = (s.pipeline, b.epoch, b.topic_id)
+  from lakehouse.positions p where (p.pipeline, p.epoch) = (s.pipeline, b.epoch)
+    and p.topic_id = any(string_to_array(b.topic_id, ' '))
   ) reached on true"""
 _HOUR = f"""
 select pipeline, count(*) as batches, {", ".join(f"sum({name})::bigint as {name}" for name in COUNTERS)},

@@ -17,6 +17,7 @@ from lakehouse_engine.sources import Delta, Files, Kafka, Rate
 from lakehouse_engine.sources.listed import OfFiles
 from lakehouse_engine.sources.rate import OfRate
 from lakehouse_engine.sources.reading import Behind, OfTopic, Reading
+from lakehouse_engine.sources.several import OfTopics
 from lakehouse_engine.sources.versions import OfTable
 from lakehouse_engine.spec.pipeline import PipelineSpec
 
@@ -31,7 +32,7 @@ def reading(spec: PipelineSpec, to: Connections) -> Reading:
     """What a stream, or one of its inputs, reads. Raises ``RunError`` where it is not there."""
     source = spec.source
     if isinstance(source, Kafka):
-        return OfTopic(source, to.kafka(source.connection))
+        return (OfTopics if source.several else OfTopic)(source, to.kafka(source.connection))
     if isinstance(source, Rate):
         return OfRate(source)
     if isinstance(source, Files):

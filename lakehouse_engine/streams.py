@@ -190,7 +190,7 @@ class _Windows:
         #: where members stand that were taken out: the next batch may begin there
         self._left: list[Mapping[int, Position]] = []
         self._to, self._read, self._trigger = to, read, scan.every
-        self._topic, self._ends = read.topic, read.ends
+        self._ends = read.ends
         self._query = ScanQuery([m.window_member() for m in members])
         self._merges = [merge_of(spark, member, read.nothing(spark)) for member in members]
         self._connection = postgres_sink.connect(to.postgres_dsn)
@@ -238,6 +238,7 @@ class _Windows:
         ends, greatest, results = self._query.read(collected)
         if not ends:
             return 0
+        self._read.still()
         ends = dict(reached or ends)
         failed = self._commit(started_at, ends, greatest, results, watermarks)
         self._send_on(frame.sparkSession)
@@ -291,8 +292,9 @@ class _Windows:
             return None
         warnings, _ = rows.concluded(result.tallied, LEAST_JUDGED)
         offsets = progress.offsets(after)
-        return Record(member.name, claim.epoch, claim.batch_id + 1, started_at, self._topic.id, self._topic.name,
-                      claim.positions, after, watermark, result.counters, warnings,
+        topic = self._read.topic
+        return Record(member.name, claim.epoch, claim.batch_id + 1, started_at, topic.id, topic.name,
+                      claim.positions, after, watermark, result.counters, warnings, several=topic.several,
                       behind=self._ends.behind(offsets), commit=self._read.commit(offsets))  # fmt: skip
 
     def _write_member(self, cursor: Any, index: int, result: Result, record: Record) -> None:
@@ -312,10 +314,11 @@ class _Windows:
             watermark = progress.from_micros(record.watermark)
             late = [(now, record.batch_id, step, progress.from_micros(d["time"]), watermark,
                      [progress.from_micros(w) for w in member.window.missed(d["time"], record.watermark)],
-                     self._topic.name, d["p"], d["o"], d["row"]) for d in result.late]  # fmt: skip
+                     d.get("topic", self._read.topic.name), d["p"], d["o"], d["row"]) for d in result.late]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "late"), postgres_sink.LATE_COLUMNS, late)
         if result.refused:
-            refused = [(now, record.batch_id, d["step"], d["reasons"], self._topic.name, d["p"], d["o"],
+            origin = self._read.topic.name
+            refused = [(now, record.batch_id, d["step"], d["reasons"], d.get("topic", origin), d["p"], d["o"],
                         _bytes(d.get("key")), _bytes(d.get("value")), d.get("row"))
                        for d in result.refused]  # fmt: skip
             _insert(cursor, postgres_sink.side_table(member.table, "quarantine"), QUARANTINED, refused)

@@ -5,6 +5,7 @@ every start. No Spark, no service.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
@@ -138,7 +139,10 @@ def _verdict(path: str, was: str | None, now: str | None, old: Definition, new: 
         return "new_epoch", "the table that is there was laid out by the other"
     if new.way == "state":
         return _of_state(path, old, new)
-    if path in ("source", "source.topic", "source.connection", "source.table", "source.changes"):
+    if path in _NAMES and _overlap(old.file["source"], new.file["source"]):
+        return "from_here", "topics that are new are read from their start, with rows late that are older than the" \
+                            " watermark; others go on where they stand"  # fmt: skip
+    if path in _OTHERS:
         if new.way in ("windows", "sessions"):
             return "new_epoch", "windows that are there were counted from the other"
         return "from_here", "it is read from its start, and its rows join those that are there"
@@ -147,6 +151,28 @@ def _verdict(path: str, was: str | None, now: str | None, old: Definition, new: 
     return "from_here", VERDICTS["from_here"]
 
 
+#: which topics are read
+_NAMES = ("source.topic", "source.topics", "source.pattern")
+
+
+def _overlap(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two sources kafka have topics in common; of two patterns nobody knows, and they may."""
+
+    def named(source: Mapping[str, Any]) -> set[str]:
+        return {*source.get("topics", ()), *([source["topic"]] if "topic" in source else [])}
+
+    def matched(source: Mapping[str, Any], names: set[str]) -> bool:
+        return "pattern" in source and any(re.fullmatch(source["pattern"], name) for name in names)
+
+    if was.get("connection") != now.get("connection"):
+        return False
+    both = "pattern" in was and "pattern" in now
+    return both or bool(named(was) & named(now)) or matched(was, named(now)) or matched(now, named(was))
+
+
+#: what is read is another
+_OTHERS = ("source", "source.topic", "source.topics", "source.pattern", "source.connection", "source.table",
+           "source.changes")  # fmt: skip
 _WAYS = {"added": "added", "keyed": "merged by keys", "windows": "merged into windows",
          "sessions": "merged into sessions", "state": "made by Spark's state",
          "computed": "computed anew by each run"}  # fmt: skip

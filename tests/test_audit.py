@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from lakehouse_engine.audit import Batch, judge
 from lakehouse_engine.local.stack import Services
-from lakehouse_engine.sources.kafka import records_between
+from lakehouse_engine.sources.broker import records_between
 
 
 def batch(number: int, since: int, until: int, **counters: int) -> Batch:

@@ -43,6 +43,14 @@ def test_it_leads_from_topics_to_panels_with_what_is_kept_aside() -> None:
     assert "│     │     └─ DAU  panel" in lines
 
 
+def test_each_topic_of_several_is_told_for_itself_and_a_pattern_as_it_is(tmp_path: Path) -> None:
+    several = STREAM.replace("topic: clicks, history: bronze.clicks", "topics: [clicks, views], connection: eu")
+    shops = several.replace("topics: [clicks, views]", "pattern: shop.*")
+    found, _ = drawn(write(tmp_path, {"realtime/both.yaml": several, "realtime/shops.yaml": shops}))
+    assert {(f"topic:eu:{name}", f"postgres:realtime.{to}", "stream") for name, to in (
+        ("clicks", "both"), ("views", "both"), ("/shop.*/", "shops"))} <= edges(found)  # fmt: skip
+
+
 def test_every_node_stands_once_in_the_tree_and_every_edge_in_the_chart() -> None:
     found, words = drawn(PIPELINES)
     assert len(words.splitlines()) == len(found["nodes"])

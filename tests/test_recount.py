@@ -29,7 +29,7 @@ from lakehouse_engine.recount import check, recount
 from lakehouse_engine.request import Request, Span
 from lakehouse_engine.runner import Runner, planned
 from lakehouse_engine.sinks.postgres import connect
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 from lakehouse_engine.spec.pipeline import PipelineSpec
@@ -327,13 +327,13 @@ def test_a_landing_goes_on_where_its_table_was_restored_to_and_is_no_past_of_ano
 
 def made_anew(lab: Lab) -> None:
     servers = lab.stack.bootstrap_servers
-    before = kafka.describe(servers, lab.topic).id
+    before = broker.describe(servers, lab.topic).id
     client = AdminClient({"bootstrap.servers": servers})  # what it promises ends with it
     client.delete_topics([lab.topic])[lab.topic].result(timeout=20)
     deadline = time.monotonic() + 20
     while True:  # the broker forgets it a moment later
         ensure_topic(servers, lab.topic, 1)
-        if kafka.describe(servers, lab.topic).id != before:
+        if broker.describe(servers, lab.topic).id != before:
             break
         assert time.monotonic() < deadline
     lab.sent.clear()

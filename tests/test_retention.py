@@ -99,7 +99,7 @@ def looked_at(database: str, held: audit.Held = lambda topic, ranges: pytest.fai
     frame: Any = None
     read = past.Read(NAME, "events", "id", {})
     with closing(connect(database)) as connection, connection, connection.cursor() as cursor:
-        (audited,) = audit._postgres(cursor, held)
+        (audited,) = audit._postgres(cursor, lambda _: held)
         begun = [past.missing(cursor, past.Past("t", frame, frame, {0: offset}), read, 0) for offset in (5, 6, 1925)]
         claim = progress.claim(cursor, NAME, "id", "events", {}, "me")
         return {"wrong": audited.wrong, "read": audited.read, "counters": audited.counters, "claim": claim,

@@ -17,7 +17,7 @@ from lakehouse_engine.errors import PlanError, RunError, SpecError
 from lakehouse_engine.progress import Position
 from lakehouse_engine.rows import Rows, Stop, Tally, Watched, concluded
 from lakehouse_engine.scan import ScanQuery, WindowMember, scan_floors
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.transforms import Cast, Explode, Filter, Watermark, Window
 from tests.lab import Lab
 
@@ -167,11 +167,11 @@ def test_who_is_ahead_of_the_least_of_a_scan_has_a_floor_whether_windows_or_othe
 
 
 def test_a_scan_begins_a_partition_that_one_of_its_members_has_not_seen_at_its_first_record() -> None:
-    topic = kafka.TopicState("events", "id", {0: (0, 9), 1: (0, 9)})
-    assert json.loads(kafka.starting_offsets(topic, [{0: 3, 1: 5}, {0: 4}])) == {"events": {"0": 3, "1": 0}}
-    kafka.check_held(topic, {0: 3}, "live.n")
+    topic = broker.TopicState("events", "id", {0: (0, 9), 1: (0, 9)})
+    assert json.loads(broker.starting_offsets(topic, [{0: 3, 1: 5}, {0: 4}])) == {"events": {"0": 3, "1": 0}}
+    broker.check_held(topic, {0: 3}, "live.n")
     with pytest.raises(RunError, match="partition 1 no longer holds offsets 0 to 1") as lost:
-        kafka.check_held(replace(topic, offsets={0: (0, 9), 1: (2, 9)}), {0: 3}, "live.n")
+        broker.check_held(replace(topic, offsets={0: (0, 9), 1: (2, 9)}), {0: 3}, "live.n")
     assert lost.value.code == "DATA_LOST"
 
 

@@ -257,13 +257,13 @@ def test_windows_over_a_table_are_counted_anew_from_the_version_that_was_read(
         cursor.execute("update lakehouse.batches set ranges = jsonb_set(ranges, '{0,from}', '1') where batch_id = 1")
     with pytest.raises(RunError, match=r"RANGE_MISSING.* has begun at version 1 of bronze.things"):
         counted_anew()
-    rewritten(things, spark)
+    compacted(things, spark)
     with pytest.raises(RunError, match=r"RANGE_MISSING.*version 2 of bronze.things.* is no longer there"):
         counted_anew()
     assert things.counts() == {0: 3, 120: 1, 180: 1}
 
 
-def rewritten(things: Things, spark: SparkSession) -> None:
+def compacted(things: Things, spark: SparkSession) -> None:
     """As one file, and what was before is gone."""
     spark.sql(f"optimize delta.`{things.bronze}`")
     spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")

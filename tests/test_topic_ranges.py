@@ -19,9 +19,11 @@ from lakehouse_engine.errors import RunError
 from lakehouse_engine.incremental import decide
 from lakehouse_engine.local.kafka import ensure_topic
 from lakehouse_engine.local.stack import Services
+from lakehouse_engine.places import one
 from lakehouse_engine.plan import Job, compile_plan
-from lakehouse_engine.sources import kafka
-from lakehouse_engine.sources.kafka import Kafka, Range
+from lakehouse_engine.sources import broker
+from lakehouse_engine.sources.kafka import Kafka
+from lakehouse_engine.sources.ranges import Range, bounded
 from lakehouse_engine.spec.environment import Environment
 from lakehouse_engine.spec.loader import load
 
@@ -52,7 +54,7 @@ class Topic:
 
     def range(self, start: Any, end: Any, before: Range | None = None) -> dict[int, tuple[int, int]]:
         source = Kafka(topic=self.name, start=start, end=end)
-        return dict(kafka.bounded(source, self.servers, before, "x.yaml:1").offsets)
+        return dict(bounded(source, self.servers, before, "x.yaml:1").offsets)
 
     def refused(self, start: Any, end: Any, before: Range | None = None) -> tuple[str, str]:
         with pytest.raises(RunError) as error:
@@ -77,8 +79,8 @@ def test_bounds_are_times_offsets_and_what_is_there(topic: Topic) -> None:
 
 
 def test_what_the_topic_no_longer_holds_of_a_range_is_named(topic: Topic) -> None:
-    state = kafka.describe(topic.servers, topic.name)
-    read = Range(state.id, {0: (1, 5), 1: (0, 5)})
+    state = broker.describe(topic.servers, topic.name)
+    read = Range(state.topics, {0: (1, 5), 1: (0, 5)})
     topic.forget(0, 3)
     gone = f"{topic.name} partition 0 no longer holds offsets 1 to 2 of the range: retention has passed"
     assert topic.refused("earliest", "latest", read) == (
@@ -87,7 +89,7 @@ def test_what_the_topic_no_longer_holds_of_a_range_is_named(topic: Topic) -> Non
     assert topic.refused("2026-01-01T12:00:00Z", "latest")[0] == "DATA_LOST"
     assert topic.range("2026-01-01T12:08:00Z", "latest") == {0: (4, 5), 1: (4, 5)}
     assert topic.range("earliest", "latest") == {0: (3, 5), 1: (0, 5)}
-    other = Range("another", {0: (1, 5), 1: (0, 0)})
+    other = Range(one("another", topic.name), {0: (1, 5), 1: (0, 0)})
     code, message = topic.refused("earliest", "latest", other)
     assert (code, "offsets 1 to 4 of partition 0 were read" in message) == ("TOPIC_RECREATED", True)
 

@@ -25,8 +25,8 @@ from urllib.parse import quote
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.folders import File
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.sources.files import COLUMNS, Files, looked_at
-from lakehouse_engine.sources.kafka import TopicState
 from lakehouse_engine.sources.rate import Never
 from lakehouse_engine.sources.reading import Behind, Held, placed
 
@@ -162,6 +162,9 @@ class OfFiles:
 
     def begin(self, spark: SparkSession) -> DataFrame:
         raise AssertionError("the loader refuses files in a stream on Spark's state")
+
+    def still(self) -> None:
+        """Rows say by themselves what they are of."""
 
     def idle(self) -> bool:
         self._look()

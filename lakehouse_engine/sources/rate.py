@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from lakehouse_engine.component import Component, Whole
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.sources.reading import Behind, Held, placed
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ class OfRate:
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return self._placed(frame)
+
+    def still(self) -> None:
+        """Rows say by themselves what they are of."""
 
     def idle(self) -> bool:
         return False

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lakehouse_engine import sql
 from lakehouse_engine.errors import LakehouseError
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker, kafka
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.sources.ends import Ends
-from lakehouse_engine.sources.kafka import Kafka, TopicState
+from lakehouse_engine.sources.kafka import Kafka
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -47,8 +48,11 @@ class Reading(Protocol):
     begun anew: what was read of that one is in the table.
     """
 
-    topic: TopicState
-    ends: Behind
+    @property
+    def topic(self) -> TopicState: ...
+    @property
+    def ends(self) -> Behind: ...
+
     placed: bool
 
     def starts(self) -> dict[int, int]:
@@ -78,6 +82,12 @@ class Reading(Protocol):
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         """A micro-batch with the place of each row: ``_topic``, ``_partition``, ``_offset``, ``_key``, ``_value``."""
 
+    def still(self) -> None:
+        """Raises ``RunError`` TOPIC_RECREATED where what was read until now may be of another one that is called so.
+
+        Asked after a micro-batch was read and before its position is written.
+        """
+
     def idle(self) -> bool:
         """Whether Spark has begun a micro-batch for which nothing has come."""
 
@@ -98,11 +108,12 @@ class OfTopic:
 
     def __init__(self, source: Kafka, bootstrap_servers: str) -> None:
         self._source, self._servers = source, bootstrap_servers
-        self.topic = kafka.describe(bootstrap_servers, source.topic, where=source.reached)
-        self.ends: Behind = Ends(bootstrap_servers, self.topic)
+        self.topic = broker.describe(bootstrap_servers, source.one, where=source.reached)
+        self.ends: Ends = Ends(bootstrap_servers, self.topic)
+        self._ids = broker.Ids(bootstrap_servers, source.reached)
 
     def starts(self) -> dict[int, int]:
-        return kafka.offsets_at(self._servers, self.topic, self._source.start)
+        return broker.offsets_at(self._servers, self.topic, self._source.start)
 
     def commit(self, positions: Mapping[int, int]) -> str | None:
         return None
@@ -114,21 +125,29 @@ class OfTopic:
         start = self._source.start
         if not held:
             at_end = start in ("earliest", "latest")
-            starting = str(start) if at_end else kafka.starting_offsets(self.topic, [self.starts()])
+            starting = str(start) if at_end else broker.starting_offsets(self.topic, [self.starts()])
         else:
             # once more, after the claim: until then another process may have read on
-            self.topic = kafka.describe(self._servers, self._source.topic, where=self._source.reached)
+            claimed = self.topic
+            self.topic = broker.describe(self._servers, self._source.one, where=self._source.reached)
+            if claimed.id != self.topic.id:
+                raise broker.recreated(claimed.name)
             for name, positions in held:
-                kafka.check_held(self.topic, positions, name)
-            starting = kafka.starting_offsets(self.topic, [positions for _, positions in held])
+                broker.check_held(self.topic, positions, name)
+            starting = broker.starting_offsets(self.topic, [positions for _, positions in held])
         return kafka.read(spark, self._source, self._servers, starting)
 
     def begin(self, spark: SparkSession) -> DataFrame:
-        starting = kafka.starting_offsets(self.topic, [self.starts()])
+        starting = broker.starting_offsets(self.topic, [self.starts()])
         return kafka.read(spark, self._source, self._servers, starting)
 
     def check(self, positions: Mapping[int, int], pipeline: str) -> None:
-        kafka.check_held(self.topic, positions, pipeline)
+        broker.check_held(self.topic, positions, pipeline)
+
+    def still(self) -> None:
+        """Spark reads by name. A topic that has the id of the claim now has had it ever since, and so had what was
+        read."""
+        self._ids.check(self.topic)
 
     def batch(self, frame: DataFrame, checkpoint: Path, number: int) -> DataFrame:
         return frame

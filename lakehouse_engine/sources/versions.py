@@ -19,8 +19,8 @@ from urllib.parse import unquote
 from lakehouse_engine import sql
 from lakehouse_engine.deltalog import DeltaLog
 from lakehouse_engine.errors import PlanError, RunError
+from lakehouse_engine.sources.broker import TopicState
 from lakehouse_engine.sources.delta import CHANGE, Delta, as_changes, without_rewritten
-from lakehouse_engine.sources.kafka import TopicState
 from lakehouse_engine.sources.reading import PLACE, Behind, Held, placed
 
 if TYPE_CHECKING:
@@ -147,6 +147,9 @@ class OfTable:
         frame = spark.read.format("delta").option("versionAsOf", version).load(str(self._log.path))
         self._check_columns(frame.columns)
         return self._placed(frame, version)
+
+    def still(self) -> None:
+        """Rows say by themselves what they are of."""
 
     def idle(self) -> bool:
         return False

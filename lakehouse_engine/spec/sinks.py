@@ -59,8 +59,8 @@ def what_is_read_is_not_written(spec: PipelineSpec) -> Iterator[Problem]:
     """Its messages, or its files, would come back to it for ever."""
     for number, sink in enumerate(spec.sinks):
         read = [spec.source, *(one.source for one in spec.inputs.values())]
-        if isinstance(sink, Kafka) and any(isinstance(one, Topics) and (one.connection, one.topic) ==
-                                           (sink.connection, sink.topic) for one in read):  # fmt: skip
+        if isinstance(sink, Kafka) and any(isinstance(one, Topics) and one.connection == sink.connection
+                                           and one.reads(sink.topic) for one in read):  # fmt: skip
             yield at(spec, further.place(number), "SAME_TABLE", f"{sink.topic} is what the pipeline"
                      " reads: its messages would come back to it for ever")  # fmt: skip
         for one in read:

@@ -9,6 +9,7 @@ from lakehouse_engine import sql
 from lakehouse_engine.component import Unread
 from lakehouse_engine.errors import Problem
 from lakehouse_engine.sinks import Postgres
+from lakehouse_engine.sources import Kafka
 from lakehouse_engine.spec.pipeline import PipelineSpec
 from lakehouse_engine.spec.problems import at, some_unread, step_of, unsure
 from lakehouse_engine.transforms import Cast, Check, Dedupe, Join, Lookup, Parse, Union, Window
@@ -111,6 +112,25 @@ def chains_are_possible(spec: PipelineSpec) -> Iterator[Problem]:
                          " last")  # fmt: skip
 
 
+def _topics_have_one_reader(spec: PipelineSpec, why: str) -> Iterator[Problem]:
+    """A pipeline has one position in a topic; a topic that comes later is not known to a plan that Spark keeps."""
+    read: list[tuple[Kafka, set[str]]] = []
+    for part in (spec, *(spec.part(name, stream=True) for name in spec.inputs)):
+        source = part.source
+        if not isinstance(source, Kafka):
+            continue
+        if source.pattern is not None:
+            yield at(part, "source.kafka.pattern", "NOT_YET", f"a pattern, in a stream on Spark's state ({why}), comes"
+                     " with a later version: say topics")  # fmt: skip
+        names = {*(source.topics or ()), *([source.topic] if source.topic is not None else [])}
+        for other, theirs in read:
+            both = names & theirs
+            if both and names != theirs and other.connection == source.connection:
+                yield at(part, "source", "NOT_YET", f"{', '.join(sorted(both))} is read by another input as well, and"
+                         " not the same topics: in a stream on Spark's state that comes with a later version")
+        read.append((source, names))
+
+
 def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
     if not spec.is_stream or isinstance(spec.sink, Unread):
         return
@@ -118,6 +138,7 @@ def state_ends_where_it_can(spec: PipelineSpec) -> Iterator[Problem]:
     if not why:
         return
     sink = spec.sink
+    yield from _topics_have_one_reader(spec, why)
     if spec.deletes_from:
         yield at(spec, "sink.delta.mode", "NOT_YET", f"mode: delete of a stream on Spark's state ({why}) comes with a"
                  " later version: append to a table, and delete by that in a job")  # fmt: skip

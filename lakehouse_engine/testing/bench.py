@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lakehouse_engine import session
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.sinks import postgres as postgres_sink
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -100,18 +100,18 @@ class Bench:
         """A new empty folder."""
         return Path(tempfile.mkdtemp(prefix="storage-", dir=self.folder))
 
-    def topic(self, pipeline: str) -> str:
-        """A new topic of one partition that takes records of any time."""
+    def topic(self, pipeline: str, name: str | None = None) -> str:
+        """A new topic of one partition that takes records of any time; ``name``: one that nobody has."""
         from confluent_kafka.admin import AdminClient
         from confluent_kafka.cimpl import NewTopic
 
-        name = f"test-{pipeline}-{uuid.uuid4().hex[:12]}"
+        name = name or f"test-{pipeline}-{uuid.uuid4().hex[:12]}"
         admin = AdminClient({"bootstrap.servers": self.services.bootstrap_servers, "log_level": 0})
         admin.create_topics([NewTopic(name, 1, 1, config=_TOPIC)])[name].result(timeout=PATIENCE)
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                kafka.describe(self.services.bootstrap_servers, name)
+                broker.describe(self.services.bootstrap_servers, name)
                 return name
             except RunError:  # a broker answers before it knows of its own new topic
                 if time.monotonic() > deadline:

@@ -55,7 +55,8 @@ def file_schema() -> dict[str, Any]:
                                                "additionalProperties": records},
                     "description": "Micro-batches of a stream or runs of a job: rows of the source, or a map from an"
                     " input to its rows, where the pipeline's own is called source. To Kafka a map goes as JSON (but"
-                    " for _key and _headers, which are the record's), text as it is, null as a tombstone. Without"
+                    " for _key, _headers and, of several topics, _topic, which are the record's), text as it is, null"
+                    " as a tombstone. Without"
                     " batches there is one, of no rows."},
         "expect": {"type": "object", "properties": expect, "minProperties": 1, "additionalProperties": rows,
                    "description": "What must hold. Other keys: the rows of another sink, by its table or topic, or of"

@@ -36,8 +36,6 @@ from lakehouse_engine.testing.values import Difference, Found, difference, momen
 #: the clock of a test whose rows tell no time and that has no ``now``
 _CLOCK = datetime(2026, 1, 1, tzinfo=timezone.utc)
 _FAILS = ".expect.fails"
-#: reasons that are shown of rows kept aside
-REASONS = 3
 
 
 class Failed(Exception):
@@ -56,8 +54,6 @@ class Finding:
     what: str
     expected: Rows | int | str
     actual: Sequence[Found] | int | str
-    #: what else may explain a difference, a line each
-    beside: tuple[str, ...] = ()
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -73,7 +69,7 @@ class Finding:
     def text(self, *, colour: bool = False) -> str:
         """What is wrong, in a line or in a table of rows."""
         if self.difference is not None:
-            return "\n".join([f"{self.what}: {rendered(self.difference, colour=colour)}", *self.beside])
+            return f"{self.what}: {rendered(self.difference, colour=colour)}"
         return self.what if isinstance(self.expected, str) else f"{self.actual} {self.what}, not {self.expected}"
 
 
@@ -156,9 +152,6 @@ class Walk:
 
     def through(self, target: Target) -> list[Finding]:
         found = list(self._expected(target))
-        first = next((index for index, one in enumerate(found) if one.difference is not None), None)
-        if first is not None:
-            found[first] = replace(found[first], beside=tuple(self._aside(target)))
         # where an expectation does not hold already, that is what is shown, and put right on request
         if self._case.expect.fails is None and all(one.holds for one in found) and counted.asked(
                 self._case, self._spec):  # fmt: skip
@@ -166,17 +159,6 @@ class Walk:
             if different is not None:
                 raise Failed("", different)
         return found
-
-    def _aside(self, target: Target) -> Iterator[str]:
-        """Rows that are not where they were expected may have been kept aside, of which the test says nothing."""
-        expect = self._case.expect
-        for kind, asked in (("quarantined", expect.quarantined), ("late", expect.late)):
-            number = target.counted(kind) if asked is None else 0
-            if number:
-                reasons = dict.fromkeys(f"{row['step']}: {reason}" for row in target.aside(kind)
-                                        for reason in row.get("reasons", ()))  # fmt: skip
-                why = f" ({'; '.join([*reasons][:REASONS])})" if reasons else ""
-                yield f"{number} {'row is' if number == 1 else 'rows are'} {kind}{why}"
 
     def _expected(self, target: Target) -> Iterator[Finding]:
         expect = self._case.expect

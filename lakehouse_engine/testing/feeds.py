@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -106,11 +107,52 @@ class TopicFeed:
         self._place.bench.send(self._topic, [_record(row, millis) for row in rows])
 
 
-def _record(row: Row, millis: int) -> Record:
-    """A map's ``_key`` and ``_headers`` (a map) are those of the record, and not of its value."""
+class TopicsFeed(TopicFeed):
+    """Several topics, each of one partition: a row's ``_topic`` says which, the first one where it says none.
+
+    They are called as the rows say, behind a prefix that the test alone has.
+    """
+
+    def __init__(self, place: Place, source: Kafka) -> None:
+        self._place = place
+        self._prefix = f"test-{uuid.uuid4().hex[:12]}-"
+        self._asked = source
+        self._made: dict[str, str] = {}
+        made = [self._topic_of(name) for name in source.topics or ()]
+        self.source: Source = source.of_test(self._prefix, made)
+
+    def filled(self, row: Row, path: str) -> Row:
+        row = super().filled(row, path)
+        named = row.get("_topic") if isinstance(row, Mapping) else next(iter(self._made), None)
+        if named is None and self._asked.pattern is not None:
+            raise self._place.problem(path, "BAD_VALUE", "of a pattern a row says in _topic what topic it comes to")
+        if named is not None and not self._asked.reads(str(named)):
+            raise self._place.problem(path, "BAD_VALUE", f"{named} is none of the topics that the source reads")
+        return row
+
+    def give(self, rows: Sequence[Row], clock: datetime, *, whole: bool) -> None:
+        if whole:
+            super().give(rows, clock, whole=whole)
+        millis, by_topic = int(clock.timestamp() * 1000), dict[str, list[Record]]()
+        for row in rows:
+            named = row.get("_topic") if isinstance(row, Mapping) else None
+            topic = self._topic_of(str(named)) if named is not None else next(iter(self._made.values()))
+            by_topic.setdefault(topic, []).append(_record(row, millis, "_topic"))
+        for topic, records in by_topic.items():
+            self._place.bench.send(topic, records)
+
+    def _topic_of(self, name: str) -> str:
+        """Made when it is first asked for."""
+        if name not in self._made:
+            self._made[name] = self._place.bench.topic(self._place.spec.name, f"{self._prefix}{name}")
+        return self._made[name]
+
+
+def _record(row: Row, millis: int, *more: str) -> Record:
+    """A map's ``_key``, ``_headers`` (a map) and ``more`` are those of the record, and not of its value."""
     if not isinstance(row, Mapping):
         return encoded(row), millis, None, ()
-    value = {name: field for name, field in row.items() if name not in ("_key", "_headers")}
+    value = {name: field for name, field in row.items() if name not in ("_key", "_headers", *more)}
     headers = [(name, encoded(text)) for name, text in (row.get("_headers") or {}).items()]
     return encoded(value), millis, encoded(row.get("_key")), headers
 
@@ -268,6 +310,10 @@ class NoFeed:
         """There is nothing to give."""
 
 
+def _of_kafka(place: Place, source: Kafka) -> Feed:
+    return TopicsFeed(place, source) if source.several else TopicFeed(place, source)
+
+
 FEEDS: Mapping[type[Component], Callable[[Place, Any], Feed]] = {
-    Kafka: TopicFeed, Delta: TableFeed, Files: FileFeed, Jdbc: ForeignFeed, Rate: NoFeed,
+    Kafka: _of_kafka, Delta: TableFeed, Files: FileFeed, Jdbc: ForeignFeed, Rate: NoFeed,
 }  # fmt: skip

@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 from lakehouse_engine import aside, inserts, landing, progress, streams
 from lakehouse_engine.connections import Connections
 from lakehouse_engine.errors import FencedError, LakehouseError
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.sources.reading import OfTopic
 from lakehouse_engine.streams import ScanRun
 from tests.model import steps
@@ -167,7 +167,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> Iterator[None]:
 
         monkeypatch.setattr(place, name, stopping)
 
-    commit, starting, write_member = progress.commit, kafka.starting_offsets, streams._Windows._write_member
+    commit, starting, write_member = progress.commit, broker.starting_offsets, streams._Windows._write_member
 
     def committing(cursor: Any, records: Any, writer: str) -> None:
         process: Running = _here.process
@@ -213,7 +213,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> Iterator[None]:
     heard(inserts.Inserts, "_seen")
     monkeypatch.setattr(progress, "commit", committing)
     monkeypatch.setattr(progress, "now_micros", lambda: lab.clock)
-    monkeypatch.setattr(kafka, "starting_offsets", started)
+    monkeypatch.setattr(broker, "starting_offsets", started)
     monkeypatch.setattr(streams._Windows, "_write_member", written)
     try:
         yield

@@ -25,7 +25,7 @@ from lakehouse_engine.local.stack import Services
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.progress import Position, Record, to_micros
 from lakehouse_engine.sinks.postgres import connect
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.spec.loader import load
 from tests.faults.replayed import Running
 from tests.model import laws
@@ -213,7 +213,7 @@ class Lab:
                                   storages=storages, furthest={}))  # fmt: skip
 
     def _topic_id(self) -> str:
-        return kafka.describe(self.stack.bootstrap_servers, self.topic).id
+        return broker.describe(self.stack.bootstrap_servers, self.topic).id
 
     def _log(self, pipeline: Pipeline) -> list[Any]:
         found = []

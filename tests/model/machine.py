@@ -100,7 +100,7 @@ class Protocol(RuleBasedStateMachine):
     def befall(self, act: Any) -> None:
         self.act(act)
 
-    @rule(act=_one("partition", "retain", "recreate_stopped", "latest", "restore_table"))
+    @rule(act=_one("partition", "retain", "recreate", "recreate_stopped", "latest", "restore_table"))
     def topic(self, act: Any) -> None:
         self.act(act)
 

@@ -14,7 +14,7 @@ from lakehouse_engine.errors import FencedError, RunError
 from lakehouse_engine.past import DAY
 from lakehouse_engine.progress import Claim
 from lakehouse_engine.sinks import recounted
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 from tests.model import steps
 from tests.model.pipelines import Partial, Pipeline, partials
 from tests.model.stores import Recounted, Table, Transaction

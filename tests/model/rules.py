@@ -55,8 +55,8 @@ class Rules:
     history_of_topic: bool = True
     #: a record whose rows a RESTORE has taken away does not count (``DeltaLog.record``)
     restore_seen: bool = True
-    #: a stream sees that the topic it reads is another one now
-    topic_watched: bool = False
+    #: before a position is written, the topic is still the one that was claimed (``Reading.still``)
+    topic_watched: bool = True
 
 
 #: the engine as it is

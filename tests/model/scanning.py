@@ -18,7 +18,7 @@ from lakehouse_engine import progress
 from lakehouse_engine.errors import RunError
 from lakehouse_engine.progress import Claim, Position, Record
 from lakehouse_engine.scan import scan_floors
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from lakehouse_engine.streams import _Windows
 from tests.model import steps
 from tests.model.landing import Landing, ends_of
@@ -80,10 +80,10 @@ class ScanRun:
         yield steps.STREAM
         topic = world.broker.describe()
         for held in self._held():
-            kafka.check_held(topic, held, NAME)
+            broker.check_held(topic, held, NAME)
         if self.rules.topic_watched and topic.id != self.topic.id:
             raise RunError("TOPIC_RECREATED", NAME)
-        found = json.loads(kafka.starting_offsets(topic, self._held()))[NAME]
+        found = json.loads(broker.starting_offsets(topic, self._held()))[NAME]
         self.at = {int(p): o for p, o in found.items()}
 
     def _unlocked(self, step: str) -> Steps:
@@ -92,7 +92,7 @@ class ScanRun:
             yield step
 
     def starts(self, pipeline: Pipeline) -> dict[int, int]:
-        return kafka.offsets_at("", self.topic, self.world.starts.get(pipeline.name, "earliest"))
+        return broker.offsets_at("", self.topic, self.world.starts.get(pipeline.name, "earliest"))
 
     def _held(self) -> list[dict[int, int]]:
         found = [c.positions for c in (*self.claims, *(claim for _, claim in self.rows))]
@@ -109,7 +109,7 @@ class ScanRun:
                 ends = self._planned()
             started_at = self.world.clock
             yield steps.READ
-            records = self._fetched(ends)
+            records = self._fetched(self.at, ends)
             self.began = dict(self.at)
             self.at.update(ends)
             self._look_up()
@@ -117,9 +117,10 @@ class ScanRun:
                 yield from self._write_windows(records, started_at)
             for index, (pipeline, claim) in enumerate(self.rows):
                 yield steps.INSERTS
+                records = self._fetched(self.began, ends)  # each sink has Spark read for itself
                 self.rows[index] = (pipeline, (yield from self._insert(pipeline, claim, records, started_at)))
             for landing in self.landings:
-                yield from landing.write(records, started_at)
+                yield from landing.write(self._fetched(self.began, ends), started_at)
 
     def _planned(self) -> dict[int, int]:
         """Where Spark lets the batch end; it finds new partitions by itself and begins them at 0.
@@ -141,15 +142,15 @@ class ScanRun:
         cut = {p: end for p, end in cut.items() if end > self.at[p]}
         return cut or ends
 
-    def _fetched(self, ends: Mapping[int, int]) -> Records:
-        """What the executors read; by the topic's name, whichever that is by now."""
+    def _fetched(self, since: Mapping[int, int], ends: Mapping[int, int]) -> Records:
+        """What the executors read from ``since`` on; by the topic's name, whichever that is by now."""
         offsets = self.world.broker.describe().offsets
-        here = all(p in offsets and offsets[p][0] <= self.at[p] and end <= offsets[p][1] for p, end in ends.items())
+        here = all(p in offsets and offsets[p][0] <= since[p] and end <= offsets[p][1] for p, end in ends.items())
         if self.rules.fail_on_data_loss and not here:
             raise StreamFailed("STREAM_FAILED", "some data may have been missed")
         if self.rules.topic_watched and self.world.broker.topic.id != self.topic.id:
             raise RunError("TOPIC_RECREATED", NAME)
-        return {p: self.world.broker.topic.records(p, self.at[p], end) for p, end in ends.items()}
+        return {p: self.world.broker.topic.records(p, since[p], end) for p, end in ends.items()}
 
     def _look_up(self) -> None:
         """Members whose tables cannot be looked up are taken out at their positions."""
@@ -226,8 +227,8 @@ class ScanRun:
                 result: Judged, watermark: int | None) -> Record | None:  # fmt: skip
         run = SimpleNamespace(
             _members=self.members, _claims=self.claims, _query=SimpleNamespace(time_index=lambda _: 0),
-            _topic=self.topic, _ends=SimpleNamespace(behind=lambda _: 0),
-            _read=SimpleNamespace(commit=lambda _: None))  # fmt: skip
+            _ends=SimpleNamespace(behind=lambda _: 0),
+            _read=SimpleNamespace(topic=self.topic, commit=lambda _: None))  # fmt: skip
         counted = SimpleNamespace(counters=result.counters, tallied=[])
         return _Windows._record(run, index, started_at, ends, [greatest], counted, watermark)
 

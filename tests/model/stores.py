@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from lakehouse_engine.errors import FencedError, RunError
 from lakehouse_engine.progress import Claim, Position, Record
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 from tests.model.pipelines import Partial, Pipeline
 from tests.model.rules import Rules
 from tests.model.topic import Event

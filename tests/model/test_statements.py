@@ -23,7 +23,7 @@ from lakehouse_engine.sinks import recounted
 from lakehouse_engine.sinks.final import FinalMerge
 from lakehouse_engine.sinks.postgres import LATE_COLUMNS, Merge, connect, copy, identifier
 from lakehouse_engine.sinks.sessions import SessionMerge
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 from tests.model.pipelines import FINAL, HOUR, UPDATES, VISITS, Pipeline, partials
 from tests.model.recounting import replace_sessions, replace_windows
 from tests.model.rules import Rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lakehouse_engine.sources.kafka import TopicState
+from lakehouse_engine.sources.broker import TopicState
 
 NAME = "events"
 #: what becomes of a record where nothing is late. ``bad`` and ``filtered`` end before the watermark step and do not

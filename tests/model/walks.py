@@ -27,7 +27,7 @@ Act = list[str | int]
 #: how often an act comes; those that are not here come when asked for
 WEIGHTS = {"advance": 10.0, "produce": 8.0, "finish": 3.0, "run": 2.0, "crash": 1.0, "fail": 1.0, "tick": 1.0,
            "backfill": 1.0, "backup": 0.5, "restore": 0.5, "poison": 0.4, "blind": 0.4, "retain": 0.3, "partition": 0.2,
-           "reset": 0.2, "latest": 0.2, "recreate_stopped": 0.2, "restore_table": 0.2}  # fmt: skip
+           "reset": 0.2, "latest": 0.2, "recreate": 0.2, "recreate_stopped": 0.2, "restore_table": 0.2}  # fmt: skip
 ASKED = 0.3
 LONG = 60
 

@@ -197,7 +197,6 @@ WRONG = [
     ("a stream that ends and nobody starts", "bronze", "trigger", "trigger: available_now", "6 MISSING_TRIGGER"),
     ("a stream that ends, after jobs that are none", "bronze", "trigger",
      "trigger: available_now\nschedule: upstream", "7 BAD_SCHEDULE"),
-    ("a later option", "bronze", "source", "source: {kafka: {topics: [a, b]}}", "1 MISSING_KEY, 1 NOT_YET"),
     ("an input that is not there", "bronze", "- derive", "  - union: [mobile]\n  - derive: {day: to_date(at)}",
      "4 UNKNOWN_INPUT"),
     ("a window over a text", "realtime", "- window",

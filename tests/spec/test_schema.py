@@ -215,6 +215,8 @@ GOOD: dict[str, list[Any]] = {
         {"source": "a.b", "sink": {"files": {"path": "s3a://out/a", "format": "json"}}, "schedule": "daily"},
         {"source": "a.b", "sink": {"files": {"path": "out/a", "format": "csv", "partition_by": ["a"]}},
          "schedule": "daily"},
+        {"source": {"kafka": {"topics": ["a", "b"]}}, "sink": "delta", "trigger": {"every": "1s"}},
+        {"source": {"kafka": {"pattern": "a[.].*"}}, "sink": "delta", "trigger": {"every": "1s"}},
         {"source": "a.b", "schedule": "daily", "sink": {"kafka": {
             "topic": "b", "connection": "eu", "key": "id", "value": "to_json(struct(*))",
             "headers": {"kind": "n", "of": 1}}}},
