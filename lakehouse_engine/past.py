@@ -9,7 +9,7 @@ to that of the batch which passed it, and a range that begins later misses nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -40,7 +40,8 @@ DAY = 86_400_000_000
 
 @dataclass(frozen=True)
 class Read:
-    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included).
+    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included), and
+    from ``begun`` on, where it has read at all.
 
     ``several``: where it is more than one topic, by whose places ``next`` is then.
     """
@@ -51,10 +52,15 @@ class Read:
     next: Mapping[int, int]
     epoch: int = 1
     several: Topics | None = None
+    begun: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def topics(self) -> Topics:
         return self.several or one(self.topic_id, self.topic)
+
+    def first(self, place: int) -> int:
+        """The first offset that it may have read: its own ``start`` may have left out what came before."""
+        return self.begun.get(place, self.next.get(place, 0))
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,8 @@ def _history(spark: SparkSession, member: Member, read: Read, lander: PipelineSp
             raise RunError("HISTORY_BEHIND", f"{lander.name} has landed partition {partition} up to offset {there}, and"
                            f" {read.pipeline} has read up to {offset}; run {lander.name} first")  # fmt: skip
     frame = spark.read.format("delta").load(str(log.path))
-    before = [f"(_partition = {partition} and _offset < {offset})" for partition, offset in read.next.items()]
+    before = [f"(_partition = {partition} and _offset >= {read.first(partition)} and _offset < {offset})"
+              for partition, offset in read.next.items()]  # fmt: skip
     firsts = _landed_from(log)
     if firsts is None:  # the log does not tell any more: what lies below the least offset may be missing
         least = frame.groupBy("_partition").agg({"_offset": "min"}).collect()
@@ -203,18 +210,23 @@ def _topic(spark: SparkSession, member: Member, read: Read, to: Connections) -> 
         if topic.id != part.id:
             raise RunError("TOPIC_RECREATED", f"the topic {part.name} is another one than {read.pipeline} has read")
     topic = joined(found, read.topics) if read.several else found[0]
-    starts = topic.firsts
+    starts = {place: max(read.first(place), first) for place, first in topic.firsts.items()}
     ends = {place: max(read.next.get(place, 0), first) for place, first in starts.items()}
     frame = kafka.read_range(spark, topic.topics, bootstrap_servers, starts, ends, source.prefix)
-    return Past(f"the topic{'s' * (len(found) > 1)} {read.topic}", frame, member.rows, starts)
+    return Past(f"the topic{'s' * (len(found) > 1)} {read.topic}", frame, member.rows, topic.firsts)
 
 
 def _table(spark: SparkSession, member: Member, source: DeltaSource, read: Read, storage: Path) -> Past:
     """The table that a stream follows, at the version before its position. Rows that were deleted from it are gone.
 
-    Raises ``RunError`` TABLE_RECREATED, DATA_LOST, TABLE_DIFFERS.
+    Which rows a stream found there that began later, with ``start: latest``, is not told.
+
+    Raises ``RunError`` BEGUN_LATER, TABLE_RECREATED, DATA_LOST, TABLE_DIFFERS.
     """
     spec, version = member.spec, read.next[0] - 1
+    if read.first(0):
+        raise RunError("BEGUN_LATER", f"{read.pipeline} has begun at version {read.first(0)} of {read.topic}, and its"
+                       " rows cannot be told from those before")  # fmt: skip
     path = delta_sink.table_path(storage, source.table)
     table = OfTable(source, path, spec.tables_have[source.table], spec.where("source"))
     if table.topic.id != read.topic_id:
@@ -250,6 +262,16 @@ def stream_rows(cursor: Any, pipeline: str, topic: str | None) -> Read:
         raise RunError("TOPIC_RECREATED", f"{pipeline} has read more than this topic: {names}; offsets of one say"
                        " nothing of another, so its rows cannot be told apart", where=pipeline)  # fmt: skip
     return Read(pipeline, topic, found[0][0], {row[2]: row[3] for row in found}, epoch)
+
+
+def begun(cursor: Any, read: Read) -> dict[int, int]:
+    """Where the first batch began that has read a partition, by its place."""
+    cursor.execute("select key, coalesce(value ->> 'topic_id', topic_id), min((value ->> 'from')::bigint)"
+                   " from lakehouse.batches, jsonb_each(ranges) where (pipeline, epoch) = (%s, %s) group by 1, 2",
+                   (read.pipeline, read.epoch))  # fmt: skip
+    found = ((read.topics.place(topic_id, int(key.rpartition("/")[2])), first) for key, topic_id, first
+             in cursor.fetchall())  # fmt: skip
+    return {place: first for place, first in found if place is not None}
 
 
 def spelled(member: Member) -> list[str] | None:

@@ -31,7 +31,7 @@ from lakehouse_engine.errors import FencedError, PlanError, RunError
 from lakehouse_engine.journal import Run, See
 from lakehouse_engine.locks import acquire
 from lakehouse_engine.lookups import Lookups
-from lakehouse_engine.past import DAY, Past, Read, missing, reading, spelled, stream_rows
+from lakehouse_engine.past import DAY, Past, Read, begun, missing, reading, spelled, stream_rows
 from lakehouse_engine.plan import Member, fingerprint
 from lakehouse_engine.request import Span
 from lakehouse_engine.rows import FILTERED, Verdict
@@ -121,7 +121,6 @@ class _Recount:
         pasts, reasons = reading(self._spark, self._member, claimed.read, self._lander, self._to)
         if not pasts:
             raise self._gone(reasons)
-        self._from_the_start(claimed.read)
         days = self._days(claimed, pasts, reasons)
         left, finished = self._left(days)
         since = _micros(self._span.first) if self._span.first else min(days, default=0)
@@ -153,19 +152,8 @@ class _Recount:
         known = [w for w in (closed, claim.watermark) if w is not None]
         watermark = progress.next_watermark(claim.positions.values(), self._time.delay, max(known, default=None))
         read = replace(read, next=progress.offsets(claim.positions))
+        read = replace(read, begun=begun(cursor, read))
         return _Claimed(read, claim, watermark)
-
-    def _from_the_start(self, read: Read) -> None:
-        """Of a table it is not told which rows a stream found there that began later, with ``start: latest``."""
-        if not isinstance(self._member.spec.source, Delta):
-            return
-        with self._connection, self._connection.cursor() as cursor:
-            cursor.execute("select min((ranges -> '0' ->> 'from')::bigint) from lakehouse.batches where (pipeline,"
-                           " epoch, topic_id) = (%s, %s, %s)", (read.pipeline, read.epoch, read.topic_id))  # fmt: skip
-            (first,) = cursor.fetchone()
-        if first:
-            raise self._gone([f"{read.pipeline} has begun at version {first} of {read.topic}, and its rows cannot be"
-                              " told from those before"])  # fmt: skip
 
     def _days(self, claimed: _Claimed, pasts: list[Past], reasons: list[str]) -> list[int]:
         """The starts (microseconds) of the days that have, or had, a closed window, in order.

@@ -275,6 +275,28 @@ def test_late_rows_are_counted_day_by_day_and_other_days_are_left_alone(lab: Lab
     assert lab.table("realtime.visits", "window_start, window_end, user, n, mean") == lab.visits(39)
 
 
+def test_what_came_before_a_stream_began_is_not_counted_by_a_recount(lab: Lab) -> None:
+    file = lab.folder / "realtime" / "minutes.yaml"
+    file.write_text(file.read_text().replace("history:", "start: latest, history:"))
+    lab.send((0.1, "a", 1), (0.2, "a", 2))
+    lab.run("realtime.minutes", "bronze.events")  # reads nothing, and keeps where it begins
+    lab.send((0.3, "a", 3), (5, "a", 4), (1, "a", 5))
+    lab.run("realtime.minutes", "bronze.events")
+    before = lab.table("realtime.minutes")
+    assert before == {(0, "a", 1, 3, 3), (1, "a", 1, 5, 5), (5, "a", 1, 4, 4)}
+    lab.recount("realtime.minutes")
+    assert lab.table("realtime.minutes") == before
+    refuse_history(lab)
+    lab.recount("realtime.minutes")  # from the topic
+    assert lab.table("realtime.minutes") == before
+
+
+def refuse_history(lab: Lab) -> None:
+    """The landing leaves out rows."""
+    file = lab.folder / "bronze" / "events.yaml"
+    file.write_text(file.read_text().replace("  - derive", "  - filter: id > 0\n  - derive"))
+
+
 def test_a_stream_and_a_recount_never_write_side_by_side(lab: Lab) -> None:
     with pytest.raises(RunError, match="has not run yet") as raised:
         lab.recount("realtime.minutes")

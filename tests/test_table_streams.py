@@ -253,10 +253,10 @@ def test_windows_over_a_table_are_counted_anew_from_the_version_that_was_read(
     assert things.counts() == {0: 3, 120: 1, 180: 1}
     things.run()  # by its own claim, from its own position; 59 is late
     assert things.counts() == {0: 3, 120: 1, 180: 1}
-    with closing(psycopg2.connect(database)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("update lakehouse.batches set ranges = jsonb_set(ranges, '{0,from}', '1') where batch_id = 1")
+    begins_at(database, 1)
     with pytest.raises(RunError, match=r"RANGE_MISSING.* has begun at version 1 of bronze.things"):
         counted_anew()
+    begins_at(database, 0)
     compacted(things, spark)
     with pytest.raises(RunError, match=r"RANGE_MISSING.*version 2 of bronze.things.* is no longer there"):
         counted_anew()
@@ -271,6 +271,13 @@ def compacted(things: Things, spark: SparkSession) -> None:
         spark.sql(f"vacuum delta.`{things.bronze}` retain 0 hours")
     finally:
         spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+
+
+def begins_at(database: str, version: int) -> None:
+    """As if the stream's first batch had begun there."""
+    change = f"jsonb_set(ranges, '{{0,from}}', '{version}')"
+    with closing(psycopg2.connect(database)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(f"update lakehouse.batches set ranges = {change} where batch_id = 1")
 
 
 def test_rows_that_a_commit_writes_again_as_they_were_are_no_changes(spark: SparkSession, tmp_path: Path) -> None:
