@@ -248,10 +248,6 @@ class AnalysedWalk(Walk):
         answers = [answer for _, answer in self._answers([text], columns)]
         return answers[0] if answers and isinstance(answers[0], str) else ""
 
-    def _element(self, column: str, columns: Columns) -> str:
-        kind = known_as(columns).get(column.lower(), "")
-        return kind[len("array<") : -1] if kind.startswith("array<") else ""
-
     def _filters(self, condition: str, columns: Columns, step: str) -> None:
         kind = self._kind(condition, columns)
         if kind not in ("", "boolean"):

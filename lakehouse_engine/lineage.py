@@ -175,7 +175,7 @@ class Lineage:
         for part in (spec, *map(spec.part, spec.inputs)):
             if isinstance(part.source, Kafka):
                 parse = next((t for t in part.transforms if isinstance(t, Parse)), None)
-                contract = part.contracts.get(parse.contract) if parse is not None else None
+                contract = part.contracts.get(parse.reads_by) if parse is not None else None
                 fields = contract.columns if contract is not None else {}
                 places = self._places.kafka(part.source)
                 found += [InputDataset(*place, facets=self._schema(fields)) for place in places]

@@ -186,6 +186,9 @@ def _loses(spec: PipelineSpec, lander: PipelineSpec) -> str | None:
     """Why the landed rows are not those that the stream sees after ``parse``."""
     if not spec.transforms or not isinstance(spec.transforms[0], Parse):
         return f"{spec.name} does something before it parses"
+    theirs = next((step for step in lander.transforms if isinstance(step, Parse)), spec.transforms[0])
+    if (theirs.reads_by, theirs.into) != (spec.transforms[0].reads_by, spec.transforms[0].into):
+        return f"{lander.name} reads records by another contract, or into other columns"
     for index, step in enumerate(lander.transforms):
         new = isinstance(step, Derive) and not any(c in made.columns for made in lander.contracts.values()
                                                    for c in step.columns)  # fmt: skip

@@ -216,7 +216,7 @@ def _query(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> 
 
 
 def _contract(spec: PipelineSpec) -> str | None:
-    return next((t.contract for t in spec.transforms if isinstance(t, Parse)), None)
+    return next((t.reads_by for t in spec.transforms if isinstance(t, Parse)), None)
 
 
 def _members(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> Iterator[Member]:

@@ -85,7 +85,7 @@ def _job(spec: PipelineSpec, environment: Environment) -> tuple[str, str]:
 
 def _stream(spec: PipelineSpec) -> tuple[str, str]:
     source, parse = spec.source, next((t for t in spec.transforms if isinstance(t, Parse)), None)
-    if not isinstance(source, Kafka) or parse is None:
+    if not isinstance(source, Kafka) or parse is None or parse.contract is None or parse.into is not None:
         raise UsageError("MISSING_TABLE", f"{spec.name} does not land a topic with a contract; --stream reads that")
     contract = spec.contracts[parse.contract]
     time = next((field.name for field in contract.fields if field.kind == "timestamp" and field.required), None)

@@ -152,7 +152,12 @@ def _kind(node: object, known: Mapping[str, str]) -> str:
     if isinstance(node, exp.Paren | exp.Alias):
         return _kind(node.this, known)
     if isinstance(node, exp.Column):
-        return known.get(node.name.lower(), "") if len(node.parts) == 1 else ""
+        kind = known.get(node.parts[0].name.lower(), "")
+        for part in node.parts[1:]:
+            kind = field(kind, part.name)
+        return kind
+    if isinstance(node, exp.Dot):
+        return field(_kind(node.this, known), node.expression.name)
     if isinstance(node, exp.Literal):
         return "string" if node.is_string else "double" if "." in node.name else "int"
     if isinstance(node, exp.Cast):
@@ -164,6 +169,19 @@ def _kind(node: object, known: Mapping[str, str]) -> str:
         return kinds.pop() if len(kinds) == 1 else ""
     called = _calls_one(node) if isinstance(node, exp.Expr) else ""
     return _KINDS.get(called, "")
+
+
+def field(kind: str, name: str) -> str:
+    """The type of a struct's field, '' where ``kind`` is no struct, or has none of that name."""
+    level, start = 0, len("struct<")
+    for at, letter in enumerate(kind if kind.startswith("struct<") else "", 0):
+        level += (letter in "<(") - (letter in ">)")
+        if at >= start and (level, letter) in ((1, ","), (0, ">")):
+            one, _, inner = kind[start:at].partition(":")
+            if one.lower() == name.lower():
+                return inner
+            start = at + 1
+    return ""
 
 
 #: by sqlglot's names: its date_trunc is Spark's trunc, its timestamp_trunc Spark's date_trunc

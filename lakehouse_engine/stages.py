@@ -139,7 +139,7 @@ class Query:
             for index, step in enumerate(branch.spec.transforms[:last]):
                 text = step.model_dump_json(exclude={"tolerance"}, exclude_defaults=True)
                 if isinstance(step, Parse):
-                    contract = branch.spec.contracts[step.contract]
+                    contract = branch.spec.contracts[step.reads_by]
                     text += contract.model_dump_json(exclude={"file"}, exclude_defaults=True)
                 found[f"{below}transforms[{index}].{step.key}"] = text
         return found

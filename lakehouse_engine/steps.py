@@ -30,7 +30,7 @@ def row_wise(spec: PipelineSpec, rows: Rows, transform: RowWise | Lookup, step: 
         if isinstance(transform, Lookup):
             return transform.row(rows, place, view)
         if isinstance(transform, Parse):
-            return transform.row(rows, place, spec.contracts[transform.contract])
+            return transform.row(rows, place, spec.contracts[transform.reads_by])
         return transform.row(rows, place)
     except ValueError as error:  # a column or an expression that does not fit the rows
         file, _, line = spec.where(step).rpartition(":")

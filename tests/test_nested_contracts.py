@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -14,12 +15,14 @@ from pyspark.sql import SparkSession
 
 from lakehouse_engine.contract import Contract
 from lakehouse_engine.contract.file import build
+from lakehouse_engine.spec import yaml
 from tests.test_parse import twice, verdicts
 
 EXAMPLES = int(os.environ.get("LAKEHOUSE_EXAMPLES", "2"))
 #: contracts that one query judges, and payloads of each
 TOGETHER, PAYLOADS = 3, 350
 NAMES = ("id", "sku", "Qty", "at", "tags", "x1")
+CASES = Path(__file__).parent / "cases"
 Schema = dict[str, Any]
 
 
@@ -164,3 +167,69 @@ def test_spark_and_jsonschema_agree_on_random_payloads_of_random_contracts(
             if good != (not judged) or not same or not stricter:
                 differ.append((value, judged, good, reasons))
         assert differ == [], f"{json.dumps(schema)} {differ[:3]}"
+
+
+BASKET = build("basket", "basket.yaml", yaml.read(CASES / "contracts" / "basket.yaml", "basket.yaml").value, {})
+EVENT = {"id": "a", "at": "2026-01-01T00:00:00Z", "items": [{"sku": "A", "quantity": 1}], "context": {"k": [1]}}
+#: JSON that some reader takes and another does not, or that somebody chokes on
+HOSTILE = [
+    "NaN", "-Infinity", "1e999", "-1e-999", "1" * 1000, "1" * 1001, "-" + "1" * 1000, "0." + "1" * 999,
+    "0." + "1" * 1000, "0." + "1" * 1001, "1e" + "9" * 400, "1e400", "-0", "-0.0", "1.0", "01", "+1", ".5", "5.",
+    "9223372036854775807", "9223372036854775808", "-9223372036854775808", "1234567890123456789012345678901234567890",
+    "true", "TRUE", "null", "nil", "undefined", '""', '"\\u0000"', '"\\\\u0000"', '"\\\\\\u0000"', '"\\ud800"',
+    '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\ud83d"', '"\ufeff"', '"\u2028"', '"\x7f"', '"\x01"', '"\\x41"',
+    "'a'", '"a', 'a"', "{", "}", "[", "]", "[,]", "[1,]", '{"a":1,}', '{"a"}', '{a:1}', '{"a":1 "b":2}', "/* */ 1",
+    "1 // x", '{"a":1,"a":"b"}', '{"a":{"b":1},"a":{"b":"x"}}', '{"":""}', '{"\\u0000":1}', '{"a.b":1,"$":2,"a b":3}',
+    '[{"sku":"A","quantity":1,"quantity":"1"}]', '[{"sku":"A","quantity":1}, null]', '[[], {}, [{}]]', "\t1\n", "\x0b1",
+    "\u00a01", '"' + "x" * 5000 + '"', "[" * 300 + "]" * 300, '{"k":' * 200 + "1" + "}" * 200,
+]  # fmt: skip
+LARGE = [
+    "[" * 997 + "]" * 997, "[" * 998 + "]" * 998, "[" * 999 + "]" * 999, "[" * 5000 + "]" * 5000, "[" * 5000,
+    '{"k":' * 998 + "1" + "}" * 998, '{"k":' * 999 + "1" + "}" * 999, '"' + "x" * 1_000_000 + '"',
+    '"' + "\\u00e9" * 160_000 + '"', "[" + "1," * 300_000 + "1]", '{"' + "k" * 50_000 + '":1}',
+    '{"' + "k" * 50_001 + '":1}', "[" + '{"sku":"A","quantity":1},' * 20_000 + '{"sku":"A","quantity":1}]',
+    " " * 1_000_000 + "1", "\ud800" * 10,
+]  # fmt: skip
+
+
+def hostile() -> list[bytes | None]:
+    """Ten thousand payloads: events in which a value is replaced by what no reader should trust, and broken bytes."""
+    dice = random.Random(7)
+    good = json.dumps(EVENT)
+    places = [good.replace(json.dumps(value), "@", 1) for value in ("a", EVENT["at"], "A", 1, [1], EVENT["context"])]
+    places += [good[:-1] + tail for tail in (', "more": @}', ', "tags": @}', ', "labels": @}', ', "tags": [@]}',
+                                             ', "labels": {"k": @}}', ', "id": @}', "}@")]  # fmt: skip
+    places += ["@" + good, "@", '{"id": @, ' + good[1:], '{"items": @, ' + good[1:]]
+    found: list[bytes | None] = [None, b"", b"\xef\xbb\xbf" + good.encode(), good.encode("utf-16"), b"\0{}", b"{}\0"]
+    found += [place.replace("@", value).encode("utf-8", "surrogatepass") for place in places for value in HOSTILE]
+    found += [places[n].replace("@", value).encode("utf-8", "surrogatepass") for n in (5, 6, 12) for value in LARGE]
+    bad = [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\x80", b"\0"]
+    while len(found) < 10_000:
+        if dice.random() < 0.4:  # a text, or a value of any kind, of odd characters
+            odd = "".join(dice.choices("a5-.eE{}[]:,\"\\\0\t\n/é\u2028\ufeff\U0001f600 ", k=dice.randrange(1, 6)))
+            event = {**EVENT, dice.choice(["id", "context", "more", "tags"]): dice.choice([odd, [odd], {odd: odd}])}
+            found.append(json.dumps(event, ensure_ascii=dice.random() < 0.5).encode())
+            continue
+        raw = bytearray(dice.choice([good, json.dumps(EVENT, ensure_ascii=False, separators=(",", ":"))]).encode())
+        for _ in range(dice.choice([1, 1, 2, 3])):
+            at = dice.randrange(len(raw))
+            action = dice.random()
+            if action < 0.4:
+                raw[at:at] = dice.choice([*bad, dice.choice(HOSTILE).encode("utf-8", "surrogatepass")])
+            elif action < 0.7:
+                raw[at] = dice.randrange(256)
+            else:
+                del raw[at : at + dice.randrange(1, 4)]
+        found.append(bytes(raw))
+    return found
+
+
+def test_ten_thousand_hostile_payloads_have_the_same_verdict(spark: SparkSession) -> None:
+    values = hostile()
+    ((*found,),) = verdicts(spark, [(BASKET, values)])
+    judged = [BASKET.judge(value) for value in values]
+    differ = [((value or b"")[:150], why, told) for value, why, told in zip(values, judged, found, strict=True)
+              if told[0] == bool(why)]  # fmt: skip
+    assert differ == []
+    assert len(values) == 10_000
+    assert 500 < sum(good for good, _ in found) < 5_000

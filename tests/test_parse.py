@@ -58,6 +58,8 @@ def payloads() -> list[bytes | None]:
         found += [json.dumps({**GOOD, name: value}).encode() for value in _VALUES]
         found.append(json.dumps({key: value for key, value in GOOD.items() if key != name}).encode())
     found += [json.dumps({**GOOD, "extra": value}).encode() for value in (1, None, {"a": [1]}, "a\u0000b")]
+    texts = ("1e999", "-1e999", '["\u2028"]', '{"a": "\u2029"}', '"\u2028[]"', '"\\"Infinity\\""')
+    found += [json.dumps({**GOOD, "note": "@"}).replace('"@"', text).encode() for text in texts]
     numbers = ("NaN", "05", "5.0", "5e0", "Infinity", "0x5", "-0", "+5")
     found += [good.replace("5", text, 1).encode() for text in numbers]
     escapes = ("\\ud800", "\\udc00x", "\\ud83d\\ude00", "\\\\ud800")

@@ -342,3 +342,13 @@ def test_a_quoted_name_is_the_column_of_that_name(value: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [("it's", "'it\\'s'"), ("a\\b", "'a\\\\b'"), ("", "''")])
 def test_a_string_is_quoted_for_spark(value: str, text: str) -> None:
     assert sql.string(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("e.at", "timestamp"), ("E.In.x", "double"), ("e.m", "map<string,bigint>"), ("e.d", "decimal(10,2)"), ("e.no", ""),
+     ("e.at.x", ""), ("n.at", ""), ("(e.in).x", "double")],
+)  # fmt: skip
+def test_the_type_of_a_field_is_that_of_its_struct(text: str, kind: str) -> None:
+    known = {"e": "struct<d:decimal(10,2),at:timestamp,m:map<string,bigint>,in:struct<x:double>>", "n": "bigint"}
+    assert sql.kind(text, known) == kind

@@ -42,6 +42,8 @@ NOUNS: dict[Kind, str] = {"string": "a string", "timestamp": "a date-time", "dat
 KEYWORDS = {"pattern": "pattern", "minimum": "minimum", "maximum": "maximum", "exclusiveMinimum": "exclusive_minimum",
             "exclusiveMaximum": "exclusive_maximum", "minLength": "min_length", "maxLength": "max_length",
             "minItems": "min_items", "maxItems": "max_items"}  # fmt: skip
+#: a column that events may have
+COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 #: the column of what a contract does not list
 EXTRA = "_extra"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from lakehouse_engine.contract import KEYWORDS, Contract, Field, Kind
+from lakehouse_engine.contract import COLUMN, KEYWORDS, Contract, Field, Kind
 from lakehouse_engine.errors import Problem, SpecError
 
 SILENT = frozenset({"description", "title", "$schema", "$id", "$comment", "examples", "default", "deprecated"})
@@ -27,7 +27,6 @@ _KINDS: dict[tuple[str, str | None], Kind] = {
     ("string", None): "string", ("string", "date-time"): "timestamp", ("string", "date"): "date",
     ("integer", None): "integer", ("number", None): "number", ("boolean", None): "boolean", ("object", None): "object",
     ("array", None): "array"}  # fmt: skip
-_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 _WORDS = ("string", "integer", "number", "boolean", "object", "array")
 Say = Callable[[str, str, str], None]
 
@@ -131,7 +130,7 @@ class _Reader:
         fields, seen = [], dict[str, str]()
         for name, inner in rules["properties"].items():
             place = f"{below}properties.{name}"
-            if not _COLUMN.fullmatch(name):
+            if not COLUMN.fullmatch(name):
                 self._say(place, "BAD_NAME", f"{name!r} is not a column name: a letter, then letters, digits and _")
             elif seen.setdefault(name.lower(), name) != name:
                 self._say(place, "SAME_COLUMN", f"{seen[name.lower()]} and {name} are one column to Spark, which does"
@@ -152,13 +151,18 @@ class _Reader:
         if not isinstance(rules, dict):
             self._say(path, "NOT_YET", f"{name} says false to any value; that comes with a later version")
             return None
+        said = sorted(rules.keys() - SILENT)
         rules = {key: value for key, value in rules.items() if f"{path}.{key}" not in self._invalid}
         wrong = list(self._wrong(name, rules, path))
         for place, code, message in wrong:
             self._say(f"{path}{place}", code, f"{name}: {message}")
         typed = f"{path}.type" not in self._invalid
-        if typed and "type" not in rules and not rules.keys() - SILENT:
+        if not said:
             return Field(name=name, kind="any", required=required, nullable=True)
+        if "type" not in said:
+            self._say(path, "NOT_YET", f"{name} has no type and says {said[0]}; rules of values of any type come with a"
+                      " later version")  # fmt: skip
+            typed = False
         kind = self._kind(name, rules, path, above) if typed else None
         if kind is None:
             self._inside(rules, path, above)
@@ -227,11 +231,6 @@ class _Reader:
                 self.field(name, rules[key], True, f"{path}.{key}", above)
 
     def _kind(self, name: str, rules: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Kind | None:
-        if "type" not in rules:
-            rule = min(rules.keys() - SILENT)
-            self._say(path, "NOT_YET", f"{name} has no type and says {rule}; rules of values of any type come with a"
-                      " later version")  # fmt: skip
-            return None
         types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
         plain = [one for one in types if one != "null"]
         form = rules.get("format")

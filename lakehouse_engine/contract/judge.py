@@ -27,6 +27,15 @@ def judge(contract: Contract, payload: bytes | None) -> list[str]:
     """As ``Contract.judge``."""
     if payload is None:
         return ["tombstone"]
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 12 * MOST_LEVELS)  # a level is a few calls
+    try:
+        return _judge(contract, payload)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def _judge(contract: Contract, payload: bytes) -> list[str]:
     whole = Field(name="", kind="object", required=True, fields=contract.fields, closed=contract.closed)
     try:
         value = _strict_json(payload)
@@ -212,13 +221,8 @@ def _strict_json(payload: bytes) -> Any:
     text = payload.decode("utf-8")
     if _levels(text) > MOST_LEVELS:
         raise ValueError("too deep")
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(limit + 2 * MOST_LEVELS)  # a level is a call
-    try:
-        value = json.loads(text, object_pairs_hook=_Object, parse_constant=refuse, parse_int=whole, parse_float=broken)
-        _encoded(value)
-    finally:
-        sys.setrecursionlimit(limit)
+    value = json.loads(text, object_pairs_hook=_Object, parse_constant=refuse, parse_int=whole, parse_float=broken)
+    _encoded(value)
     return value
 
 
@@ -228,7 +232,7 @@ def _encoded(value: Any) -> None:
 
 
 def _count(number: str) -> None:
-    if sum(map(str.isdigit, number)) > MOST_DIGITS:
+    if sum(map(str.isdigit, number)) - number.lstrip("-").startswith("0") > MOST_DIGITS:
         raise ValueError("a long number")
 
 

@@ -121,7 +121,7 @@ class Walk:
     def _step(self, transform: Transform | Unread, columns: Columns | None, step: str) -> Columns | None:
         if isinstance(transform, Unread):
             return after_unread(transform, columns)
-        if isinstance(transform, Parse) and transform.contract not in self._spec.contracts:
+        if isinstance(transform, Parse) and transform.reads_by not in self._spec.contracts:
             return None
         theirs: dict[str, Columns | None] = {}
         if isinstance(transform, Combining):
@@ -189,7 +189,8 @@ class Walk:
 
     def _element(self, column: str, columns: Columns) -> str:
         """The Spark type of an array's elements, '' where it is not known."""
-        return ""
+        kind = known_as(columns).get(column.lower(), "")
+        return kind[len("array<") : -1] if kind.startswith("array<") else ""
 
     def _time(self, column: str, columns: Columns, path: str) -> None:
         kind = known_as(columns).get(column.lower(), "")
@@ -262,8 +263,8 @@ class Walk:
     def _after(self, transform: object, columns: Columns) -> Columns:
         spec, made = self._spec, dict[str, str]()
         if isinstance(transform, Parse):
-            found = spec.contracts.get(transform.contract)
-            return {**columns, **(found.columns if found else {})}
+            found = spec.contracts.get(transform.reads_by)
+            return {**columns, **(transform.made(found) if found else {})}
         if isinstance(transform, Derive):
             return columns | {name: self._kind(text, columns) for name, text in transform.columns.items()}
         if isinstance(transform, Select):

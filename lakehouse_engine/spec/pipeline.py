@@ -214,7 +214,7 @@ class PipelineSpec(Head):
     @property
     def parsed(self) -> frozenset[str]:
         """The contracts that its own steps parse by; those that could not be read are not among them."""
-        return frozenset(t.contract for t in self.transforms if isinstance(t, Parse) and t.contract in self.contracts)
+        return frozenset(t.reads_by for t in self.transforms if isinstance(t, Parse) and t.reads_by in self.contracts)
 
     @property
     def lands(self) -> bool:

@@ -31,6 +31,7 @@ from lakehouse_engine.spec.pipeline import (
 from lakehouse_engine.spec.reuse import Content, assemble, did_you_mean, display, named_folder, unknown
 from lakehouse_engine.spec.schedule import SCHEDULES, is_schedule
 from lakehouse_engine.spec.validated import said
+from lakehouse_engine.transforms import parse
 
 KEYS = ("description", "use", "params", "source", "inputs", "transforms", "checks", "keys", "sink", "serve",
         "trigger", "schedule", "airflow", "maintain", "panel")  # fmt: skip
@@ -284,7 +285,9 @@ class Reader:
             self._contract(source.contract, f"source.{source.key}", found)
         for below, some in [("", steps), *((f"inputs.{name}.", one.transforms) for name, one in inputs.items())]:
             for index, step in enumerate(some):
-                if isinstance(step, transforms.Parse):
+                if isinstance(step, transforms.Parse) and step.ddl is not None:
+                    found[step.reads_by] = parse.of_columns(step.ddl)
+                elif isinstance(step, transforms.Parse) and step.contract is not None:
                     self._contract(step.contract, f"{below}transforms[{index}].parse", found)
         return found
 

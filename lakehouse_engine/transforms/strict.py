@@ -24,7 +24,8 @@ from lakehouse_engine.rows import Layer
 _END = secrets.token_hex(8)
 _OPTIONS = ("map('mode','PERMISSIVE','columnNameOfCorruptRecord','_corrupt','allowSingleQuotes','false',"
             "'allowNonNumericNumbers','false')")  # fmt: skip
-_LOOKS_OTHER = r"^(-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|[\{\[].*)\z"
+#: what Spark makes a text of that is none in the JSON; of a number too large for a double, the second
+_LOOKS_OTHER = r"^((-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|\"-?Infinity\"|true|false)\z|[\{\[])"
 _TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})\z"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
 #: of a NUL character in JSON: a backslash that no other one takes for itself, and then

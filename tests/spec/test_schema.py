@@ -38,7 +38,7 @@ from tests.spec.gallery import FOLDER, read
 
 ROOT = Path(__file__).parents[2]
 VALIDATORS = {name: Draft202012Validator(one) for name, one in schema.schemas().items()}
-UNSEEN = {"BAD_EXPRESSION", "UNSTABLE_EXPRESSION", "UNSAFE_EXPRESSION", "BAD_MEASURE", "MISSING_CONTRACT",
+UNSEEN = {"BAD_DDL", "BAD_EXPRESSION", "UNSTABLE_EXPRESSION", "UNSAFE_EXPRESSION", "BAD_MEASURE", "MISSING_CONTRACT",
           "MISSING_TEMPLATE", "MISSING_TRIGGER", "UNSET_VARIABLE", "TOO_SHORT", "BAD_TIME", "BAD_VARIABLE",
           "BAD_PATTERN", "UNKNOWN_INPUT", "UNKNOWN_TARGET"}  # fmt: skip
 #: what a rule between values says under a code that other rules have, too
@@ -147,7 +147,7 @@ GOOD: dict[str, list[Any]] = {
     "pipeline.json": [
         {"description": "x", "source": {"kafka": {"topic": "a", "history": "bronze.a", "start": "latest",
                                                   "max_per_trigger": 5}},
-         "transforms": [{"parse": {"contract": "a", "column": "_value"}}, {"parse": "a"},
+         "transforms": [{"parse": {"contract": "a", "column": "_value", "into": "b"}}, {"parse": "a"},
                         {"watermark": {"column": "at", "delay": "2 minutes", "max_ahead": "1 hour"}},
                         {"window": {"sliding": {"size": "2 m", "every": "1 m"}, "by": "id", "emit": "updates",
                                     "measures": {"n": "count(*)"}}},
@@ -164,6 +164,7 @@ GOOD: dict[str, list[Any]] = {
                         {"explode": "a"}, {"explode": {"column": "a", "as": "b", "position": "c", "empty": "drop"}},
                         {"check": [{"not_null": ["a"], "where": "a > 1", "tolerance": "1%"}, {"matches": {"a": "^b"}}]},
                         {"parse": {"contract": "a", "tolerance": "0.5 %", "tombstones": "drop"}},
+                        {"parse": {"ddl": "id bigint not null, at timestamp"}},
                         {"filter": "a > 1"}, {"derive": {"b": "a", "c": 1}}, {"select": ["a", "b as c"]},
                         {"dedupe": ["a"]}, {"dedupe": {"keys": ["a"], "keep": "last", "order_by": ["b"]}},
                         {"aggregate": {"by": ["a"], "measures": {"n": "count(*)"}}}],
