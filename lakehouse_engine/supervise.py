@@ -62,7 +62,7 @@ class Supervised:
                 self._again_at = None
                 try:
                     self.start()
-                except LakehouseError as refused:
+                except Exception as refused:  # of the disk, too, which may be full: the others go on
                     self._failed(refused)
             return
         run = self._run
