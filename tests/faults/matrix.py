@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count, zip_longest
 from pathlib import Path
@@ -37,8 +37,12 @@ def groups(wanted: Iterable[Cell]) -> list[Group]:
     found: list[Group] = []
     wanted = list(wanted)
     for fault in FAULTS:
-        of_streams = [[c for c in wanted if c.fault == fault and c.subject == s] for s in SUBJECTS if s != "gold"]
+        mine = [c for c in wanted if c.fault == fault and c.subject != "gold"]
+        # a task that is held keeps a core, of which there may be two
+        alone = [c for c in mine if c.subject == "state" and c.step == 4]
+        of_streams = [[c for c in mine if c.subject == s and c not in alone] for s in SUBJECTS]
         found += [tuple(c for c in group if c is not None) for group in zip_longest(*of_streams)]
+        found += [(c,) for c in alone]
     # what does not end the streams comes first: a kill is the start of the next group
     found.sort(key=lambda group: group[0].fault in ("kill", "stop"))
     return found + [(c,) for c in wanted if c.subject == "gold"]
@@ -319,11 +323,11 @@ def run(matrix: Matrix, wanted: Iterable[Group], make: MakeRig) -> None:
             going = True
             while left and going:
                 group = left.pop(0)
-                try:
+                with suppress(Exception):  # it is noted
                     matrix.run(made, group)
-                except Exception as error:
-                    print(f"{', '.join(map(str, group))}: {error}", flush=True)
                 going = not any(matrix.wrong[cell] for cell in group)
+                if not going:
+                    print("\n".join(matrix.wrong[cell] for cell in group), flush=True)
                 print(", ".join(f"{c} {'RED' if matrix.wrong[c] else 'ok'} {matrix.seconds[c]:.1f} s" for c in group),
                       flush=True)  # fmt: skip
 
