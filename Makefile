@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := .airflow-venv
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pictures faults model bench lint docs airflow airflow-up airflow-down clean
+.PHONY: help setup demo test pictures faults soak model bench lint docs airflow airflow-up airflow-down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,9 +28,13 @@ test: setup  ## Run the whole suite on real services
 pictures: setup  ## Take the pictures in docs/images anew
 	@LAKEHOUSE_PICTURES=docs/images $(BIN)/python -m pytest -q tests/dashboard/test_pages.py -k pictures
 
-faults: setup  ## More of what dies: ten kills in mid-stream, forty histories of a job (15 minutes)
+faults: setup  ## Every cell of the kill matrix, schedules of the model in the engine, histories of a job (an hour)
+	@$(BIN)/python -m tests.faults.matrix
 	@LAKEHOUSE_KILLS=10 LAKEHOUSE_EXAMPLES=40 $(BIN)/python -m pytest --timeout 900 tests/faults \
 	  tests/test_incremental.py tests/test_delta_modes.py
+
+soak: setup  ## 200 times kill -9 at random moments under load (40 minutes)
+	@$(BIN)/python -m tests.faults.soak 200
 
 model: setup  ## Hundreds of thousands of schedules of a model of the protocol (10 minutes; no services)
 	@LAKEHOUSE_EXAMPLES=4000 $(BIN)/python -m pytest -q -s --timeout 1800 tests/model/test_model.py

@@ -99,8 +99,12 @@ def _try(spark: SparkSession, path: Path, holder: str) -> Lock | None:
             channel.close()
             return None
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "pipelines": holder}).encode()
-        channel.truncate(0)
-        channel.write(jvm.java.nio.ByteBuffer.wrap(text), 0)
+        try:
+            channel.truncate(0)
+            channel.write(jvm.java.nio.ByteBuffer.wrap(text), 0)
+        except Exception:
+            channel.close()  # the JVM would hold it, and nobody give it back
+            raise
         _ours.add(path)
         return Lock(path, channel)
 

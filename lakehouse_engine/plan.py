@@ -178,7 +178,8 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
     problems: list[Problem] = []
     members: list[Member] = []
     queries = []
-    landed = {(s.source.origin, _contract(s)): s.name for s in specs if isinstance(s.source, Kafka) and s.lands}
+    landed = {(s.source.origin, _contract(s)): s.name for s in sorted(specs, key=lambda s: s.name, reverse=True)
+              if isinstance(s.source, Kafka) and s.lands and s.source.history is None}  # fmt: skip
     for spec in specs:
         if spec.is_stream:
             try:
@@ -199,8 +200,13 @@ def compile_plan(specs: Sequence[PipelineSpec]) -> Plan:
 
 
 def _keeper(spec: PipelineSpec, landed: Mapping[tuple[str, str | None], str]) -> str:
-    """The pipeline that keeps the records which ``parse`` refuses: of a table's rows, the one that reads it."""
+    """The pipeline that keeps the records which ``parse`` refuses: of a table's rows, the one that reads it.
+
+    Whoever lands a topic keeps them itself: two that land it must not leave it to each other.
+    """
     if not isinstance(spec.source, Kafka):
+        return spec.name
+    if spec.source.history is None and spec.lands:
         return spec.name
     return spec.source.history or landed.get((spec.source.origin, _contract(spec)), spec.name)
 

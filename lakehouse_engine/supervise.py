@@ -62,7 +62,7 @@ class Supervised:
                 self._again_at = None
                 try:
                     self.start()
-                except LakehouseError as refused:
+                except Exception as refused:  # of the disk, too, which may be full: the others go on
                     self._failed(refused)
             return
         run = self._run
@@ -89,6 +89,7 @@ class Supervised:
         if fatal or self._restarts > MAX_RESTARTS:
             self.failures += [f"{member.name}: {text}" for member in self._scan.members]
             self._seen_failed(error, "given_up")
+            self._told.progress(f"{self._scan.name}: {text}; given up")  # others may go on for days
             self.done = True
             return
         self._seen_failed(error, "restart")

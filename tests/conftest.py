@@ -46,16 +46,22 @@ def java_classes() -> None:
 
 
 @pytest.fixture(scope="session")
-def stack(java_classes: None) -> Iterator[Services]:
-    """A Kafka broker and a PostgreSQL on loopback: ``.bootstrap_servers`` and ``.dsn``. Tests name their own topics."""
+def stack_root() -> Iterator[Path]:
+    """Where the broker and the server of these tests are kept."""
     # Not pytest's own folder: as root that one is closed to the user PostgreSQL runs as.
     root = Path(tempfile.mkdtemp(prefix="lakehouse-stack-"))
     root.chmod(0o755)
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def stack(java_classes: None, stack_root: Path) -> Iterator[Services]:
+    """A Kafka broker and a PostgreSQL on loopback: ``.bootstrap_servers`` and ``.dsn``. Tests name their own topics."""
     try:
-        yield local.up(root)
+        yield local.up(stack_root)
     finally:
-        local.down(root)
-        shutil.rmtree(root)
+        local.down(stack_root)
 
 
 @pytest.fixture

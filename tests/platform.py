@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -161,13 +161,15 @@ def platform(stack: Services, folder: Path) -> Iterator[Platform]:
 def empty_database(stack: Services) -> Iterator[str]:
     """The address of a database that is dropped afterwards."""
     name = f"t{uuid.uuid4().hex[:10]}"
-    administrator = psycopg2.connect(stack.dsn)
-    administrator.autocommit = True
-    with administrator.cursor() as cursor:
-        cursor.execute(f"create database {name}")
+    _administer(stack, f"create database {name}")
     try:
         yield f"{stack.dsn.rpartition('/')[0]}/{name}"
-    finally:
-        with administrator.cursor() as cursor:
-            cursor.execute(f"drop database {name} with (force)")
-        administrator.close()
+    finally:  # by a connection of its own: a test may have restarted the server
+        _administer(stack, f"drop database {name} with (force)")
+
+
+def _administer(stack: Services, statement: str) -> None:
+    with closing(psycopg2.connect(stack.dsn)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)

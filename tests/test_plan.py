@@ -85,6 +85,16 @@ def test_rows_that_parse_refuses_are_kept_by_the_pipeline_that_lands_the_topic(t
     assert "transforms[1].watermark" in keeps["realtime.clicks"]
 
 
+def test_a_second_table_of_the_topic_does_not_take_what_is_refused_from_the_first(tmp_path: Path) -> None:
+    """Each would leave it to the other, and nobody kept it."""
+    apart = LANDING.replace("topic: clicks", "topic: clicks, history: bronze.clicks")
+    files = {"realtime/apart.yaml": apart, "bronze/again.yaml": LANDING}
+    plan = compile_plan(load([write(tmp_path, files)]))
+    keeps = {member.name: member.keeps for scan in plan.scans for member in scan.members}
+    assert {name for name, places in keeps.items() if "transforms[0].parse" in places} == {
+        "bronze.again", "bronze.clicks"}  # fmt: skip
+
+
 def test_a_member_writes_the_table_that_its_sink_names(tmp_path: Path) -> None:
     named = STREAM.replace("sink: postgres", "sink: {postgres: {table: live.clicks}}")
     (scan,) = compile_plan([spec(tmp_path, "realtime.named", named)]).scans
