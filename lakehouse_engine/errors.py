@@ -17,9 +17,17 @@ def said_by_spark(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line that says something, at most 300 characters of it; the error's type where it says nothing."""
+    """The first line that says something, at most 300 characters of it; the error's type where it says nothing.
+
+    Of an error of Java's: its own, and the last of its causes, for the first says where it was met and not what it was.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("An error occurred while calling") and len(lines) > 1:
+        causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+        return ": ".join(dict.fromkeys([lines[1].removeprefix(": "), *causes[-1:]]))[:300]
+    return lines[0][:300]
 
 
 class LakehouseError(Exception):

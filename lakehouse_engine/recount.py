@@ -238,7 +238,7 @@ class _Recount:
         query = ScanQuery([WindowMember(self._member.name, rows, self._window)])
         view = f"recount_{self._id}"
         past.within(first, end).createOrReplaceTempView(view)
-        _, _, (result,) = query.read(self._spark.sql(query.text(view, [None], [None])).collect())
+        _, _, (result,) = query.read(self._spark.sql(query.text(view, [None], [None])).collect(), [None])
         return result.partials
 
     def _holding(self, first: int, claimed: _Claimed, pasts: list[Past], reasons: list[str]) -> Past:

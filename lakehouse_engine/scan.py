@@ -205,7 +205,9 @@ class ScanQuery:
     def _position(self) -> str:
         times = {f"_t{i}": f"_time{i}" for i in range(len(self._times))}
         none = "cast(null as string)"
-        return self._struct(POSITION, "0", f"cast({self._key} as bigint)", [], none, {"_at": "_offset", **times})
+        # how many members have the row already: those whose floors are the greatest
+        had = " + ".join(f"if(_offset < {_floor(index)}, 1, 0)" for index in range(len(self.members)))
+        return self._struct(POSITION, had, f"cast({self._key} as bigint)", [], none, {"_at": "_offset", **times})
 
     def _rowwise(self) -> list[str]:
         found = []
@@ -268,10 +270,12 @@ class ScanQuery:
             before.append(f"not {self._verdicts[other.refused]}")
         return " and ".join([*before, self._verdicts[verdict.refused]])
 
-    def read(self, rows: Sequence[Any]) -> tuple[dict[int, int], list[dict[int, int]], list[Result]]:
-        """(next offset per partition, per event time: greatest per partition, per member: its result)."""
+    def read(self, rows: Sequence[Any], floors: Sequence[Mapping[int, int] | None]
+             ) -> tuple[dict[int, int], list[dict[int, int]], list[Result]]:  # fmt: skip
+        """(next offset per partition; per member: the greatest event time, per partition, of the rows that it did not
+        have yet, and its result). ``floors``: those of the ``text``."""
         ends: dict[int, int] = {}
-        greatest: list[dict[int, int]] = [{} for _ in self._times]
+        greatest: list[dict[int, int]] = [{} for _ in self.members]
         results = [Result(tallied=[(tally, 0) for tally, _ in found]) for found in self._tallies]
         times = slice(self._place["at"] + 1, self._place["at"] + 1 + len(self._times))
         for row in rows:
@@ -279,10 +283,11 @@ class ScanQuery:
             if member != POSITION:
                 self._member(member, outcome, window, keys, row, results[member])
                 continue
-            ends[window] = row[self._place["at"]] + 1
-            for seen, time in zip(greatest, row[times], strict=True):
+            ends[window] = max(ends.get(window, 0), row[self._place["at"]] + 1)
+            for index in self._without(window, outcome, floors):
+                time = row[times][self._time_index(index)]
                 if time is not None:
-                    seen[window] = time
+                    greatest[index][window] = max(greatest[index].get(window, time), time)
         return ends, greatest, results
 
     def _member(self, index: int, outcome: int, window: int, keys: list[str], row: Any, result: Result) -> None:
@@ -301,8 +306,13 @@ class ScanQuery:
             values = [count if m is None else row[self._place[m.column]] for _, m in self._measured[index]]
             result.partials.append([window, *keys[:width], *values])
 
-    def time_index(self, index: int) -> int:
-        """Which of the event times of ``read`` is the member's."""
+    def _without(self, partition: int, had: int, floors: Sequence[Mapping[int, int] | None]) -> Sequence[int]:
+        """The members that did not have rows of the partition which ``had`` of them had."""
+        if not had:
+            return range(len(self.members))
+        return sorted(range(len(self.members)), key=lambda index: -(floors[index] or {}).get(partition, 0))[had:]
+
+    def _time_index(self, index: int) -> int:
         return self._times.index(self._time(self.members[index]))
 
 

@@ -235,7 +235,7 @@ class _Windows:
         frame.createOrReplaceTempView(view)
         floors = scan_floors([claim.positions for claim in self._claims], [*others, *self._left])
         collected = frame.sparkSession.sql(self._query.text(view, watermarks, floors)).collect()
-        ends, greatest, results = self._query.read(collected)
+        ends, greatest, results = self._query.read(collected, floors)
         if not ends:
             return 0
         self._read.still()
@@ -281,12 +281,11 @@ class _Windows:
                 result: Result, watermark: int | None) -> Record | None:  # fmt: skip
         """None when the member already had every row of the batch."""
         member, claim = self._members[index], self._claims[index]
-        seen = greatest[self._query.time_index(index)]
         after = {}
         for partition in {*claim.positions, *ends}:
             before = claim.positions.get(partition, Position(0))
             end = max(before.next_offset, ends.get(partition, 0))
-            fresh = seen.get(partition) if end > before.next_offset else None
+            fresh = greatest[index].get(partition) if end > before.next_offset else None
             after[partition] = progress.advance(before, end, fresh, started_at)
         if all(p in claim.positions and after[p].next_offset == claim.positions[p].next_offset for p in after):
             return None

@@ -146,7 +146,8 @@ def test_a_scan_counts_what_its_members_watch_of_the_rows_that_they_did_not_have
     frame = spark.createDataFrame([(0, offset, a) for offset, a in values], "_partition int, _offset bigint, a int")
     frame.selectExpr("*", "timestamp'2026-01-01T10:00:00Z' as at", "binary('') as _key",
                      "binary('') as _value").createOrReplaceTempView("watched")  # fmt: skip
-    _, _, (one, other) = query.read(spark.sql(query.text("watched", [None, None], [{0: 1}, None])).collect())
+    floors: list[dict[int, int] | None] = [{0: 1}, None]
+    _, _, (one, other) = query.read(spark.sql(query.text("watched", [None, None], floors)).collect(), floors)
     # x has the first row already: -1, 7, null and 2 reach the range, of which -1 and null fail it
     assert [(t.watched.place, t.what, n) for t, n in one.tallied] == [
         ("checks[0]", "failed", 2), ("checks[0]", "reached", 4), ("checks[1]", "written", 0),
@@ -154,6 +155,23 @@ def test_a_scan_counts_what_its_members_watch_of_the_rows_that_they_did_not_have
     assert [n for _, n in other.tallied] == [2, 5, 0]
     assert sum(one.counters.values()) == 5
     assert sum(other.counters.values()) == 6
+
+
+def test_rows_that_a_member_had_already_do_not_make_their_partition_a_busy_one(spark: SparkSession) -> None:
+    """It would be held to have given a row when the batch came again, and hold the watermark back."""
+    window = Window.model_validate({"tumbling": "1 minute", "measures": {"n": "count(*)"}})
+    start = Rows.identity({"at": "timestamp", "_partition": "int", "_offset": "bigint"})
+    timed = Watermark.model_validate({"column": "at", "delay": "1 minute"}).row(
+        Filter(condition="true").row(start, "first"), "second")  # fmt: skip
+    query = ScanQuery([WindowMember(name, timed, window) for name in "xyz"])
+    frame = spark.sql("select * from values (0, 4L, 40L), (0, 5L, 30L), (0, 6L, null), (1, 0L, 20L)"
+                      " as t (_partition, _offset, seconds)")  # fmt: skip
+    frame.selectExpr("*", "timestamp_seconds(seconds) as at", "binary('') as _key",
+                     "binary('') as _value").createOrReplaceTempView("busy")  # fmt: skip
+    floors: list[dict[int, int] | None] = [None, {0: 6}, {0: 5}]
+    ends, greatest, _ = query.read(spark.sql(query.text("busy", [None] * 3, floors)).collect(), floors)
+    assert ends == {0: 7, 1: 1}
+    assert greatest == [{0: 40_000_000, 1: 20_000_000}, {1: 20_000_000}, {0: 30_000_000, 1: 20_000_000}]
 
 
 def test_who_is_ahead_of_the_least_of_a_scan_has_a_floor_whether_windows_or_others_are_behind() -> None:

@@ -10,6 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from lakehouse_engine import supervise
+from lakehouse_engine.errors import first_line
 from lakehouse_engine.locks import acquire
 
 
@@ -59,3 +60,18 @@ def test_a_lock_whose_holder_could_not_be_written_is_given_back(spark: SparkSess
     for _ in range(2):
         with pytest.raises(Exception, match=r"No space left|Invalid argument"):
             acquire(spark, tmp_path, "a", "a")
+
+
+def test_an_error_of_javas_is_told_by_what_it_was_and_by_its_last_cause() -> None:
+    text = """An error occurred while calling o4380.save.
+: org.apache.spark.SparkException: Job aborted.
+\tat org.apache.spark.One.run(One.scala:1)
+Caused by: org.apache.spark.SparkException: Task failed.
+\tat org.apache.spark.Two.run(Two.scala:2)
+Caused by: java.io.IOException: No space left on device
+\tat java.base/Three.run(Three.java:3)"""
+    told = "org.apache.spark.SparkException: Job aborted.: java.io.IOException: No space left on device"
+    assert first_line(ValueError(text)) == told
+    assert first_line(ValueError("An error occurred while calling o1.x.\n: java.lang.Error")) == "java.lang.Error"
+    assert first_line(ValueError("\n one \n two")) == "one"
+    assert first_line(ValueError()) == "ValueError"

@@ -38,11 +38,12 @@ def groups(wanted: Iterable[Cell]) -> list[Group]:
     wanted = list(wanted)
     for fault in FAULTS:
         mine = [c for c in wanted if c.fault == fault and c.subject != "gold"]
-        # a task that is held keeps a core, of which there may be two
-        alone = [c for c in mine if c.subject == "state" and c.step == 4]
-        of_streams = [[c for c in mine if c.subject == s and c not in alone] for s in SUBJECTS]
-        found += [tuple(c for c in group if c is not None) for group in zip_longest(*of_streams)]
-        found += [(c,) for c in alone]
+        of_streams = [[c for c in mine if c.subject == subject] for subject in SUBJECTS]
+        for row in zip_longest(*of_streams):
+            there = [c for c in row if c is not None]
+            at_work = [c for c in there if c.at.keeps_core]
+            found.append(tuple(c for c in there if c not in at_work[1:]))
+            found += [(c,) for c in at_work[1:]]
     # what does not end the streams comes first: a kill is the start of the next group
     found.sort(key=lambda group: group[0].fault in ("kill", "stop"))
     return found + [(c,) for c in wanted if c.subject == "gold"]

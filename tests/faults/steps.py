@@ -27,6 +27,11 @@ class At:
     within: str = ""
 
     @property
+    def keeps_core(self) -> bool:
+        """A task that waits keeps a core, of which there may be two: other streams need the second."""
+        return self.act == "task" or self.pattern.endswith("part-")
+
+    @property
     def on_wire(self) -> bool:
         return self.act in ("before", "copied", "answered")
 

@@ -26,7 +26,7 @@ from lakehouse_engine.errors import RunError
 from lakehouse_engine.incremental import Decision
 from lakehouse_engine.sinks import postgres as postgres_sink
 from lakehouse_engine.sinks.postgres import Merge
-from lakehouse_engine.sources import kafka
+from lakehouse_engine.sources import broker
 from tests.faults.rig import performed
 from tests.lab import GOLD, SILVER, Lab
 from tests.platform import Platform, user_event
@@ -115,12 +115,12 @@ def test_records_of_an_aborted_transaction_are_not_read(
 @pytest.mark.parametrize(("position", "code"), [(4, "DATA_LOST"), (5, ""), (9, ""), (10, "POSITION_BEYOND_TOPIC")])
 def test_a_position_that_the_topic_does_not_hold_is_refused(position: int, code: str) -> None:
     """H7."""
-    topic = kafka.TopicState("clicks", "id", {0: (5, 9)})
+    topic = broker.TopicState("clicks", "id", {0: (5, 9)})
     if not code:
-        kafka.check_held(topic, {0: position}, "bronze.clicks")
+        broker.check_held(topic, {0: position}, "bronze.clicks")
         return
     with pytest.raises(RunError) as refused:
-        kafka.check_held(topic, {0: position}, "bronze.clicks")
+        broker.check_held(topic, {0: position}, "bronze.clicks")
     assert refused.value.code == code
 
 

@@ -226,11 +226,11 @@ class ScanRun:
     def _record(self, index: int, started_at: int, ends: Mapping[int, int], greatest: Mapping[int, int],
                 result: Judged, watermark: int | None) -> Record | None:  # fmt: skip
         run = SimpleNamespace(
-            _members=self.members, _claims=self.claims, _query=SimpleNamespace(time_index=lambda _: 0),
+            _members=self.members, _claims=self.claims,
             _ends=SimpleNamespace(behind=lambda _: 0),
             _read=SimpleNamespace(topic=self.topic, commit=lambda _: None))  # fmt: skip
         counted = SimpleNamespace(counters=result.counters, tallied=[])
-        return _Windows._record(run, index, started_at, ends, [greatest], counted, watermark)
+        return _Windows._record(run, index, started_at, ends, [greatest] * (index + 1), counted, watermark)
 
     def _write_member(self, transaction: Transaction, pipeline: Pipeline, result: Judged, record: Record) -> None:
         watermark = record.watermark
