@@ -9,7 +9,7 @@ to that of the batch which passed it, and a range that begins later misses nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -40,8 +40,10 @@ DAY = 86_400_000_000
 
 @dataclass(frozen=True)
 class Read:
-    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included), and
-    from ``begun`` on, where it has read at all.
+    """What a stream has read: of the topic with this id, per partition up to ``next`` (an offset, not included).
+
+    ``begun``: where it began to read, if its ``start`` leaves out what came before; None: what it lacks, as after a
+    reset with a topic that holds no more of it, is to be counted as well.
 
     ``several``: where it is more than one topic, by whose places ``next`` is then.
     """
@@ -52,15 +54,15 @@ class Read:
     next: Mapping[int, int]
     epoch: int = 1
     several: Topics | None = None
-    begun: Mapping[int, int] = field(default_factory=dict)
+    begun: Mapping[int, int] | None = None
 
     @property
     def topics(self) -> Topics:
         return self.several or one(self.topic_id, self.topic)
 
     def first(self, place: int) -> int:
-        """The first offset that it may have read: its own ``start`` may have left out what came before."""
-        return self.begun.get(place, self.next.get(place, 0))
+        """The first offset that counts."""
+        return 0 if self.begun is None else self.begun.get(place, self.next.get(place, 0))
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,8 @@ class _Recount:
         known = [w for w in (closed, claim.watermark) if w is not None]
         watermark = progress.next_watermark(claim.positions.values(), self._time.delay, max(known, default=None))
         read = replace(read, next=progress.offsets(claim.positions))
-        read = replace(read, begun=begun(cursor, read))
+        if isinstance(source, Delta) or source.start != "earliest":
+            read = replace(read, begun=begun(cursor, read))
         return _Claimed(read, claim, watermark)
 
     def _days(self, claimed: _Claimed, pasts: list[Past], reasons: list[str]) -> list[int]:

@@ -302,7 +302,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(file=edited())
 def test_models_and_schemas_refuse_the_same_paths(folder: Path, file: tuple[str, Any]) -> None:
     kind, value = file
-    assert told(READ[kind](value, folder)) == seen(VALIDATORS[kind], value), json.dumps(value)
+    assert lowest(told(READ[kind](value, folder))) == lowest(seen(VALIDATORS[kind], value)), json.dumps(value)
+
+
+def lowest(paths: set[str]) -> set[str]:
+    """Without those above another one: what lacks a key and has a wrong one is refused as a whole by one of the two."""
+    return {path for path in paths if not any(one.startswith((f"{path}.", f"{path}[")) for one in paths)}
 
 
 @pytest.mark.parametrize("kind", sorted(READ))
