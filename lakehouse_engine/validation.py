@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakehouse_engine import analysis
 from lakehouse_engine.errors import Problem, SpecError
-from lakehouse_engine.explain import explain
 from lakehouse_engine.plan import compile_plan
 from lakehouse_engine.request import Request
 from lakehouse_engine.spec.environment import Environment, load_environment
@@ -61,6 +59,8 @@ def validate(
         if not files.problems:
             compile_plan(files.specs)
         if spark is not None and files.specs:
+            from lakehouse_engine import analysis
+
             problems += analysis.analyse(analysis.of(spark()), files).problems
         names = tuple(spec.name for spec in files.specs)
     except SpecError as error:
@@ -80,6 +80,9 @@ def answer(request: Request, root: Path, spark: Callable[[], SparkSession] | Non
         status = SpecError.exit_status if verdict.problems else 0
         said = str(SpecError(verdict.problems)) if verdict.problems else valid
         return {"json": verdict.as_json(), "text": said, "status": status}
+    from lakehouse_engine import analysis  # not read where files alone are judged: half a second is all they have
+    from lakehouse_engine.explain import explain
+
     environment = load_environment(request.env, root, request.variables)
     specs = load(list(request.specs) or [Path("pipelines")], environment=environment)
     plan = compile_plan(specs)
